@@ -1,0 +1,33 @@
+namespace Aerostat.Processors;
+
+/// <summary>
+/// One way of running guest code (interpreter, translator, /dev/kvm), bound to one machine's guest memory.
+/// </summary>
+public interface IHypervisor : IDisposable
+{
+    /// <summary>The name users type after <c>--accel</c>.</summary>
+    string Name { get; }
+
+    /// <summary>Makes virtual processor <see cref="VirtualProcessorOptions.Index"/>. Each index may be made once.</summary>
+    /// <param name="options">What the processor is and what it is wired to.</param>
+    IVirtualProcessor CreateProcessor(VirtualProcessorOptions options);
+}
+
+/// <summary>What a virtual processor is made from.</summary>
+public sealed record VirtualProcessorOptions
+{
+    /// <summary>vCPU number, 0..63. The APIC ID equals it.</summary>
+    public required int Index { get; init; }
+
+    /// <summary>How many vCPUs the machine has, 1..64.</summary>
+    public required int Count { get; init; }
+
+    /// <summary>What CPUID answers, and so which instructions exist.</summary>
+    public required CpuidTable Cpuid { get; init; }
+
+    /// <summary>VM time: the source of the time-stamp counter. Runs only while the VM runs.</summary>
+    public required TimeProvider Clock { get; init; }
+
+    /// <summary>TSC increments a second of VM time.</summary>
+    public long TscFrequencyHz { get; init; } = 1_000_000_000;
+}

@@ -1,0 +1,29 @@
+namespace Aerostat.Processors;
+
+/// <summary>Why <see cref="IVirtualProcessor.Run"/> came back.</summary>
+public enum ExitReason
+{
+    /// <summary>Kicked from another thread.</summary>
+    Interrupted,
+    /// <summary>HLT (or MWAIT) with nothing pending: sleep until <see cref="IVirtualProcessor.HasWork"/>.</summary>
+    Halted,
+    /// <summary>In the wait-for-SIPI state.</summary>
+    WaitForStartup,
+    /// <summary>The guest can take an external interrupt now (asked for by the caller; see part 3).</summary>
+    InterruptWindow,
+    /// <summary>A debug event that belongs to the host's debugger. Detail: DR6 bits.</summary>
+    Debug,
+    /// <summary>Triple fault. The processor is in the shutdown state until Reset.</summary>
+    Shutdown,
+    /// <summary>The processor refused to enter the guest. Detail: the hardware's error number.</summary>
+    FailedEntry,
+    /// <summary>The exit handler asked to leave (reset, power-off, debug-exit).</summary>
+    HandlerRequest,
+    /// <summary>Something this program does not know. Detail: the hardware's own reason code.</summary>
+    Unknown,
+}
+
+/// <summary>An exit that the processor did not serve in place.</summary>
+/// <param name="Reason">Why.</param>
+/// <param name="Detail">Depends on the reason.</param>
+public readonly record struct ProcessorExit(ExitReason Reason, ulong Detail = 0);
