@@ -1,0 +1,43 @@
+using Aerostat.Processors;
+
+namespace Aerostat.Cpu;
+
+/// <summary>
+/// The time-stamp counter of one vCPU: VM time scaled to the nominal frequency, plus IA32_TSC_ADJUST-style offset
+/// (Intel SDM vol. 3 section 19.17).
+/// </summary>
+internal sealed class TimestampCounter(TimeProvider clock, long frequencyHz) : ITimestampCounter
+{
+    private readonly ulong scale = (ulong)((UInt128)frequencyHz * (UInt128)(1UL << 32) / (UInt128)clock.TimestampFrequency);
+    private long offset;
+
+    /// <inheritdoc/>
+    public long FrequencyHz => frequencyHz;
+
+    /// <inheritdoc/>
+    public event Action? Adjusted;
+
+    /// <summary>IA32_TSC_ADJUST.</summary>
+    public long Adjust { get; private set; }
+
+    /// <inheritdoc/>
+    public ulong Read()
+    {
+        ulong ticks = (ulong)clock.GetTimestamp();
+        ulong low = Math.BigMul(ticks, scale, out ulong product) << 32 | product >> 32;
+        return low + (ulong)Volatile.Read(ref offset);
+    }
+
+    /// <summary>WRMSR to IA32_TIME_STAMP_COUNTER: also moves IA32_TSC_ADJUST by the same distance.</summary>
+    public void Write(ulong value) => Move((long)(value - Read()));
+
+    /// <summary>WRMSR to IA32_TSC_ADJUST: also moves the counter by the same distance.</summary>
+    public void WriteAdjust(long value) => Move(value - Adjust);
+
+    private void Move(long distance)
+    {
+        Adjust += distance;
+        Volatile.Write(ref offset, offset + distance);
+        Adjusted?.Invoke();
+    }
+}
