@@ -14,10 +14,10 @@ internal sealed unsafe partial class Interpreter
     internal CpuState* State { get; }
 
     /// <summary>Guest physical memory.</summary>
-    internal GuestMemory Memory { get; }
+    internal GuestMemory Memory { get; } = null!;
 
     /// <summary>CPUID before its dynamic bits.</summary>
-    internal CpuidTable Cpuid { get; }
+    internal CpuidTable Cpuid { get; } = null!;
 
     /// <summary>Who serves ports, MMIO, MSRs and interrupt acknowledge during Run.</summary>
     internal IExitHandler Handler { get; private set; } = null!;
@@ -26,9 +26,9 @@ internal sealed unsafe partial class Interpreter
     internal int Index { get; }
 
     // The exception recorded by the last Raise; delivered by the run loop.
-    private int raisedVector;
-    private uint raisedError;
-    private bool raisedHasError;
+    internal int raisedVector;
+    internal uint raisedError;
+    internal bool raisedHasError;
 
     /// <summary>Records an exception without error code. Return its result from the handler.</summary>
     internal Outcome Raise(int vector)
