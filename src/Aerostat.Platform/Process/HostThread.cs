@@ -1,0 +1,61 @@
+using System.Runtime.InteropServices;
+
+namespace Aerostat.Platform;
+
+/// <summary>The calling thread as the host sees it. (Its name is <see cref="Thread.Name"/>: .NET passes that to the host.)</summary>
+public static unsafe partial class HostThread
+{
+    private const int ThreadCpuTime = 3;
+
+    /// <summary>The host's number of the calling thread, as in /proc/self/task.</summary>
+    public static int CurrentId => gettid();
+
+    /// <summary>CPU time the calling thread has used.</summary>
+    public static TimeSpan CpuTime
+    {
+        get
+        {
+            nint* time = stackalloc nint[2];
+            return clock_gettime(ThreadCpuTime, time) == 0
+                ? TimeSpan.FromTicks(time[0] * TimeSpan.TicksPerSecond + time[1] / 100)
+                : TimeSpan.Zero;
+        }
+    }
+
+    /// <summary>CPU time that a thread of this process has used, to 10 ms; zero when it has ended.</summary>
+    /// <param name="id">Its <see cref="CurrentId"/>.</param>
+    public static TimeSpan CpuTimeOf(int id)
+    {
+        try
+        {
+            return ProcessUsage.ParseCpuTimes(File.ReadAllText($"/proc/self/task/{id}/stat")) is var (user, system) ? user + system : default;
+        }
+        catch (IOException)
+        {
+            return TimeSpan.Zero;
+        }
+    }
+
+    /// <summary>Confines the calling thread to some of the host's processors. False: none of them may be used.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">A number is not 0 to 1023.</exception>
+    public static bool SetAffinity(params ReadOnlySpan<int> processors)
+    {
+        byte* mask = stackalloc byte[128];
+        new Span<byte>(mask, 128).Clear();
+        foreach (int cpu in processors)
+        {
+            ArgumentOutOfRangeException.ThrowIfGreaterThan((uint)cpu, 1023u, nameof(processors));
+            mask[cpu >> 3] |= (byte)(1 << (cpu & 7));
+        }
+        return sched_setaffinity(0, 128, mask) == 0;
+    }
+
+    [LibraryImport("libc")]
+    private static partial int gettid();
+
+    [LibraryImport("libc")]
+    private static partial int clock_gettime(int clock, nint* time);
+
+    [LibraryImport("libc")]
+    private static partial int sched_setaffinity(int thread, nuint size, byte* mask);
+}
