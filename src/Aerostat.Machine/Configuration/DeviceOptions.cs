@@ -1,0 +1,55 @@
+using System.Globalization;
+
+namespace Aerostat.Machine;
+
+/// <summary>A device that is not on every PC.</summary>
+public abstract record DeviceOptions
+{
+    /// <summary>Devices that <c>--device</c> takes, with what they are, for help.</summary>
+    public static IReadOnlyList<(string Syntax, string Meaning)> Known { get; } =
+    [
+        ("debug-exit[,port=0xf4]", "a write of VALUE to the port ends the run with exit status (VALUE << 1) | 1"),
+    ];
+
+    /// <summary>Throws for impossible values.</summary>
+    /// <exception cref="ConfigurationException">A value does not fit.</exception>
+    public virtual void Validate()
+    {
+    }
+
+    /// <summary>Reads NAME[,key=value...].</summary>
+    /// <exception cref="ConfigurationException">Unknown device or key, or a bad value.</exception>
+    public static DeviceOptions Parse(string text)
+    {
+        string[] parts = text.Split(',');
+        switch (parts[0])
+        {
+            case "debug-exit":
+                DebugExitOptions result = new();
+                foreach (string part in parts.Skip(1))
+                    result = part.Split('=', 2) is ["port", var value]
+                        ? result with { Port = ParsePort(value) }
+                        : throw new ConfigurationException($"--device debug-exit: unknown key '{part}'; it has port=NUMBER");
+                return result;
+            case "rng" or "console" or "vsock" or "testdev" or "hyperv-testdev":
+                throw new ConfigurationException($"--device: '{parts[0]}' comes with a later version; '--device help' lists what there is");
+            default:
+                throw new ConfigurationException($"--device: there is no device '{parts[0]}'; '--device help' lists what there is");
+        }
+    }
+
+    private static ushort ParsePort(string text)
+    {
+        bool hex = text.StartsWith("0x", StringComparison.OrdinalIgnoreCase);
+        return ushort.TryParse(hex ? text.AsSpan(2) : text, hex ? NumberStyles.HexNumber : NumberStyles.None, CultureInfo.InvariantCulture, out ushort port)
+            ? port
+            : throw new ConfigurationException($"--device debug-exit: '{text}' is not a port; write 0 to 0xffff");
+    }
+}
+
+/// <summary>A port whose writes end the machine with an exit status.</summary>
+public sealed record DebugExitOptions : DeviceOptions
+{
+    /// <summary>The port.</summary>
+    public ushort Port { get; init; } = 0xF4;
+}

@@ -1,0 +1,70 @@
+using Aerostat.Memory;
+
+namespace Aerostat.Machine;
+
+/// <summary>A machine as asked for.</summary>
+public sealed record MachineOptions
+{
+    /// <summary>Most vCPUs a machine can have.</summary>
+    public const int MaxCpus = 64;
+
+    /// <summary>Least memory: conventional memory, the BIOS area, and room for a small kernel and the ACPI tables.</summary>
+    public const ulong MinMemory = 2UL << 20;
+
+    /// <summary>Most memory, for the guest's 40 physical address bits with the PCI hole taken out.</summary>
+    public const ulong MaxMemory = 512UL << 30;
+
+    /// <summary>The machine's name.</summary>
+    public string Name { get; init; } = "guest";
+
+    /// <summary>Bytes of guest memory; a multiple of 4096.</summary>
+    public ulong MemoryBytes { get; init; } = 512UL << 20;
+
+    /// <summary>Number of vCPUs, 1..64.</summary>
+    public int Cpus { get; init; } = 1;
+
+    /// <summary>What runs the guest's code: "auto", "interpreter", ...</summary>
+    public string Accelerator { get; init; } = "auto";
+
+    /// <summary>Versioned CPU model, "max", or null for the accelerator's default.</summary>
+    public string? CpuModel { get; init; }
+
+    /// <summary>Which hypervisor the guest sees; "none" is all there is so far.</summary>
+    public string Personality { get; init; } = "none";
+
+    /// <summary>What to start; null leaves the processor at its reset vector.</summary>
+    public BootOptions? Boot { get; init; }
+
+    /// <summary>Devices besides those of every PC.</summary>
+    public IReadOnlyList<DeviceOptions> Devices { get; init; } = [];
+
+    /// <summary>Whether a reset asked for by the guest ends the run instead.</summary>
+    public bool NoReboot { get; init; }
+
+    /// <summary>Where COM1's output goes. Called on a vCPU or timer thread with a few bytes at a time; must not block. Null: nowhere.</summary>
+    public SerialOutput? Serial { get; init; }
+
+    /// <summary>Throws for what cannot be built, before anything is.</summary>
+    /// <exception cref="ConfigurationException">Something does not fit.</exception>
+    public void Validate()
+    {
+        if (Cpus is < 1 or > MaxCpus)
+            throw new ConfigurationException($"--cpus: {Cpus} is not possible; a machine has 1 to {MaxCpus} processors");
+        if (MemoryBytes < MinMemory)
+            throw new ConfigurationException($"--memory: {MemorySize.Format(MemoryBytes)} is too little; the least is {MemorySize.Format(MinMemory)}");
+        if (MemoryBytes > MaxMemory)
+            throw new ConfigurationException($"--memory: {MemorySize.Format(MemoryBytes)} is too much; the most is {MemorySize.Format(MaxMemory)}");
+        if (MemoryBytes % GuestAddress.PageSize != 0)
+            throw new ConfigurationException($"--memory: {MemoryBytes} is not a multiple of 4096; write a size such as 512M");
+        if (Personality != "none")
+            throw new ConfigurationException($"--personality: '{Personality}' comes with a later version; use none");
+        if (Boot is RealModeBootOptions code && (code.Code.IsEmpty || code.Code.Length > 0x10000 - code.Address))
+            throw new ConfigurationException($"{code.Code.Length} bytes of real-mode code do not fit at 0x{code.Address:x}; they must be there and end below 64K");
+        foreach (DeviceOptions device in Devices)
+            device.Validate();
+    }
+}
+
+/// <summary>Takes what the guest writes to a serial port. Must return at once; the bytes are valid only during the call.</summary>
+/// <param name="bytes">One or more bytes.</param>
+public delegate void SerialOutput(ReadOnlySpan<byte> bytes);

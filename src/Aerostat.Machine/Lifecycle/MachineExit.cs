@@ -1,0 +1,37 @@
+namespace Aerostat.Machine;
+
+/// <summary>How a machine's run ended.</summary>
+public enum MachineExitKind
+{
+    /// <summary>The guest powered off.</summary>
+    PoweredOff,
+    /// <summary>The guest asked for a reset, and <see cref="MachineOptions.NoReboot"/> is set.</summary>
+    Reset,
+    /// <summary>The guest wrote to the debug-exit port.</summary>
+    DebugExit,
+    /// <summary>Stopped from outside.</summary>
+    Stopped,
+    /// <summary>The guest crashed the machine: triple fault, failed entry.</summary>
+    Crashed,
+    /// <summary>The monitor itself failed.</summary>
+    VmmFailed,
+    /// <summary>The time given to it ran out.</summary>
+    TimedOut,
+}
+
+/// <summary>The end of a run.</summary>
+/// <param name="Kind">How.</param>
+/// <param name="Code">With <see cref="MachineExitKind.DebugExit"/>: the value written.</param>
+/// <param name="Report">With a crash or failure: what is known, in lines for people.</param>
+public sealed record MachineExit(MachineExitKind Kind, byte Code = 0, string? Report = null)
+{
+    /// <summary>The exit status of the process that ran the machine.</summary>
+    public int ExitStatus => Kind switch
+    {
+        MachineExitKind.PoweredOff or MachineExitKind.Reset or MachineExitKind.Stopped => 0,
+        MachineExitKind.DebugExit => ((Code << 1) | 1) & 0xFF,
+        MachineExitKind.Crashed => 3,
+        MachineExitKind.TimedOut => 124,
+        _ => 4,
+    };
+}
