@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Aerostat.Memory;
 using Aerostat.Processors;
 using Aerostat.X86;
@@ -8,27 +9,76 @@ namespace Aerostat.Cpu;
 /// The interpreter of one vCPU: executes x86 one decoded instruction at a time, exactly (Intel SDM; AMD APM where cited). It is the
 /// reference that every faster processor is compared with.
 /// </summary>
-internal sealed unsafe partial class Interpreter
+internal sealed unsafe partial class Interpreter : IDisposable
 {
-    /// <summary>The state; native memory, freed by Dispose.</summary>
-    internal CpuState* State { get; }
-
-    /// <summary>Guest physical memory.</summary>
-    internal GuestMemory Memory { get; } = null!;
-
-    /// <summary>CPUID before its dynamic bits.</summary>
-    internal CpuidTable Cpuid { get; } = null!;
-
-    /// <summary>Who serves ports, MMIO, MSRs and interrupt acknowledge during Run.</summary>
-    internal IExitHandler Handler { get; private set; } = null!;
-
-    /// <summary>vCPU number.</summary>
-    internal int Index { get; }
+    private readonly ExecutionGate gate;
+    private readonly GuestHandler guestHandler;
+    private bool disposed;
 
     // The exception recorded by the last Raise; delivered by the run loop.
     internal int raisedVector;
     internal uint raisedError;
     internal bool raisedHasError;
+
+    public Interpreter(VirtualProcessorOptions options, GuestMemory memory, ExecutionGate gate, HostStubs stubs, ulong blockCacheBytes)
+    {
+        Index = options.Index;
+        Memory = memory;
+        Cpuid = options.Cpuid;
+        Timestamp = new TimestampCounter(options.Clock, options.TscFrequencyHz);
+        Features = new FeatureGate(options.Cpuid);
+        this.gate = gate;
+        guestHandler = new GuestHandler(this, gate);
+        Handler = guestHandler;
+        decoder = new BlockDecoder(stubs, Features);
+        blocks = new BlockCache(blockCacheBytes);
+
+        // SAFETY: all native blocks below live until Dispose, which the owner calls after the vCPU thread has ended.
+        State = (CpuState*)NativeMemory.AlignedAlloc((nuint)sizeof(CpuState), 4096);
+        *State = default;
+        State->Xsave = (byte*)NativeMemory.AlignedAlloc(CpuState.XsaveBytes, 64);
+        new Span<byte>(State->Xsave, CpuState.XsaveBytes).Clear();
+        bounce = (byte*)NativeMemory.AlignedAlloc(64, 64);
+        fetchBuffer = (byte*)NativeMemory.AlignedAlloc(FetchBufferBytes, 64);
+        jumpCache = (JumpEntry*)NativeMemory.AlignedAlloc(JumpEntries * (nuint)sizeof(JumpEntry), 64);
+        new Span<JumpEntry>(jumpCache, JumpEntries).Clear();
+        zeroGeneration = (uint*)NativeMemory.AlignedAlloc(64, 64);
+        *zeroGeneration = 0;
+        tlbSets = AllocateTlb(out emptyTlb);
+
+        physicalMask = (1UL << (int)Math.Clamp(Cpuid.Get(0x80000008, 0).Eax & 0xFF, 32, 52)) - 1;
+        hasGigabytePages = (Cpuid.Get(0x80000001, 0).Edx & (1u << 26)) != 0;
+        ResetState(init: false);
+        UpdateMode();
+        gate.Add(this);
+    }
+
+    /// <summary>The state; native memory, freed by Dispose.</summary>
+    internal CpuState* State { get; }
+
+    /// <summary>Guest physical memory.</summary>
+    internal GuestMemory Memory { get; }
+
+    /// <summary>CPUID before its dynamic bits.</summary>
+    internal CpuidTable Cpuid { get; }
+
+    /// <summary>Which instructions the model has.</summary>
+    internal FeatureGate Features { get; }
+
+    /// <summary>The time-stamp counter.</summary>
+    internal TimestampCounter Timestamp { get; }
+
+    /// <summary>Who serves ports, MMIO, MSRs and interrupt acknowledge during Run.</summary>
+    internal IExitHandler Handler { get; }
+
+    /// <summary>vCPU number.</summary>
+    internal int Index { get; }
+
+    /// <summary>1 while this vCPU's thread is inside the guest; see <see cref="ExecutionGate"/>.</summary>
+    internal int InGuest;
+
+    /// <summary>What Run returns after a handler has returned <see cref="Outcome.Exit"/>.</summary>
+    internal ProcessorExit PendingExit;
 
     /// <summary>Records an exception without error code. Return its result from the handler.</summary>
     internal Outcome Raise(int vector)
@@ -52,4 +102,65 @@ internal sealed unsafe partial class Interpreter
 
     /// <summary>#UD.</summary>
     internal Outcome RaiseUd() => Raise(Vector.InvalidOpcode);
+
+    /// <summary>Sets request bits; any thread.</summary>
+    internal void SetRequest(Request bits) => Interlocked.Or(ref State->Request, (int)bits);
+
+    /// <summary>Clears request bits; any thread.</summary>
+    internal void ClearRequest(Request bits) => Interlocked.And(ref State->Request, ~(int)bits);
+
+    /// <summary>Asks this vCPU to leave the guest at the next block boundary; any thread.</summary>
+    internal void RequestLeave() => SetRequest(Request.TlbShootdown);
+
+    /// <summary>Makes Run return HandlerRequest after the present instruction.</summary>
+    internal void RequestHandlerExit() => SetRequest(Request.HandlerExit);
+
+    /// <summary>
+    /// Recomputes what depends on CS, SS, CR0, CR4, EFER, CPL, DR7 and RFLAGS.VM/AC: code size, stack width, which TLB set is in force.
+    /// </summary>
+    internal void UpdateMode()
+    {
+        CpuState* s = State;
+        int bitness;
+        if ((s->Cr0 & Cr0.Pe) == 0 || (s->SystemFlags & RFlags.Vm) != 0)
+            bitness = 16;
+        else if ((s->Efer & Efer.Lma) != 0 && (s->Cs.Attributes & SegmentRegister.L) != 0)
+            bitness = 64;
+        else
+            bitness = (s->Cs.Attributes & SegmentRegister.Db) != 0 ? 32 : 16;
+        s->StackMask = bitness == 64 ? ulong.MaxValue : (s->Ss.Attributes & SegmentRegister.Db) != 0 ? uint.MaxValue : 0xFFFFu;
+        if (bitness != s->Bitness)
+        {
+            s->Bitness = bitness;
+            epoch++;
+        }
+        userKey = s->Cpl == 3 ? 1UL << 62 : 0;
+        debug = 0;
+        if ((s->Dr[7] & 0xFF) != 0)
+            for (int i = 0; i < 4; i++)
+                if (((s->Dr[7] >> (i * 2)) & 3) != 0)
+                    debug |= ((s->Dr[7] >> (16 + (i * 4))) & 3) == 0 ? ExecuteBreakpoints : DataBreakpoints;
+        bool checkEach = (debug & DataBreakpoints) != 0
+            || (s->Cpl == 3 && (s->Cr0 & Cr0.Am) != 0 && (s->SystemFlags & RFlags.Ac) != 0);
+        tlbSet = checkEach ? EmptySet
+            : s->Cpl == 3 ? UserSet
+            : (s->Cr4 & Cr4.Smap) != 0 && (s->SystemFlags & RFlags.Ac) == 0 ? StrictSet : SupervisorSet;
+        s->Tlb = tlbSets + (tlbSet * TlbEntries);
+    }
+
+    public void Dispose()
+    {
+        if (disposed)
+            return;
+        disposed = true;
+        gate.Remove(this);
+        blocks.Dispose();
+        NativeMemory.AlignedFree(tlbSets);
+        NativeMemory.AlignedFree(jumpCache);
+        NativeMemory.AlignedFree(zeroGeneration);
+        NativeMemory.AlignedFree(fetchBuffer);
+        NativeMemory.AlignedFree(bounce);
+        NativeMemory.AlignedFree(State->Xsave);
+        NativeMemory.AlignedFree(State);
+    }
 }

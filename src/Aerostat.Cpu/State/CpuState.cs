@@ -42,6 +42,8 @@ internal enum Request
     Kick = 16,
     /// <summary>Another processor waits for this one to drop its fast write paths.</summary>
     TlbShootdown = 32,
+    /// <summary>The exit handler wants Run to return once the instruction is complete.</summary>
+    HandlerExit = 64,
 }
 
 /// <summary>

@@ -1,0 +1,156 @@
+namespace Aerostat.Cpu;
+
+/// <content>From RIP to decoded block: linear jump cache, then page walk and physical block cache, then decoding.</content>
+internal sealed unsafe partial class Interpreter
+{
+    private const int JumpEntries = 4096;
+    private const int FetchBufferBytes = 1024;
+    private const int LongestInstruction = 15;
+
+    private readonly JumpEntry* jumpCache;
+    private readonly byte* fetchBuffer;
+    private readonly uint* zeroGeneration;
+    private readonly BlockCache blocks;
+    private readonly BlockDecoder decoder;
+    private ulong userKey;
+
+    /// <summary>How often the decoded-block cache was full.</summary>
+    internal long BlockEvictions => blocks.Evictions;
+
+    private static int JumpIndex(ulong linear) => (int)((linear ^ (linear >> 12)) & (JumpEntries - 1));
+
+    /// <summary>Finds or decodes the block at a linear address; null: a fault is recorded.</summary>
+    private Block* FetchBlock(CpuState* s, ulong linear)
+    {
+        if (s->Bitness == 64 && !IsCanonical(s, linear))
+        {
+            RaiseGp();
+            return null;
+        }
+        Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
+        if (!Translate(s, linear, access, out Translation t))
+            return null;
+        ulong key = (t.Gpa << 2) | (uint)(s->Bitness >> 5);
+        Block* block = blocks.Find(key);
+        if (block == null)
+        {
+            block = Memory.TryGetPage(t.Gpa) != null ? DecodeBlock(s, linear, t.Gpa, key, access) : DecodeForeign(s, t.Gpa);
+            if (block == null)
+                return null;
+        }
+        JumpEntry* e = jumpCache + JumpIndex(linear);
+        e->Key = linear ^ userKey;
+        e->Epoch = epoch;
+        e->Block = block;
+        jumpMisses++;
+        return block;
+    }
+
+    private Block* DecodeBlock(CpuState* s, ulong linear, ulong gpa, ulong key, Access access)
+    {
+        if (!blocks.Reserve(BlockDecoder.MaxOps))
+            epoch++;
+        while (true)
+        {
+            // The order matters: watch the page, copy and decode, mark what was decoded, take the generation, and only then make sure
+            // that the copy was still true. A write after that moves the generation on.
+            WatchCode(gpa, 1);
+            int available = (int)Math.Min(4096 - (gpa & 4095), BlockDecoder.MaxOps * LongestInstruction);
+            Buffer.MemoryCopy(Memory.HostBase + gpa, fetchBuffer, FetchBufferBytes, available);
+            int count = decoder.Decode(fetchBuffer, available, s->Bitness, blocks.Scratch, BlockDecoder.MaxOps, out int length);
+            if (count == 0)
+                return DecodeCrossing(s, linear, gpa, available, access);
+            WatchCode(gpa, (uint)length);
+            uint* generation = Memory.CodeGeneration + (gpa >> 12);
+            uint decoded = Volatile.Read(ref *generation);
+            Interlocked.MemoryBarrier();
+            if (!new ReadOnlySpan<byte>(fetchBuffer, length).SequenceEqual(new ReadOnlySpan<byte>(Memory.HostBase + gpa, length)))
+                continue;
+            blocksDecoded++;
+            return blocks.Commit(
+                new Block
+                {
+                    Key = key,
+                    Count = count,
+                    Length = length,
+                    Generation = generation,
+                    DecodedGeneration = decoded,
+                    Generation2 = generation,
+                    DecodedGeneration2 = decoded,
+                },
+                findable: true);
+        }
+    }
+
+    /// <summary>One instruction that continues on the next page. It is found through the jump cache only, so it is decoded again in each epoch.</summary>
+    private Block* DecodeCrossing(CpuState* s, ulong linear, ulong gpa, int first, Access access)
+    {
+        ulong nextLinear = (linear + (ulong)first) & LinearMask(s);
+        if (!Translate(s, nextLinear, access, out Translation t2))
+            return null;
+        byte* page2 = Memory.TryGetPage(t2.Gpa);
+        if (page2 == null)
+            return DecodeForeign(s, gpa);
+        while (true)
+        {
+            WatchCode(gpa, (uint)first);
+            WatchCode(t2.Gpa, LongestInstruction);
+            uint* generation = Memory.CodeGeneration + (gpa >> 12), generation2 = Memory.CodeGeneration + (t2.Gpa >> 12);
+            uint decoded = Volatile.Read(ref *generation), decoded2 = Volatile.Read(ref *generation2);
+            Interlocked.MemoryBarrier();
+            Buffer.MemoryCopy(Memory.HostBase + gpa, fetchBuffer, FetchBufferBytes, first);
+            Buffer.MemoryCopy(page2, fetchBuffer + first, FetchBufferBytes - first, LongestInstruction);
+            int count = decoder.Decode(fetchBuffer, first + LongestInstruction, s->Bitness, blocks.Scratch, 1, out int length);
+            if (*generation != decoded || *generation2 != decoded2)
+                continue;
+            blocksDecoded++;
+            return blocks.Commit(
+                new Block
+                {
+                    Count = count,
+                    Length = length,
+                    Generation = generation,
+                    DecodedGeneration = decoded,
+                    Generation2 = generation2,
+                    DecodedGeneration2 = decoded2,
+                },
+                findable: false);
+        }
+    }
+
+    /// <summary>An instruction fetched from where there is no RAM, byte by byte through MMIO; never kept beyond this epoch.</summary>
+    private Block* DecodeForeign(CpuState* s, ulong gpa)
+    {
+        for (int i = 0; i < LongestInstruction; i++)
+        {
+            byte* page = Memory.TryGetPage(gpa + (ulong)i);
+            fetchBuffer[i] = page != null ? page[(gpa + (ulong)i) & 4095] : (byte)Handler.ReadMmio(gpa + (ulong)i, 1);
+        }
+        epoch++;
+        if (!blocks.Reserve(BlockDecoder.MaxOps))
+            epoch++;
+        int count = decoder.Decode(fetchBuffer, LongestInstruction, s->Bitness, blocks.Scratch, 1, out int length);
+        return blocks.Commit(
+            new Block { Count = Math.Max(count, 1), Length = length, Generation = zeroGeneration, Generation2 = zeroGeneration },
+            findable: false);
+    }
+
+    /// <summary>Marks bytes as code; when their page was not watched before, waits until no vCPU can write to it unseen.</summary>
+    private void WatchCode(ulong gpa, uint length)
+    {
+        if (!Memory.MarkCode(gpa, length))
+            return;
+        ulong page = gpa & ~4095UL;
+        Interpreter[] all = gate.Members;
+        if (all.Length == 1)
+        {
+            DropWritePath(page);
+            return;
+        }
+        gate.BeginExclusive(this);
+        foreach (Interpreter member in gate.Members)
+            member.DropWritePath(page);
+        gate.EndExclusive(this);
+        shootdowns++;
+    }
+}

@@ -1,0 +1,364 @@
+using System.Runtime.CompilerServices;
+using Aerostat.Processors;
+using Aerostat.X86;
+
+namespace Aerostat.Cpu;
+
+/// <content>The run loop: requests, interrupts, blocks, exceptions, single steps.</content>
+internal sealed unsafe partial class Interpreter
+{
+    private const int ExecuteBreakpoints = 1, DataBreakpoints = 2;
+    private const ulong Dr6SingleStep = 1 << 14;
+    private const int BranchRing = 16;
+
+    private readonly ulong[] branches = new ulong[BranchRing];
+    private int branchNext;
+    private int debug;
+
+    internal long instructions;
+    internal long blocksDecoded, jumpMisses, tlbFills, tlbFlushes, mmioReads, mmioWrites, codeWrites, shootdowns, interrupts, exceptions, steps;
+
+    /// <summary>Runs until there is something to tell; see <see cref="IVirtualProcessor.Run"/>.</summary>
+    internal ProcessorExit Run(IExitHandler handler)
+    {
+        guestHandler.Inner = handler;
+        gate.Enter(this);
+        try
+        {
+            return Loop(State);
+        }
+        finally
+        {
+            ExecutionGate.Leave(this);
+        }
+    }
+
+    private ProcessorExit Loop(CpuState* s)
+    {
+        while (true)
+        {
+            if ((s->Request | s->Shadow | s->Activity | debug | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
+            {
+                if (Attend(s, out ProcessorExit exit))
+                    return exit;
+                if (((s->Shadow | debug) | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
+                {
+                    if (Step(s, out exit))
+                        return exit;
+                    continue;
+                }
+            }
+            ulong rip = s->Rip;
+            ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
+            JumpEntry* e = jumpCache + JumpIndex(linear);
+            Block* block = e->Block;
+            if (e->Key != (linear ^ userKey) || e->Epoch != epoch || !block->IsValid)
+            {
+                block = FetchBlock(s, linear);
+                if (block == null)
+                {
+                    if (!DeliverRaised(s, EventKind.HardwareException))
+                        return new ProcessorExit(ExitReason.Shutdown);
+                    continue;
+                }
+            }
+            if (s->Bitness != 64 && (uint)rip + (ulong)block->Length - 1 > s->Cs.Limit)
+            {
+                if (Step(s, out ProcessorExit exit))
+                    return exit;
+                continue;
+            }
+            branches[branchNext++ & (BranchRing - 1)] = rip;
+            s->Gpr[17] = rip;
+            MicroOp* op = block->Ops;
+            MicroOp* end = op + block->Count;
+            Outcome outcome;
+            do
+            {
+                outcome = op->Handler(this, s, op);
+                if (outcome != Outcome.Next)
+                    break;
+                op++;
+            }
+            while (op != end);
+            if (outcome == Outcome.Next)
+            {
+                instructions += block->Count;
+                s->Rip = s->Bitness == 64 ? rip + (ulong)block->Length : (uint)(rip + (ulong)block->Length);
+            }
+            else
+            {
+                instructions += op - block->Ops + 1;
+                if (outcome != Outcome.Jump && Finish(s, op, outcome, out ProcessorExit exit))
+                    return exit;
+            }
+        }
+    }
+
+    /// <summary>Ends an instruction whose outcome was neither Next nor Jump; true: Run returns.</summary>
+    private bool Finish(CpuState* s, MicroOp* op, Outcome outcome, out ProcessorExit exit)
+    {
+        ulong mask = s->Bitness == 64 ? ulong.MaxValue : uint.MaxValue;
+        ulong here = (s->Gpr[17] + op->Offset) & mask, next = (here + op->Length) & mask;
+        exit = default;
+        switch (outcome)
+        {
+            case Outcome.Next:
+            case Outcome.Stop:
+                s->Rip = next;
+                return false;
+            case Outcome.Fault:
+                instructions--;
+                s->Rip = here;
+                if (DeliverRaised(s, EventKind.HardwareException))
+                    return false;
+                exit = new ProcessorExit(ExitReason.Shutdown);
+                return true;
+            case Outcome.Trap:
+                s->Rip = next;
+                if (DeliverRaised(s, raisedVector is Vector.Breakpoint or Vector.Overflow ? EventKind.SoftwareException : EventKind.HardwareException))
+                    return false;
+                exit = new ProcessorExit(ExitReason.Shutdown);
+                return true;
+            case Outcome.Repeat:
+                instructions--;
+                s->Rip = here;
+                return false;
+            default:
+                s->Rip = next;
+                exit = PendingExit;
+                return true;
+        }
+    }
+
+    /// <summary>
+    /// Runs exactly one instruction with everything that is looked at between instructions: interrupt shadow, RF, TF, breakpoints and,
+    /// outside 64-bit mode, the limit of CS.
+    /// </summary>
+    private bool Step(CpuState* s, out ProcessorExit exit)
+    {
+        exit = default;
+        steps++;
+        ulong rip = s->Rip;
+        ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
+        if ((debug & ExecuteBreakpoints) != 0 && (s->SystemFlags & RFlags.Rf) == 0 && s->Shadow < MovSsShadow && HitsExecuteBreakpoint(s, linear))
+        {
+            Raise(Vector.Debug);
+            return !DeliverOrShutdown(s, EventKind.HardwareException, out exit);
+        }
+        Block* block = FetchBlock(s, linear);
+        if (block == null)
+            return !DeliverOrShutdown(s, EventKind.HardwareException, out exit);
+        MicroOp* op = block->Ops;
+        if (s->Bitness != 64 && (uint)rip + (ulong)op->Length - 1 > s->Cs.Limit)
+        {
+            RaiseGp();
+            return !DeliverOrShutdown(s, EventKind.HardwareException, out exit);
+        }
+        uint before = s->SystemFlags;
+        ulong pendingBefore = s->PendingDebug;
+        s->SystemFlags &= ~RFlags.Rf;
+        s->Shadow = 0;
+        branches[branchNext++ & (BranchRing - 1)] = rip;
+        s->Gpr[17] = rip;
+        Outcome outcome = op->Handler(this, s, op);
+        if (outcome is Outcome.Fault or Outcome.Repeat)
+            s->SystemFlags |= before & RFlags.Rf;
+        instructions++;
+        if (outcome == Outcome.Fault)
+            s->PendingDebug = pendingBefore;
+        bool leave = outcome != Outcome.Jump && Finish(s, op, outcome, out exit);
+        if (outcome == Outcome.Fault || (leave && exit.Reason == ExitReason.Shutdown))
+            return leave;
+
+        // Traps after the instruction. A repeated string instruction traps after each iteration it made; software interrupts clear TF
+        // on the way in and do not trap (Intel SDM vol. 3 section 18.3.1.4).
+        if ((before & RFlags.Tf) != 0 && outcome != Outcome.Trap && !IsSoftwareInterrupt(op))
+            s->PendingDebug |= Dr6SingleStep;
+        if (s->PendingDebug != 0 && s->Shadow < MovSsShadow)
+        {
+            s->Dr[6] |= s->PendingDebug;
+            s->PendingDebug = 0;
+            Raise(Vector.Debug);
+            if (!DeliverOrShutdown(s, EventKind.HardwareException, out ProcessorExit shutdown))
+            {
+                exit = shutdown;
+                return true;
+            }
+            if (leave && exit.Reason == ExitReason.Halted)
+            {
+                // The trap wakes a processor that has just executed HLT.
+                s->Activity = (int)ActivityState.Running;
+                leave = false;
+            }
+        }
+        return leave;
+    }
+
+    /// <summary>Value of <see cref="CpuState.Shadow"/> after MOV SS and POP SS, which hold debug exceptions off too; STI leaves 1.</summary>
+    internal const int MovSsShadow = 2;
+
+    private static bool IsSoftwareInterrupt(MicroOp* op) =>
+        (Iced.Intel.Code)op->Code is Iced.Intel.Code.Int_imm8 or Iced.Intel.Code.Int3 or Iced.Intel.Code.Into or Iced.Intel.Code.Int1;
+
+    private bool HitsExecuteBreakpoint(CpuState* s, ulong linear)
+    {
+        ulong hits = 0;
+        for (int i = 0; i < 4; i++)
+            if (((s->Dr[7] >> (i * 2)) & 3) != 0 && ((s->Dr[7] >> (16 + (i * 4))) & 3) == 0 && s->Dr[i] == linear)
+                hits |= 1UL << i;
+        if (hits == 0)
+            return false;
+        s->Dr[6] |= hits;
+        return true;
+    }
+
+    /// <summary>Looks at everything that is not plain execution; true: Run returns <paramref name="exit"/>.</summary>
+    private bool Attend(CpuState* s, out ProcessorExit exit)
+    {
+        exit = default;
+        var request = (Request)Volatile.Read(ref s->Request);
+        if ((request & Request.TlbShootdown) != 0)
+        {
+            ClearRequest(Request.TlbShootdown);
+            ExecutionGate.Leave(this);
+            gate.Enter(this);
+        }
+        if ((request & Request.HandlerExit) != 0)
+        {
+            ClearRequest(Request.HandlerExit);
+            exit = new ProcessorExit(ExitReason.HandlerRequest);
+            return true;
+        }
+        if ((request & Request.Kick) != 0)
+        {
+            ClearRequest(Request.Kick);
+            exit = new ProcessorExit(ExitReason.Interrupted);
+            return true;
+        }
+        if ((request & Request.Init) != 0)
+        {
+            ClearRequest(Request.Init | Request.Startup | Request.Nmi);
+            ResetState(init: true);
+            UpdateMode();
+            FlushTlb();
+            s->Activity = (int)(Index == 0 ? ActivityState.Running : ActivityState.WaitForStartup);
+        }
+        switch ((ActivityState)s->Activity)
+        {
+            case ActivityState.WaitForStartup:
+                if (((Request)Volatile.Read(ref s->Request) & Request.Startup) == 0)
+                {
+                    exit = new ProcessorExit(ExitReason.WaitForStartup);
+                    return true;
+                }
+                StartUp(s);
+                break;
+            case ActivityState.Shutdown:
+                exit = new ProcessorExit(ExitReason.Shutdown);
+                return true;
+        }
+        if ((request & Request.Startup) != 0)
+            ClearRequest(Request.Startup);
+        if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
+        {
+            ClearRequest(Request.Nmi);
+            s->Activity = (int)ActivityState.Running;
+            s->NmiBlocked = 1;
+            if (!DeliverEvent(s, EventKind.Nmi, Vector.Nmi))
+            {
+                exit = new ProcessorExit(ExitReason.Shutdown);
+                return true;
+            }
+        }
+        else if ((request & Request.Interrupt) != 0 && (s->SystemFlags & RFlags.If) != 0 && s->Shadow == 0)
+        {
+            int vector = Handler.AcknowledgeInterrupt();
+            if (vector >= 0)
+            {
+                interrupts++;
+                s->Activity = (int)ActivityState.Running;
+                if (!DeliverEvent(s, EventKind.ExternalInterrupt, vector))
+                {
+                    exit = new ProcessorExit(ExitReason.Shutdown);
+                    return true;
+                }
+            }
+        }
+        if (s->Activity == (int)ActivityState.Halted)
+        {
+            exit = new ProcessorExit(ExitReason.Halted);
+            return true;
+        }
+        return false;
+    }
+
+    private void StartUp(CpuState* s)
+    {
+        ClearRequest(Request.Startup);
+        s->Cs.Selector = (ushort)(startupVector << 8);
+        s->Cs.Base = (ulong)startupVector << 12;
+        s->Rip = 0;
+        s->Activity = (int)ActivityState.Running;
+        UpdateMode();
+        epoch++;
+    }
+
+    private volatile int startupVector;
+
+    /// <summary>Start-up IPI; any thread.</summary>
+    internal void RaiseStartup(byte vector)
+    {
+        startupVector = vector;
+        SetRequest(Request.Startup);
+    }
+
+    private bool DeliverRaised(CpuState* s, EventKind kind)
+    {
+        exceptions++;
+        return Deliver(s, kind, raisedVector, raisedHasError, raisedError) || Shutdown(s);
+    }
+
+    private bool DeliverEvent(CpuState* s, EventKind kind, int vector) => Deliver(s, kind, vector, hasError: false, 0) || Shutdown(s);
+
+    private bool DeliverOrShutdown(CpuState* s, EventKind kind, out ProcessorExit exit)
+    {
+        exit = new ProcessorExit(ExitReason.Shutdown);
+        return DeliverRaised(s, kind);
+    }
+
+    private static bool Shutdown(CpuState* s)
+    {
+        s->Activity = (int)ActivityState.Shutdown;
+        return false;
+    }
+
+    /// <summary>Whether Run would do something now.</summary>
+    internal bool HasWork
+    {
+        get
+        {
+            CpuState* s = State;
+            var request = (Request)Volatile.Read(ref s->Request);
+            if ((request & (Request.Kick | Request.Init | Request.HandlerExit)) != 0)
+                return true;
+            return (ActivityState)s->Activity switch
+            {
+                ActivityState.WaitForStartup => (request & Request.Startup) != 0,
+                ActivityState.Shutdown => false,
+                ActivityState.Halted => ((request & Request.Nmi) != 0 && s->NmiBlocked == 0)
+                    || ((request & Request.Interrupt) != 0 && (s->SystemFlags & RFlags.If) != 0),
+                _ => true,
+            };
+        }
+    }
+
+    /// <summary>Starts of the last blocks, newest first, as (from, to).</summary>
+    internal List<(ulong From, ulong To)> LastBranches()
+    {
+        var list = new List<(ulong, ulong)>();
+        for (int i = 1; i < BranchRing && branchNext - i - 1 >= 0; i++)
+            list.Add((branches[(branchNext - i - 1) & (BranchRing - 1)], branches[(branchNext - i) & (BranchRing - 1)]));
+        return list;
+    }
+}

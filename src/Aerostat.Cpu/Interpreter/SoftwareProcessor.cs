@@ -1,0 +1,118 @@
+using Aerostat.Processors;
+
+namespace Aerostat.Cpu;
+
+/// <summary>The interpreter of one vCPU behind the seam that all processors share.</summary>
+internal sealed class SoftwareProcessor(Interpreter interpreter) : IVirtualProcessor
+{
+    private readonly ProcessorCounters counters = new();
+
+    /// <summary>The engine, for tests.</summary>
+    internal Interpreter Interpreter => interpreter;
+
+    /// <inheritdoc/>
+    public int Index => interpreter.Index;
+
+    /// <inheritdoc/>
+    public ITimestampCounter Timestamp => interpreter.Timestamp;
+
+    /// <inheritdoc/>
+    public bool HasWork => interpreter.HasWork;
+
+    /// <inheritdoc/>
+    public Action? WakeUp { get; set; }
+
+    /// <inheritdoc/>
+    public ProcessorCounters Counters
+    {
+        get
+        {
+            counters.Instructions = interpreter.instructions;
+            lock (counters.Named)
+            {
+                counters.Named["blocks-decoded"] = interpreter.blocksDecoded;
+                counters.Named["jump-cache-misses"] = interpreter.jumpMisses;
+                counters.Named["tlb-fills"] = interpreter.tlbFills;
+                counters.Named["tlb-flushes"] = interpreter.tlbFlushes;
+                counters.Named["mmio-reads"] = interpreter.mmioReads;
+                counters.Named["mmio-writes"] = interpreter.mmioWrites;
+                counters.Named["code-writes"] = interpreter.codeWrites;
+                counters.Named["code-shootdowns"] = interpreter.shootdowns;
+                counters.Named["interrupts"] = interpreter.interrupts;
+                counters.Named["exceptions"] = interpreter.exceptions;
+                counters.Named["single-steps"] = interpreter.steps;
+                counters.Named["block-cache-evictions"] = interpreter.BlockEvictions;
+            }
+            return counters;
+        }
+    }
+
+    /// <inheritdoc/>
+    public IReadOnlyList<(ulong From, ulong To)> LastBranches => interpreter.LastBranches();
+
+    /// <inheritdoc/>
+    public ProcessorExit Run(IExitHandler handler) => interpreter.Run(handler);
+
+    /// <inheritdoc/>
+    public void Kick()
+    {
+        interpreter.SetRequest(Request.Kick);
+        WakeUp?.Invoke();
+    }
+
+    /// <inheritdoc/>
+    public void SetInterruptRequest(bool asserted)
+    {
+        if (!asserted)
+        {
+            interpreter.ClearRequest(Request.Interrupt);
+            return;
+        }
+        interpreter.SetRequest(Request.Interrupt);
+        WakeUp?.Invoke();
+    }
+
+    /// <inheritdoc/>
+    public void RaiseNmi()
+    {
+        interpreter.SetRequest(Request.Nmi);
+        WakeUp?.Invoke();
+    }
+
+    /// <inheritdoc/>
+    public void RaiseInit()
+    {
+        interpreter.SetRequest(Request.Init);
+        WakeUp?.Invoke();
+    }
+
+    /// <inheritdoc/>
+    public void RaiseStartup(byte vector)
+    {
+        interpreter.RaiseStartup(vector);
+        WakeUp?.Invoke();
+    }
+
+    /// <inheritdoc/>
+    public ProcessorState GetState() => interpreter.GetState();
+
+    /// <inheritdoc/>
+    public void SetState(ProcessorState state)
+    {
+        interpreter.SetState(state);
+        interpreter.UpdateMode();
+        interpreter.FlushTlb();
+    }
+
+    /// <inheritdoc/>
+    public void Reset()
+    {
+        interpreter.ClearRequest((Request)~0);
+        interpreter.ResetState(init: false);
+        interpreter.UpdateMode();
+        interpreter.FlushTlb();
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => interpreter.Dispose();
+}
