@@ -33,6 +33,15 @@ public sealed unsafe partial class GuestMemory
     private ulong* codeChunks;
     private ulong pageCount;
 
+    /// <summary>
+    /// Raised after watch bits were set on pages that may be written to right now. Processors drop their fast write paths, everywhere,
+    /// before they return from it. Not raised on a vCPU's own thread.
+    /// </summary>
+    public event Action? WatchTightened;
+
+    /// <summary>Raises <see cref="WatchTightened"/>.</summary>
+    internal void TightenWatch() => WatchTightened?.Invoke();
+
     /// <summary>Watch byte of each page (<see cref="PageWatch"/>), indexed by page frame number below <see cref="End"/>.</summary>
     public byte* Watch => watch;
 

@@ -48,6 +48,5 @@ public sealed class InterpreterHypervisor : IHypervisor
         memory.WatchTightened -= DropWritePaths;
         foreach (Interpreter member in gate.Members)
             member.Dispose();
-        (stubs as IDisposable)?.Dispose();
     }
 }
