@@ -13,34 +13,46 @@ public enum PageWatch : byte
     Code = 1,
     /// <summary>The dirty log is armed and the page is still clean.</summary>
     Clean = 2,
+    /// <summary>The guest said the contents do not matter, until it writes.</summary>
+    Hinted = 4,
 }
 
 /// <content>
 /// Write watching. A processor may keep a fast path for writes to a page only while its watch byte is zero. Setting a bit
-/// therefore takes two steps: set it here, then make every processor forget its fast write paths and wait until all have.
+/// therefore takes two steps: set it, then make every processor forget its fast write paths and wait until all have. Clearing
+/// a bit takes nothing: a processor finds out the next time it goes the slow way.
 /// <para>
-/// Code tracking: before a processor decodes bytes it calls <see cref="MarkCode"/> and, if that says the page is newly
-/// watched, waits for the others; then it reads <see cref="CodeGeneration"/> and decodes. Every write to a watched page is
-/// followed by <see cref="NotifyWrite"/>, which moves the generation on when a 64-byte chunk with code was hit. Decoded code
-/// is valid while its page's generation is the one it was decoded under.
+/// Every write follows one rule: store first, then <see cref="NotifyWrite"/> (processors) or <see cref="NotifyHostWrite"/> (all
+/// others). Between the two the bit's owner does not know of the write yet; it learns of it in a moment and looks again.
+/// A writer that is not stopped by the second step above (a device thread) must have its store visible before it looks at
+/// the watch byte, so NotifyHostWrite starts with a full fence; a processor's stores are visible because it takes part.
+/// </para>
+/// <para>
+/// Code tracking. To decode, a processor (1) reads <see cref="CodeGeneration"/> of the page, (2) marks the bytes, (3) reads and
+/// decodes them. The code is valid while the page's generation is the one of step 1. The order matters: a write between
+/// marking and reading the generation takes the mark away and moves the generation on, and code tagged with the new
+/// generation would then be unwatched. For step 2: <see cref="TryMarkCode"/> when the page is watched already; otherwise
+/// <see cref="MarkCode"/> while no other processor is in the guest, with all fast write paths to the page dropped before any goes back
+/// in. (Were others in the guest, a second decoder could see the mark before a third processor has dropped its fast path.)
+/// A write to a watched page moves the generation on when it hit a marked 64-byte chunk.
 /// </para>
 /// </content>
 public sealed unsafe partial class GuestMemory
 {
+    // All changes of watch bytes, chunks, generations, dirty bits and page marks.
     private readonly Lock trackingLock = new();
     private byte* watch;
     private uint* generations;
     private ulong* codeChunks;
+    private ulong* discardedPages;
+    private ulong* hintedPages;
     private ulong pageCount;
 
     /// <summary>
-    /// Raised after watch bits were set on pages that may be written to right now. Processors drop their fast write paths, everywhere,
-    /// before they return from it. Not raised on a vCPU's own thread.
+    /// Raised when watch bits have been set that processors may not know of: each subscriber drops its fast write paths (all
+    /// pages) before it returns. Raised on the thread that armed, without locks held; that thread is not inside the guest.
     /// </summary>
     public event Action? WatchTightened;
-
-    /// <summary>Raises <see cref="WatchTightened"/>.</summary>
-    internal void TightenWatch() => WatchTightened?.Invoke();
 
     /// <summary>Watch byte of each page (<see cref="PageWatch"/>), indexed by page frame number below <see cref="End"/>.</summary>
     public byte* Watch => watch;
@@ -48,66 +60,119 @@ public sealed unsafe partial class GuestMemory
     /// <summary>Code generation of each page, indexed by page frame number.</summary>
     public uint* CodeGeneration => generations;
 
-    /// <summary>Marks bytes within one page as decoded. True: the page was not watched for code before.</summary>
+    /// <summary>
+    /// Marks bytes within one page of RAM as decoded. True: the page was not watched for code before, and every fast write path to
+    /// it must go. See the class's notes on code tracking for when this may be called.
+    /// </summary>
     public bool MarkCode(ulong address, uint length)
     {
-        ulong page = address >> 12;
-        int first = (int)(address & 4095) >> 6, last = (int)((address & 4095) + length - 1) >> 6;
-        ulong chunks = (ulong.MaxValue >> (63 - Math.Min(last, 63))) & (ulong.MaxValue << first);
-        if ((watch[page] & (byte)PageWatch.Code) != 0 && (Volatile.Read(ref codeChunks[page]) & chunks) == chunks)
-            return false;
+        ulong page = address >> 12, chunks = ChunkMask(address & 4095, (address & 4095) + length - 1);
         lock (trackingLock)
         {
             bool isNew = (watch[page] & (byte)PageWatch.Code) == 0;
-            codeChunks[page] |= chunks;
+            Volatile.Write(ref codeChunks[page], codeChunks[page] | chunks);
             Volatile.Write(ref watch[page], (byte)(watch[page] | (byte)PageWatch.Code));
             return isNew;
         }
     }
 
     /// <summary>
-    /// To be called after a write to RAM that did not go through a processor's fast path. True: decoded code was hit.
+    /// Marks bytes within one page of RAM as decoded if the page is watched for code already. False: it is not, nothing was
+    /// marked, and <see cref="MarkCode"/> is to be called with the other processors out of the guest.
+    /// </summary>
+    public bool TryMarkCode(ulong address, uint length)
+    {
+        ulong page = address >> 12, chunks = ChunkMask(address & 4095, (address & 4095) + length - 1);
+        // Without the lock: a write that takes the marks away meanwhile also moves the generation on, which the caller has read before.
+        if ((Volatile.Read(ref watch[page]) & (byte)PageWatch.Code) != 0 && (Volatile.Read(ref codeChunks[page]) & chunks) == chunks)
+            return true;
+        lock (trackingLock)
+        {
+            if ((watch[page] & (byte)PageWatch.Code) == 0)
+                return false;
+            Volatile.Write(ref codeChunks[page], codeChunks[page] | chunks);
+            return true;
+        }
+    }
+
+    /// <summary>
+    /// To be called by a processor after a write to RAM that did not go through its fast path. True: decoded code was hit.
+    /// The range must be RAM.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public bool NotifyWrite(ulong address, ulong length)
     {
+        ulong page = address >> 12;
+        if (((address + length - 1) >> 12) != page)
+            return NotifyPages(address, length);
+        return Volatile.Read(ref watch[page]) != 0 && NotifyWatched(page, address, address + length);
+    }
+
+    /// <summary>As <see cref="NotifyWrite"/>, for writers that are not processors: devices, loaders, debuggers.</summary>
+    public bool NotifyHostWrite(ulong address, ulong length)
+    {
+        Interlocked.MemoryBarrier();
+        return NotifyWrite(address, length);
+    }
+
+    // Bits first/64..last/64 of a page's chunks. Both are within one page, except that a length that runs over it is cut off.
+    private static ulong ChunkMask(ulong first, ulong last) =>
+        (ulong.MaxValue >> (63 - (int)Math.Min(last >> 6, 63))) & (ulong.MaxValue << (int)(first >> 6));
+
+    private bool NotifyPages(ulong address, ulong length)
+    {
         if (length == 0)
             return false;
         bool hit = false;
-        ulong lastPage = (address + length - 1) >> 12;
+        ulong stop = address + length, lastPage = (stop - 1) >> 12;
         for (ulong page = address >> 12; page <= lastPage; page++)
-            if (watch[page] != 0)
-                hit |= NotifyWatched(page, Math.Max(address, page << 12), Math.Min(address + length, (page + 1) << 12));
+        {
+            // SAFETY: the range is RAM, so its pages are below pageCount. Long ranges are mostly unwatched.
+            int clean = new ReadOnlySpan<byte>(watch + page, (int)Math.Min(lastPage - page + 1, 1 << 20)).IndexOfAnyExcept((byte)0);
+            if (clean < 0)
+            {
+                page += (1 << 20) - 1;
+                continue;
+            }
+            page += (uint)clean;
+            hit |= NotifyWatched(page, Math.Max(address, page << 12), Math.Min(stop, (page + 1) << 12));
+        }
         return hit;
     }
 
     private bool NotifyWatched(ulong page, ulong start, ulong stop)
     {
+        if (start == stop)
+            return false;
         lock (trackingLock)
         {
             byte flags = watch[page];
             if ((flags & (byte)PageWatch.Clean) != 0)
-                flags = MarkDirty(page, flags);
+                LogDirty(page);
+            if ((flags & (byte)PageWatch.Hinted) != 0)
+                hintedPages[page >> 6] &= ~(1UL << (int)(page & 63));
+            flags &= (byte)PageWatch.Code;
             bool hit = false;
-            if ((flags & (byte)PageWatch.Code) != 0)
+            if (flags != 0 && (codeChunks[page] & ChunkMask(start & 4095, (stop - 1) & 4095)) != 0)
             {
-                int first = (int)(start & 4095) >> 6, last = (int)((stop - 1) & 4095) >> 6;
-                ulong chunks = (ulong.MaxValue >> (63 - last)) & (ulong.MaxValue << first);
-                if ((codeChunks[page] & chunks) != 0)
-                {
-                    hit = true;
-                    codeChunks[page] = 0;
-                    Volatile.Write(ref generations[page], generations[page] + 1);
-                    flags &= unchecked((byte)~(byte)PageWatch.Code);
-                }
+                hit = true;
+                codeChunks[page] = 0;
+                Volatile.Write(ref generations[page], generations[page] + 1);
+                flags = 0;
             }
             Volatile.Write(ref watch[page], flags);
             return hit;
         }
     }
 
-    // Placeholder for the dirty log: sets the page's dirty bit and clears Clean.
-    private byte MarkDirty(ulong page, byte flags) => (byte)(flags & ~(byte)PageWatch.Clean);
+    // After watch bits were set, without locks held: when this returns, every write is either visible or will be notified.
+    private void TightenWatch()
+    {
+        // Device threads take no part in the event. After this barrier, one that has looked at a watch byte before has
+        // its store visible, and one that has not will see the bit.
+        Interlocked.MemoryBarrierProcessWide();
+        WatchTightened?.Invoke();
+    }
 
     private void InitializeTracking()
     {
@@ -115,12 +180,24 @@ public sealed unsafe partial class GuestMemory
         watch = HostMapping.AllocateLazy(pageCount);
         generations = (uint*)HostMapping.AllocateLazy(pageCount * sizeof(uint));
         codeChunks = (ulong*)HostMapping.AllocateLazy(pageCount * sizeof(ulong));
+        discardedPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
+        hintedPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
     }
+
+    private ulong BitmapBytes => (pageCount + 63) / 64 * sizeof(ulong);
 
     private void DisposeTracking()
     {
-        HostMapping.Unmap(watch, pageCount);
-        HostMapping.Unmap((byte*)generations, pageCount * sizeof(uint));
-        HostMapping.Unmap((byte*)codeChunks, pageCount * sizeof(ulong));
+        Free(watch, pageCount);
+        Free(generations, pageCount * sizeof(uint));
+        Free(codeChunks, pageCount * sizeof(ulong));
+        Free(discardedPages, BitmapBytes);
+        Free(hintedPages, BitmapBytes);
+
+        static void Free(void* address, ulong bytes)
+        {
+            if (address != null)
+                HostMapping.Unmap((byte*)address, bytes);
+        }
     }
 }

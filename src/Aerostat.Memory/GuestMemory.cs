@@ -1,17 +1,8 @@
+using System.ComponentModel;
 using System.Runtime.CompilerServices;
 using Aerostat.Platform;
 
 namespace Aerostat.Memory;
-
-/// <summary>One contiguous piece of guest RAM.</summary>
-/// <param name="Base">First address; a multiple of 4096.</param>
-/// <param name="Size">Bytes; a multiple of 4096, not 0.</param>
-/// <param name="Name">For maps and errors.</param>
-public sealed record MemoryRegion(GuestAddress Base, ulong Size, string Name)
-{
-    /// <summary>First address after the region.</summary>
-    public ulong End => Base.Value + Size;
-}
 
 /// <summary>
 /// Guest physical memory: one reservation of host address space in which RAM regions are mapped from a memory file,
@@ -19,7 +10,8 @@ public sealed record MemoryRegion(GuestAddress Base, ulong Size, string Name)
 /// </summary>
 /// <remarks>
 /// Writers that bypass the processor's own store path (devices, loaders, debuggers) use the checked accessors here,
-/// which keep the code tracking and the dirty log true. Any thread.
+/// which keep the code tracking and the dirty log true. Any thread. A range may run from one region into the next when there
+/// is no hole between them. No host memory is used for what nobody has touched, however large the address space.
 /// </remarks>
 public sealed unsafe partial class GuestMemory : IDisposable
 {
@@ -29,35 +21,60 @@ public sealed unsafe partial class GuestMemory : IDisposable
     /// <summary>Start of high memory.</summary>
     public const ulong HighMemoryStart = 4UL << 30;
 
+    /// <summary>The architecture's limit of physical addresses (Intel SDM vol. 3 section 4.1.4).</summary>
+    public const ulong AddressLimit = 1UL << 52;
+
     private readonly MemoryFile file;
     private readonly MemoryRegion[] regions;
+    private readonly Extent[] extents;
     private readonly ulong end;
+    private int disposed;
 
     /// <summary>Maps the given regions (ascending, not overlapping).</summary>
-    /// <exception cref="ArgumentException">Regions are empty, unaligned or overlap.</exception>
-    /// <exception cref="System.ComponentModel.Win32Exception">The host cannot give the address space or the memory file.</exception>
+    /// <exception cref="ArgumentException">No regions, or regions are empty, unaligned, beyond 2^52 or overlap.</exception>
+    /// <exception cref="Win32Exception">
+    /// The host cannot give the address space or the memory file; the message says how much was asked for, what there is and what to do.
+    /// </exception>
     public GuestMemory(params MemoryRegion[] regions)
     {
+        ArgumentNullException.ThrowIfNull(regions);
         ulong previous = 0, total = 0;
+        List<Extent> merged = [];
         foreach (MemoryRegion r in regions)
         {
-            if (r.Size == 0 || ((r.Base.Value | r.Size) & 4095) != 0 || r.Base.Value < previous || r.End < r.Base.Value)
-                throw new ArgumentException($"region {r.Name} at {r.Base} of 0x{r.Size:x} bytes is empty, unaligned or overlaps", nameof(regions));
+            if (r.Size == 0 || ((r.Base.Value | r.Size) & 4095) != 0 || r.Base.Value < previous
+                || r.Size > AddressLimit || r.Base.Value > AddressLimit - r.Size)
+                throw new ArgumentException($"region {r.Name} at {r.Base} of 0x{r.Size:x} bytes is empty, unaligned, beyond 2^52 or overlaps", nameof(regions));
+            if (merged.Count > 0 && r.Base.Value == previous)
+                merged[^1] = merged[^1] with { End = r.End };
+            else
+                merged.Add(new Extent(r.Base.Value, r.End, total));
             previous = r.End;
             total += r.Size;
         }
-        this.regions = regions;
+        if (total == 0)
+            throw new ArgumentException("guest memory needs at least one region", nameof(regions));
+        this.regions = [.. regions];
+        extents = [.. merged];
         end = previous;
         TotalBytes = total;
-        file = new MemoryFile("aerostat-ram", total);
-        HostBase = HostMapping.Reserve(end);
-        long offset = 0;
-        foreach (MemoryRegion r in regions)
+        try
         {
-            HostMapping.MapSharedAt(HostBase + r.Base.Value, r.Size, file.Descriptor, offset);
-            offset += (long)r.Size;
+            file = new MemoryFile("aerostat-ram", total);
+            HostBase = HostMapping.Reserve(end);
+            foreach (Extent e in extents)
+            {
+                HostMapping.MapSharedAt(HostBase + e.Start, e.End - e.Start, file.Descriptor, (long)e.FileOffset);
+                // A crash of the monitor must not write a guest's secrets to the host's disk; the host may be too old to care.
+                _ = HostMapping.ExcludeFromDumps(HostBase + e.Start, e.End - e.Start);
+            }
+            InitializeTracking();
         }
-        InitializeTracking();
+        catch (Win32Exception e)
+        {
+            Release();
+            throw new Win32Exception(e.NativeErrorCode, Explain(total, end, e.Message));
+        }
     }
 
     /// <summary>The memory map of a PC: low memory up to 3 GiB, the rest from 4 GiB on.</summary>
@@ -79,13 +96,16 @@ public sealed unsafe partial class GuestMemory : IDisposable
     /// <summary>Host address of guest physical address 0.</summary>
     public byte* HostBase { get; }
 
+    /// <summary>Bytes of host memory that the guest's RAM takes now, swapped-out pages included.</summary>
+    public ulong AllocatedBytes => file.AllocatedBytes;
+
     /// <summary>Whether all of [address, address+length) is RAM.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public bool Contains(ulong address, ulong length)
     {
-        foreach (MemoryRegion r in regions)
-            if (address >= r.Base.Value && address < r.End)
-                return length <= r.End - address;
+        foreach (Extent e in extents)
+            if (address - e.Start < e.End - e.Start)
+                return length <= e.End - address;
         return false;
     }
 
@@ -93,12 +113,26 @@ public sealed unsafe partial class GuestMemory : IDisposable
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public byte* TryGetPage(ulong address) => Contains(address, 1) ? HostBase + (address & ~4095UL) : null;
 
+    /// <summary>
+    /// The memory itself, for a device that reads or writes in place; false when any byte is not RAM. The guest may change
+    /// it at any time: read each byte once. After writing, call <see cref="NotifyHostWrite"/>.
+    /// </summary>
+    public bool TryGetSpan(GuestAddress address, int length, out Span<byte> span)
+    {
+        span = default;
+        if (length < 0 || !Contains(address.Value, (uint)length))
+            return false;
+        // SAFETY: the range was just checked to be mapped RAM, and regions are never unmapped before Dispose.
+        span = new Span<byte>(HostBase + address.Value, length);
+        return true;
+    }
+
     /// <summary>Copies out of guest memory; false, with nothing copied, when any byte is not RAM.</summary>
     public bool TryRead(GuestAddress address, Span<byte> destination)
     {
         if (!Contains(address.Value, (ulong)destination.Length))
             return false;
-        // SAFETY: the range was just checked to be mapped RAM, and regions are never unmapped before Dispose.
+        // SAFETY: as in TryGetSpan.
         new ReadOnlySpan<byte>(HostBase + address.Value, destination.Length).CopyTo(destination);
         return true;
     }
@@ -108,29 +142,55 @@ public sealed unsafe partial class GuestMemory : IDisposable
     {
         if (!Contains(address.Value, (ulong)source.Length))
             return false;
-        // SAFETY: as in TryRead.
+        // SAFETY: as in TryGetSpan.
         source.CopyTo(new Span<byte>(HostBase + address.Value, source.Length));
-        NotifyWrite(address.Value, (ulong)source.Length);
+        NotifyHostWrite(address.Value, (ulong)source.Length);
+        return true;
+    }
+
+    /// <summary>
+    /// Reads a value; false when any byte is not RAM. A naturally aligned value of 1, 2, 4 or 8 bytes is read in one access.
+    /// </summary>
+    public bool TryRead<T>(GuestAddress address, out T value)
+        where T : unmanaged
+    {
+        if (!Contains(address.Value, (ulong)sizeof(T)))
+        {
+            value = default;
+            return false;
+        }
+        // SAFETY: as in TryGetSpan.
+        value = Unsafe.ReadUnaligned<T>(HostBase + address.Value);
+        return true;
+    }
+
+    /// <summary>
+    /// Writes a value; false, with nothing changed, when any byte is not RAM. A naturally aligned value of 1, 2, 4 or 8 bytes
+    /// is written in one access.
+    /// </summary>
+    public bool TryWrite<T>(GuestAddress address, T value)
+        where T : unmanaged
+    {
+        if (!Contains(address.Value, (ulong)sizeof(T)))
+            return false;
+        // SAFETY: as in TryGetSpan.
+        Unsafe.WriteUnaligned(HostBase + address.Value, value);
+        NotifyHostWrite(address.Value, (ulong)sizeof(T));
         return true;
     }
 
     /// <summary>Reads a value; throws where there is no RAM (for host code whose addresses are its own).</summary>
     /// <exception cref="ArgumentOutOfRangeException">Not RAM.</exception>
     public T Read<T>(GuestAddress address)
-        where T : unmanaged
-    {
-        T value;
-        if (!TryRead(address, new Span<byte>(&value, sizeof(T))))
-            throw OutOfRange(address, (ulong)sizeof(T));
-        return value;
-    }
+        where T : unmanaged =>
+        TryRead(address, out T value) ? value : throw OutOfRange(address, (ulong)sizeof(T));
 
     /// <summary>Writes a value; throws where there is no RAM (for host code whose addresses are its own).</summary>
     /// <exception cref="ArgumentOutOfRangeException">Not RAM.</exception>
     public void Write<T>(GuestAddress address, T value)
         where T : unmanaged
     {
-        if (!TryWrite(address, new ReadOnlySpan<byte>(&value, sizeof(T))))
+        if (!TryWrite(address, value))
             throw OutOfRange(address, (ulong)sizeof(T));
     }
 
@@ -142,14 +202,44 @@ public sealed unsafe partial class GuestMemory : IDisposable
             throw OutOfRange(address, (ulong)bytes.Length);
     }
 
+    /// <summary>Gives everything back to the host. Nobody may use the memory, or pointers into it, any more.</summary>
+    public void Dispose()
+    {
+        if (Interlocked.Exchange(ref disposed, 1) == 0)
+            Release();
+    }
+
+    private static string Explain(ulong total, ulong end, string reason)
+    {
+        HostMemory host = HostMemory.Read();
+        string space = end >= 2 * total ? $" ({FormatSize(end)} of address space)" : "";
+        return $"the host cannot give {FormatSize(total)} of guest memory{space}: {reason}; the host has {FormatSize(host.TotalBytes)}, "
+            + $"{FormatSize(host.UsableBytes)} of it usable now: ask for less, or raise the limits on address space (ulimit -v) and overcommit (vm.overcommit_memory)";
+    }
+
+    /// <summary>A size for people: the largest binary unit that is not smaller than it, one decimal where it matters.</summary>
+    internal static string FormatSize(ulong bytes)
+    {
+        string[] units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
+        int unit = 0;
+        double value = bytes;
+        for (; value >= 1024 && unit < units.Length - 1; unit++)
+            value /= 1024;
+        return $"{value:0.#} {units[unit]}";
+    }
+
+    // Also for a constructor that failed half-way: what was not made is null.
+    private void Release()
+    {
+        if (HostBase != null)
+            HostMapping.Unmap(HostBase, end);
+        DisposeTracking();
+        file?.Dispose();
+    }
+
     private ArgumentOutOfRangeException OutOfRange(GuestAddress address, ulong length) =>
         new(nameof(address), $"{length} bytes at {address} are not all guest memory ({string.Join(", ", regions.Select(r => $"{r.Base}..0x{r.End - 1:x}"))})");
 
-    /// <inheritdoc/>
-    public void Dispose()
-    {
-        HostMapping.Unmap(HostBase, end);
-        DisposeTracking();
-        file.Dispose();
-    }
+    // Regions without a hole between them, and where they start in the memory file.
+    private readonly record struct Extent(ulong Start, ulong End, ulong FileOffset);
 }
