@@ -4,9 +4,6 @@ using Aerostat.Processors;
 namespace Aerostat.Cpu;
 internal enum EventKind { HardwareException, ExternalInterrupt, Nmi, SoftwareInterrupt, SoftwareException, PrivilegedSoftwareException }
 internal sealed class FeatureGate(CpuidTable t) { public bool IsSupported(in Instruction i) => t != null; }
-internal static unsafe class IntegerBinder { internal static bool Bind(in Instruction i, MicroOp* op, DecodeContext c) => false; }
-internal static unsafe class ControlBinder { internal static bool Bind(in Instruction i, MicroOp* op, DecodeContext c) => false; }
-internal static unsafe class StringBinder { internal static bool Bind(in Instruction i, MicroOp* op, DecodeContext c) => false; }
 internal static unsafe class SystemBinder { internal static bool Bind(in Instruction i, MicroOp* op, DecodeContext c) => false; }
 internal static unsafe class VectorBinder { internal static bool Bind(in Instruction i, MicroOp* op, DecodeContext c) => false; }
 internal sealed unsafe partial class Interpreter {
