@@ -1,4 +1,126 @@
+using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics.X86;
+using Aerostat.Platform;
+using Iced.Intel;
+
 namespace Aerostat.Cpu;
 
-/// <summary>Small pieces of host code that run an instruction as itself (x87, SSE and the like), made once per form and kept.</summary>
-internal sealed class HostStubs;
+/// <summary>
+/// Small pieces of host code that run an instruction as itself (x87, MMX, SSE and the like), made once per form and kept. A form is
+/// an instruction without its addresses and register numbers, so the number of stubs is bounded by the instruction set and not by
+/// the guest. May be shared by vCPUs.
+/// </summary>
+/// <remarks>
+/// The results are the host's by construction. That includes what the manuals leave to the model: RCPPS and RSQRTPS approximations,
+/// the last bits of x87 transcendental functions, and which NaN wins where Intel and AMD differ.
+/// <para>
+/// A host that is not x86-64 has none of this: <see cref="CanRun"/> answers false for every feature, no stub can be made, and the
+/// instructions that need one raise #UD. Moves, logic and the common integer operations would still work, but since x87 and
+/// SSE2 are part of the x86-64 baseline, no 64-bit system boots there.
+/// </para>
+/// </remarks>
+internal sealed class HostStubs : IDisposable
+{
+    // Legacy forms with an 8-bit immediate are the many: about 110 of them, 256 values, 64 bytes or less each.
+    private const int CodeBytes = 16 << 20;
+
+    private static readonly bool IsX64 = RuntimeInformation.ProcessArchitecture == Architecture.X64 && X86Base.IsSupported;
+    // Asked once: CPUID is slow on a host that is itself a guest.
+    private static readonly (int Eax, int Ebx, int Ecx, int Edx) Leaf1 = Leaf(1), Leaf7 = Leaf(7);
+
+    private readonly Lock gate = new();
+    private readonly Dictionary<ulong, nint> stubs = [];
+    private ExecutableMemory? memory;
+    private bool disposed;
+
+    /// <summary>Whether this host can execute instructions of a feature in a stub.</summary>
+    public static bool CanRun(CpuidFeature feature)
+    {
+        if (!IsX64)
+            return false;
+        (int ecx1, int edx1, int ebx7) = (Leaf1.Ecx, Leaf1.Edx, Leaf7.Ebx);
+        return feature switch
+        {
+            CpuidFeature.FPU or CpuidFeature.FPU287 or CpuidFeature.FPU387 or CpuidFeature.CMOV => true,
+            CpuidFeature.MMX => Bit(edx1, 23),
+            CpuidFeature.FXSR => Bit(edx1, 24),
+            CpuidFeature.SSE => Bit(edx1, 25),
+            CpuidFeature.SSE2 => Bit(edx1, 26),
+            CpuidFeature.SSE3 => Bit(ecx1, 0),
+            CpuidFeature.PCLMULQDQ => Bit(ecx1, 1),
+            CpuidFeature.SSSE3 => Bit(ecx1, 9),
+            CpuidFeature.SSE4_1 => Bit(ecx1, 19),
+            CpuidFeature.SSE4_2 => Bit(ecx1, 20),
+            CpuidFeature.AES => Bit(ecx1, 25),
+            CpuidFeature.SHA => Bit(ebx7, 29),
+            _ => false,
+        };
+    }
+
+    /// <summary>
+    /// The stub of an instruction's form, made now if this is its first use; 0 when this host cannot have it.
+    /// </summary>
+    public nint Get(in Instruction instruction, StubTraits traits)
+    {
+        foreach (CpuidFeature feature in instruction.CpuidFeatures)
+        {
+            if (!CanRun(feature))
+                return 0;
+        }
+        ulong key = Key(instruction);
+        lock (gate)
+        {
+            if (stubs.TryGetValue(key, out nint address))
+                return address;
+            ObjectDisposedException.ThrowIf(disposed, this);
+            memory ??= new ExecutableMemory(CodeBytes);
+            if (!memory.TryWrite(StubBuilder.Build(instruction, traits), 16, out address))
+                return 0;
+            stubs.Add(key, address);
+            return address;
+        }
+    }
+
+    /// <summary>Gives the code memory back. No vCPU may run afterwards.</summary>
+    public void Dispose()
+    {
+        lock (gate)
+        {
+            disposed = true;
+            memory?.Dispose();
+            memory = null;
+            stubs.Clear();
+        }
+    }
+
+    private static (int Eax, int Ebx, int Ecx, int Edx) Leaf(int leaf) =>
+        IsX64 && X86Base.CpuId(0, 0).Eax >= leaf ? X86Base.CpuId(leaf, 0) : default;
+
+    private static bool Bit(int register, int bit) => (register >> bit & 1) != 0;
+
+    // What StubBuilder keeps of an instruction: its code, whether an operand is in memory, immediate and x87 register.
+    private static ulong Key(in Instruction i)
+    {
+        ulong key = (ulong)i.Code;
+        for (int k = 0; k < i.OpCount; k++)
+        {
+            switch (i.GetOpKind(k))
+            {
+                case OpKind.Register:
+                    Register r = i.GetOpRegister(k);
+                    if (r.IsST())
+                        key |= (ulong)r.GetNumber() << (32 + (4 * k));
+                    break;
+                case OpKind.Immediate8:
+                    key |= (ulong)i.Immediate8 << 16;
+                    break;
+                case OpKind.Memory:
+                    key |= 1UL << 24;
+                    break;
+                default:
+                    break;
+            }
+        }
+        return key;
+    }
+}
