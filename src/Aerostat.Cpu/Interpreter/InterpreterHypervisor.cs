@@ -48,5 +48,6 @@ public sealed class InterpreterHypervisor : IHypervisor
         memory.WatchTightened -= DropWritePaths;
         foreach (Interpreter member in gate.Members)
             member.Dispose();
+        stubs.Dispose();
     }
 }
