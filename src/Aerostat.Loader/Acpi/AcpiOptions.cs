@@ -61,7 +61,7 @@ public sealed class AcpiOptions
     /// <summary>Reset register.</summary>
     public ushort ResetPort { get; init; } = 0xCF9;
     /// <summary>Value that resets.</summary>
-    public byte ResetValue { get; init; } = 0x06;
+    public byte ResetValue { get; init; } = 0x0E;
     /// <summary>SLP_TYP of S5 in PM1 control.</summary>
     public byte SleepTypeS5 { get; init; } = 5;
 

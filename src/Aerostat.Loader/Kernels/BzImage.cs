@@ -21,6 +21,9 @@ internal sealed class BzImage : KernelImage
     private const ulong LowAreaEnd = 0x100000;
     private const ulong IdentityMapEnd = 4UL << 30;
     private const int MinimumVersion = 0x020C;
+
+    // What advice on --memory leaves for a small initrd and the first allocations.
+    private const ulong SpareMemory = 16UL << 20;
     private const ushort BootCode = 0x10, BootData = 0x18;
 
     private readonly Header header;
@@ -31,7 +34,7 @@ internal sealed class BzImage : KernelImage
     public override string Protocol => "Linux 64-bit";
 
     public override string Description =>
-        $"Linux bzImage, boot protocol {header.Version >> 8}.{header.Version & 0xFF:d2}{(header.Release is { } r ? ", " + r : "")}";
+        $"Linux bzImage, boot protocol {header.Version >> 8}.{header.Version & 0xFF:d2}{(header.Release is { } r ? ", Linux " + r : "")}";
 
     // boot_flag 0xAA55 at 0x1FE and "HdrS" at 0x202.
     public static bool Matches(ReadOnlySpan<byte> head) => head.Length >= 0x206 && head.Slice(0x202, 4).SequenceEqual("HdrS"u8);
@@ -63,18 +66,18 @@ internal sealed class BzImage : KernelImage
         return new BootResult(state, Protocol, start, start + initSize, initrd, initrdSize, ZeroPageAddress, CommandLineAddress);
     }
 
+    // The kernel moves itself to its preferred address when it is loaded below, so only that address and those above it are
+    // worth trying (boot.rst, field init_size).
     private ulong PlaceKernel(GuestMemory memory, PlacementMap room)
     {
-        ulong size = Math.Max(header.InitSize, header.LoadSize);
-        if (header.PreferredAddress >= LowAreaEnd && size <= IdentityMapEnd && header.PreferredAddress <= IdentityMapEnd - size && room.IsFree(header.PreferredAddress, size))
-            return header.PreferredAddress;
-        if (header.Relocatable && size <= IdentityMapEnd && room.TakeLowest(size, header.Alignment, LowAreaEnd, IdentityMapEnd) is { } place)
+        ulong size = Math.Max(header.InitSize, header.LoadSize), preferred = Math.Max(header.PreferredAddress, LowAreaEnd);
+        if (preferred == header.PreferredAddress && room.IsFree(preferred, size) && preferred + size <= IdentityMapEnd)
+            return preferred;
+        if (header.Relocatable && room.TakeLowest(size, header.Alignment, preferred, IdentityMapEnd) is { } place)
             return place;
-        ulong needed = header.Relocatable
-            ? LowAreaEnd + header.Alignment + size + E820Map.AcpiAreaSize
-            : header.PreferredAddress + size + E820Map.AcpiAreaSize;
+        ulong needed = preferred > IdentityMapEnd ? ulong.MaxValue : preferred + size + E820Map.AcpiAreaSize;
         throw new BootException(needed < GuestMemory.PciHoleStart
-            ? $"memory too small: kernel {File.Name} needs {ByteSize.Format(size)} in one piece to unpack itself, and the machine has {ByteSize.Format(memory.TotalBytes)}; use --memory {ByteSize.Megabytes(needed + (8UL << 20))} or more"
+            ? $"memory too small: kernel {File.Name} unpacks itself to 0x{preferred:x}..0x{preferred + size:x}, and the machine has {ByteSize.Format(memory.TotalBytes)}; use --memory {ByteSize.Megabytes(needed + SpareMemory)} or more"
             : $"kernel {File.Name} asks for {ByteSize.Format(size)} at 0x{header.PreferredAddress:x}, which no machine here has below 3 GiB; its header is damaged: get a complete copy");
     }
 
@@ -167,18 +170,18 @@ internal sealed class BzImage : KernelImage
             BinaryPrimitives.ReadUInt32LittleEndian(head[0x238..]) is var limit && limit == 0 ? 255 : limit,
             BinaryPrimitives.ReadUInt64LittleEndian(head[0x258..]),
             BinaryPrimitives.ReadUInt32LittleEndian(head[0x260..]),
-            ReadRelease(head, setupSize));
+            ReadRelease(file, head, setupSize));
     }
 
     // kernel_version at 0x20E points, less 0x200, to a text in the setup code.
-    private static string? ReadRelease(ReadOnlySpan<byte> head, long setupSize)
+    private static string? ReadRelease(BootFile file, ReadOnlySpan<byte> head, long setupSize)
     {
-        int at = BinaryPrimitives.ReadUInt16LittleEndian(head[0x20E..]);
-        if (at == 0 || at + 0x200 >= Math.Min(setupSize, head.Length))
+        int at = BinaryPrimitives.ReadUInt16LittleEndian(head[0x20E..]) + 0x200;
+        if (at == 0x200 || at >= setupSize)
             return null;
-        ReadOnlySpan<byte> text = head[(at + 0x200)..];
+        ReadOnlySpan<byte> text = file.Read(at, (int)Math.Min(80, setupSize - at));
         int n = text.IndexOfAnyExceptInRange((byte)0x21, (byte)0x7E);
-        return n is > 0 and < 80 ? System.Text.Encoding.ASCII.GetString(text[..n]) : null;
+        return n > 0 ? System.Text.Encoding.ASCII.GetString(text[..n]) : null;
     }
 
     private sealed record Header(
