@@ -89,6 +89,106 @@ public sealed class BzImageTests
         }
     }
 
+    [Fact]
+    public void InitrdStaysBelowItsLimit()
+    {
+        using Guest guest = new(256);
+        byte[] initrd = new byte[4097];
+        using KernelImage kernel = KernelImage.Open(Kernels.BzImage(p => Kernels.Put(p, 0x22C, 0x4001FFF)));
+        BootResult result = kernel.Load(guest.Memory, guest.Parameters(initrd: initrd));
+        Assert.Equal(0x4000000UL, result.InitrdStart);
+
+        using KernelImage tight = KernelImage.Open(Kernels.BzImage(p => Kernels.Put(p, 0x22C, 0x101FFE)));
+        BootException e = Assert.Throws<BootException>(() => tight.Load(guest.Memory, guest.Parameters(initrd: initrd)));
+        Assert.Contains("smaller initrd", e.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void InitrdStaysBelowThePciHoleOfALargeMachine()
+    {
+        using Guest guest = new(5120);
+        using KernelImage kernel = KernelImage.Open(Kernels.BzImage(p => Kernels.Put(p, 0x22C, 0xFFFFFFFF)));
+        BootResult result = kernel.Load(guest.Memory, guest.Parameters(initrd: new byte[4096]));
+        Assert.Equal(E820Map.AcpiAreaBase(guest.Memory) - 4096, result.InitrdStart);
+        Assert.Equal(E820Type.Usable, guest.Map.Entries[^1].Type);
+        Assert.Equal(new E820Entry(4UL << 30, 2UL << 30, E820Type.Usable), guest.Map.Entries[^1]);
+    }
+
+    [Fact]
+    public void RelocatableKernelGoesAboveItsPreferredAddressWhenThatIsTaken()
+    {
+        using Guest guest = new(64);
+        E820Map map = new E820Map().Add(0, 0x9FC00, E820Type.Usable).Add(0x100000, 0x1F00000, E820Type.Usable).Add(0x2100000, 0x1F00000, E820Type.Usable);
+        BootParameters parameters = new() { MemoryMap = map };
+        // 16 MiB + 2 MiB fits; with 17 MiB of work space only the second range is long enough.
+        using KernelImage wide = KernelImage.Open(Kernels.BzImage(p => Kernels.Put(p, 0x260, 17 << 20)));
+        Assert.Equal(0x2200000UL, wide.Load(guest.Memory, parameters).KernelStart);
+        using KernelImage still = KernelImage.Open(Kernels.BzImage(p =>
+        {
+            Kernels.Put(p, 0x260, 17 << 20);
+            p[0x234] = 0;
+        }));
+        Assert.Throws<BootException>(() => still.Load(guest.Memory, parameters));
+    }
+
+    [Theory]
+    [InlineData(2047, true)]
+    [InlineData(2048, false)]
+    public void CommandLineIsLimitedByTheKernel(int length, bool fits)
+    {
+        using Guest guest = new(64);
+        using KernelImage kernel = KernelImage.Open(Kernels.BzImage());
+        string text = new('x', length);
+        if (fits)
+            Assert.Equal(text, guest.Text(kernel.Load(guest.Memory, guest.Parameters(text)).CommandLineAddress));
+        else
+            Assert.Contains("2047", Assert.Throws<BootException>(() => kernel.Load(guest.Memory, guest.Parameters(text))).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void HeadersThatCannotBeStartedSayWhy()
+    {
+        Says("2.11", p => p[0x206] = 0x0B);
+        Says("32-bit", p => p[0x236] = 0);
+        Says("zImage", p => p[0x211] = 0);
+        Says("boot flag", p => p[0x1FE] = 0);
+        Says("alignment", p => Kernels.Put(p, 0x230, 0x300000));
+        Says("truncated", p => Kernels.Put(p, 0x1F4, 0x1002));
+        Says("payload", p => Kernels.Put(p, 0x24C, 0xFFFFFFFF));
+
+        static void Says(string what, Action<byte[]> change)
+        {
+            BootException e = Assert.Throws<BootException>(() => KernelImage.Open(Kernels.BzImage(change)));
+            Assert.Contains(what, e.Message, StringComparison.Ordinal);
+        }
+    }
+
+    [Fact]
+    public void TooLittleMemorySaysHowMuch()
+    {
+        using Guest guest = new(17);
+        using KernelImage kernel = KernelImage.Open(Kernels.BzImage());
+        BootException e = Assert.Throws<BootException>(() => kernel.Load(guest.Memory, guest.Parameters()));
+        Assert.Contains("memory too small", e.Message, StringComparison.Ordinal);
+        Assert.Contains("--memory 35M", e.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void RealKernelAndItsInitrdLoad()
+    {
+        string package = Tools.DebianKernelPackage();
+        string path = Directory.EnumerateFiles(Path.Combine(package, "boot"), "vmlinuz-*").First();
+        using Guest guest = new(512);
+        using KernelImage kernel = KernelImage.Open(path);
+        BootResult result = kernel.Load(guest.Memory, guest.Parameters(initrd: new byte[1 << 20]));
+        Assert.Contains(Path.GetFileName(path)["vmlinuz-".Length..], kernel.Description, StringComparison.Ordinal);
+        Assert.True(result.KernelEnd <= result.InitrdStart);
+        // What is at the load address is what follows the setup sectors in the file.
+        byte[] file = File.ReadAllBytes(path);
+        int setup = (file[0x1F1] + 1) * 512;
+        Assert.Equal(file.AsSpan(setup, 1 << 20).ToArray(), guest.Bytes(result.KernelStart, 1 << 20));
+    }
+
     private static ulong Walk(Guest guest, ulong cr3, ulong address)
     {
         ulong pml4e = guest.U64(cr3 + ((address >> 39) * 8));
