@@ -39,6 +39,9 @@ public enum PageWatch : byte
 /// </content>
 public sealed unsafe partial class GuestMemory
 {
+    // SAFETY: the arrays below have an element (or bit) for each page under End and live until Dispose; every page number used as an
+    // index comes from an address that is RAM, by the callers' contract or a check.
+
     // All changes of watch bytes, chunks, generations, dirty bits and page marks.
     private readonly Lock trackingLock = new();
     private byte* watch;
@@ -67,13 +70,15 @@ public sealed unsafe partial class GuestMemory
     public bool MarkCode(ulong address, uint length)
     {
         ulong page = address >> 12, chunks = ChunkMask(address & 4095, (address & 4095) + length - 1);
+        bool isNew;
         lock (trackingLock)
         {
-            bool isNew = (watch[page] & (byte)PageWatch.Code) == 0;
+            isNew = (watch[page] & (byte)PageWatch.Code) == 0;
             Volatile.Write(ref codeChunks[page], codeChunks[page] | chunks);
             Volatile.Write(ref watch[page], (byte)(watch[page] | (byte)PageWatch.Code));
-            return isNew;
         }
+        Interlocked.MemoryBarrier();
+        return isNew;
     }
 
     /// <summary>
@@ -91,8 +96,10 @@ public sealed unsafe partial class GuestMemory
             if ((watch[page] & (byte)PageWatch.Code) == 0)
                 return false;
             Volatile.Write(ref codeChunks[page], codeChunks[page] | chunks);
-            return true;
         }
+        // Against the look without the lock in NotifyWatched: marking comes before the caller's reading of the bytes.
+        Interlocked.MemoryBarrier();
+        return true;
     }
 
     /// <summary>
@@ -144,6 +151,14 @@ public sealed unsafe partial class GuestMemory
     {
         if (start == stop)
             return false;
+        // Data in a page that holds code as well is written often, so this case does without the lock: the store, a fence, a look at
+        // the chunks here; marking, a fence, reading the bytes in a decoder. One of the two sees the other.
+        if (Volatile.Read(ref watch[page]) == (byte)PageWatch.Code)
+        {
+            Interlocked.MemoryBarrier();
+            if ((Volatile.Read(ref codeChunks[page]) & ChunkMask(start & 4095, (stop - 1) & 4095)) == 0)
+                return false;
+        }
         lock (trackingLock)
         {
             byte flags = watch[page];
