@@ -44,7 +44,8 @@ public sealed class AcpiTablesTests
         Assert.Equal(0x32, guest.U8(fadt + 108));
         Assert.Equal(0, guest.U16(fadt + 109) & 2); // no 8042
         uint flags = guest.U32(fadt + 112);
-        Assert.Equal(1u << 10, flags & ((1u << 10) | (1u << 4) | (1u << 20))); // reset register; power button fixed; not hardware-reduced
+        // Reset register; power button and RTC wake fixed; not hardware-reduced.
+        Assert.Equal(1u << 10, flags & ((1u << 10) | (1u << 4) | (1u << 6) | (1u << 20)));
         Assert.NotEqual(0u, flags & (1u << 8));
         Assert.Equal((1, 8, 0xCF9UL, 0x0E), (guest.U8(fadt + 116), guest.U8(fadt + 117), guest.U64(fadt + 120), guest.U8(fadt + 128)));
         // The extended blocks say the same as the old ones.

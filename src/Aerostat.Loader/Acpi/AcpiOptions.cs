@@ -54,6 +54,8 @@ public sealed class AcpiOptions
     public ushort PmTimerPort { get; init; } = 0x608;
     /// <summary>Whether the timer counts 32 bits; else 24.</summary>
     public bool PmTimerIs32Bit { get; init; } = true;
+    /// <summary>Whether an RTC alarm sets RTC_STS in the PM1 status.</summary>
+    public bool HasFixedRtcWake { get; init; } = true;
     /// <summary>General-purpose event block 0.</summary>
     public ushort Gpe0Port { get; init; } = 0x620;
     /// <summary>Bytes of it, status and enable together.</summary>

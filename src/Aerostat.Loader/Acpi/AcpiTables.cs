@@ -78,7 +78,7 @@ public static class AcpiTables
     {
         const uint wbinvd = 1 << 0, processorC1 = 1 << 2, noSleepButton = 1 << 5, noFixedRtcWake = 1 << 6, timer32 = 1 << 8, resetRegister = 1 << 10;
         const ushort legacyDevices = 1 << 0, keyboard8042 = 1 << 1, noVga = 1 << 2, noAspm = 1 << 4;
-        uint flags = wbinvd | processorC1 | noSleepButton | noFixedRtcWake | resetRegister | (o.PmTimerIs32Bit ? timer32 : 0);
+        uint flags = wbinvd | processorC1 | noSleepButton | resetRegister | (o.HasFixedRtcWake ? 0 : noFixedRtcWake) | (o.PmTimerIs32Bit ? timer32 : 0);
         ushort bootArchitecture = (ushort)(legacyDevices | noVga | noAspm | (o.HasKeyboardController ? keyboard8042 : 0));
         return new AcpiTable("FACP", 6)
             .Dword(facs).Dword(dsdt)
