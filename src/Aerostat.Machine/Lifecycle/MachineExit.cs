@@ -21,15 +21,15 @@ public enum MachineExitKind
 
 /// <summary>The end of a run.</summary>
 /// <param name="Kind">How.</param>
-/// <param name="Code">With <see cref="MachineExitKind.DebugExit"/>: the value written.</param>
+/// <param name="Code">With <see cref="MachineExitKind.DebugExit"/>: (value written &lt;&lt; 1) | 1.</param>
 /// <param name="Report">With a crash or failure: what is known, in lines for people.</param>
-public sealed record MachineExit(MachineExitKind Kind, byte Code = 0, string? Report = null)
+public sealed record MachineExit(MachineExitKind Kind, int Code = 0, string? Report = null)
 {
     /// <summary>The exit status of the process that ran the machine.</summary>
     public int ExitStatus => Kind switch
     {
         MachineExitKind.PoweredOff or MachineExitKind.Reset or MachineExitKind.Stopped => 0,
-        MachineExitKind.DebugExit => ((Code << 1) | 1) & 0xFF,
+        MachineExitKind.DebugExit => Code & 0xFF,
         MachineExitKind.Crashed => 3,
         MachineExitKind.TimedOut => 124,
         _ => 4,

@@ -1,0 +1,156 @@
+using Aerostat.Chipset;
+using Aerostat.Devices;
+using Aerostat.Memory;
+using Aerostat.Platform;
+using Aerostat.Processors;
+
+namespace Aerostat.Machine;
+
+/// <summary>
+/// The PC board: every device, the wires between them, and where they sit on the buses. Devices know neither each other nor the
+/// machine; what connects them is all here.
+/// </summary>
+internal sealed class Board
+{
+    // What a BIOS leaves open on the 8259 pair: timer, keyboard, serial port, RTC.
+    private const ushort FirmwareIrqs = (1 << 0) | (1 << PcLayout.KeyboardIrq) | (1 << PcLayout.Com1Irq) | (1 << PcLayout.RtcIrq);
+
+    // ELCR 2, IRQ 8..15: the ACPI interrupt is level-triggered (PIIX data sheet, 2.5.3.6).
+    private const ushort EdgeLevelPort2 = 0x4D1;
+
+    // I/O APIC inputs that the HPET's comparators may be routed to, as on Intel's chipsets.
+    private static readonly int[] s_hpetPins = [20, 21, 22, 23];
+
+    private readonly List<IDevice> devices = [];
+    private readonly Pic pic;
+    private readonly AcpiPm acpiPm;
+
+    /// <summary>Builds the board around its processors.</summary>
+    /// <param name="options">What was asked for.</param>
+    /// <param name="memory">Guest memory; CMOS tells its size.</param>
+    /// <param name="clock">VM time.</param>
+    /// <param name="processors">The vCPUs; each gets a local APIC.</param>
+    /// <param name="request">Where a guest's wish to reset, power off or exit goes. Called on vCPU threads; returns at once.</param>
+    public Board(MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, Action<GuestRequest> request)
+    {
+        void RequestReset() => request(new GuestRequest(MachineExitKind.Reset));
+
+        // Interrupts.
+        InterruptFabric fabric = new();
+        LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index }, p, p.Timestamp, fabric, clock)))];
+        pic = Add(new Pic(fabric.ExternalInterrupt));
+        fabric.ExternalInterruptController = pic;
+        Claim(pic, PcPorts.Pic);
+        IoApic ioApic = Add(new IoApic(fabric));
+        Mmio.Add(ioApic.Name, PcLayout.IoApicBase, PcLayout.IoApicSize, ioApic);
+        GsiRouter router = new(pic, ioApic);
+
+        // Time. In legacy replacement mode the HPET takes the place of the 8254 and the RTC on their interrupts.
+        Hpet hpet = Add(new Hpet(
+            router.Connect(0), router.Connect(PcLayout.RtcIrq),
+            s_hpetPins.Select(pin => KeyValuePair.Create(pin, router.Connect(pin))), clock));
+        Mmio.Add(hpet.Name, PcLayout.HpetBase, PcLayout.HpetSize, hpet);
+        Pit pit = Add(new Pit(hpet.PitInput, clock));
+        Claim(pit, PcPorts.Pit);
+        Claim(Add(new SystemControlPortB(pit, clock)), PcPorts.SystemControlB);
+        Rtc rtc = Add(new Rtc(new RtcOptions
+        {
+            Epoch = clock.GetUtcNow(),
+            LowMemory = Math.Min(memory.TotalBytes, GuestMemory.PciHoleStart),
+            HighMemory = memory.TotalBytes - Math.Min(memory.TotalBytes, GuestMemory.PciHoleStart),
+        }, hpet.RtcInput, clock));
+        Claim(rtc, PcPorts.Rtc);
+
+        // Serial line.
+        Serial = new SerialPort(options.Serial);
+        Serial16550 uart = Add(new Serial16550("serial0", PcPorts.Com1.First, router.Connect(PcLayout.Com1Irq), Serial));
+        Serial.Connect(uart);
+        Claim(uart, PcPorts.Com1);
+
+        // Power and reset.
+        acpiPm = Add(new AcpiPm(new AcpiPmOptions(), router.Connect(PcLayout.SciIrq), clock, () => request(new GuestRequest(MachineExitKind.PoweredOff))));
+        Claim(acpiPm, PcPorts.AcpiPm);
+        Claim(Add(new ResetControl(RequestReset)), PcPorts.ResetControl);
+        Claim(Add(new SystemControlPortA(RequestReset)), PcPorts.SystemControlA);
+        Claim(Add(new I8042(router.Connect(PcLayout.KeyboardIrq), RequestReset)), PcPorts.I8042);
+
+        // PCI.
+        PciBus pci = new();
+        pci.Attach(0, 0, Add(new PciHostBridge(PcLayout.EcamBase)));
+        Claim(Add(new PciConfigurationPorts(pci)), PcPorts.PciConfiguration);
+        PciEcamWindow ecam = Add(new PciEcamWindow(pci));
+        Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
+
+        foreach (DeviceOptions device in options.Devices)
+        {
+            switch (device)
+            {
+                case DebugExitOptions exit:
+                    DebugExit port = Add(new DebugExit(exit.Port, status => request(new GuestRequest(MachineExitKind.DebugExit, status))));
+                    Claim(port, new PortRange(exit.Port, 1));
+                    break;
+                default:
+                    throw new ConfigurationException($"--device: {device.GetType().Name} cannot be put on this board");
+            }
+        }
+        ConfigureLikeFirmware();
+    }
+
+    /// <summary>The I/O ports.</summary>
+    public PortBus Ports { get; } = new();
+
+    /// <summary>The memory-mapped devices, but for the local APICs, of which each vCPU sees its own.</summary>
+    public MmioBus Mmio { get; } = new();
+
+    /// <summary>The local APIC of each vCPU.</summary>
+    public IReadOnlyList<LocalApic> LocalApics { get; }
+
+    /// <summary>COM1, the host's end.</summary>
+    public SerialPort Serial { get; }
+
+    /// <summary>Every device that a reset reaches.</summary>
+    public IReadOnlyList<IDevice> Devices => devices;
+
+    /// <summary>Presses the power button.</summary>
+    public void PressPowerButton() => acpiPm.PressPowerButton();
+
+    /// <summary>Resets every device. No vCPU is in the guest.</summary>
+    public void Reset()
+    {
+        foreach (IDevice device in devices)
+            device.Reset();
+        Serial.Reset();
+        ConfigureLikeFirmware();
+    }
+
+    // The machine boots without firmware: what a BIOS would have set up, and kernels rely on, is done here.
+    private void ConfigureLikeFirmware()
+    {
+        LocalApics[0].ConfigureVirtualWire();
+        pic.ConfigureLikeFirmware(FirmwareIrqs);
+        pic.WritePort(EdgeLevelPort2, 1, 1u << (PcLayout.SciIrq - 8));
+    }
+
+    private T Add<T>(T device)
+        where T : IDevice
+    {
+        devices.Add(device);
+        return device;
+    }
+
+    private void Claim<T>(T device, params IReadOnlyList<PortRange> ranges)
+        where T : IDevice, IPortDevice
+    {
+        foreach (PortRange range in ranges)
+        {
+            try
+            {
+                Ports.Add(device.Name, range.First, range.Count, device);
+            }
+            catch (InvalidOperationException e)
+            {
+                throw new ConfigurationException($"{e.Message}; choose another port", e);
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+using Aerostat.Chipset;
+using Aerostat.Loader;
+using Aerostat.Memory;
+using Aerostat.Processors;
+
+namespace Aerostat.Machine;
+
+/// <summary>What a machine starts with, opened and ready to be put into memory again at every reset.</summary>
+internal sealed class BootImage : IDisposable
+{
+    private const uint RealModeCode = 0x9B, RealModeData = 0x93;
+
+    private readonly MachineOptions options;
+    private readonly KernelImage? kernel;
+    private readonly BootFile? initrd;
+
+    /// <summary>Opens the files.</summary>
+    /// <exception cref="BootException">One of them is not there or is not what it should be.</exception>
+    public BootImage(MachineOptions options)
+    {
+        this.options = options;
+        if (options.Boot is not KernelBootOptions boot)
+            return;
+        kernel = KernelImage.Open(boot.Kernel);
+        try
+        {
+            initrd = boot.InitrdBytes is { } bytes ? BootFile.FromMemory(bytes, "image", "initrd")
+                : boot.Initrd is { } path ? BootFile.Open(path, "initrd")
+                : null;
+        }
+        catch
+        {
+            kernel.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>
+    /// Writes firmware tables, kernel and initrd into memory. Answers what makes the start state of vCPU 0 out of its reset
+    /// state, or null to leave it there.
+    /// </summary>
+    /// <exception cref="BootException">Something does not fit.</exception>
+    public Func<ProcessorState, ProcessorState>? Load(GuestMemory memory)
+    {
+        switch (options.Boot)
+        {
+            case KernelBootOptions boot:
+                SmbiosTables.Write(memory, new SmbiosOptions { Processors = options.Cpus, MemoryBytes = options.MemoryBytes });
+                ulong rsdp = AcpiTables.Write(memory, DescribeBoard());
+                BootResult loaded = kernel!.Load(memory, new BootParameters
+                {
+                    MemoryMap = E820Map.ForPc(memory, PcLayout.EcamBase, PcLayout.EcamSize),
+                    CommandLine = boot.CommandLine,
+                    Initrd = initrd,
+                    RsdpAddress = rsdp,
+                });
+                return _ => loaded.State;
+            case RealModeBootOptions code:
+                memory.Write(new GuestAddress(code.Address), code.Code.Span);
+                return reset => StartRealMode(reset, code.Address);
+            default:
+                return null;
+        }
+    }
+
+    private AcpiOptions DescribeBoard() => new()
+    {
+        ApicIds = [.. Enumerable.Range(0, options.Cpus).Select(i => (uint)i)],
+        LocalApicAddress = (uint)PcLayout.LocalApicBase,
+        IoApicAddress = (uint)PcLayout.IoApicBase,
+        HpetAddress = (uint)PcLayout.HpetBase,
+        EcamAddress = PcLayout.EcamBase,
+        SciInterrupt = PcLayout.SciIrq,
+        Pm1EventPort = PcLayout.Pm1aEventPort,
+        Pm1ControlPort = PcLayout.Pm1aControlPort,
+        PmTimerPort = PcLayout.PmTimerPort,
+        Gpe0Port = PcLayout.Gpe0Port,
+        Gpe0Length = (byte)PcLayout.Gpe0Length,
+        ResetPort = PcLayout.ResetPort,
+        ResetValue = PcLayout.ResetValue,
+        SleepTypeS5 = PcLayout.SleepTypeS5,
+    };
+
+    private static ProcessorState StartRealMode(ProcessorState state, ushort address)
+    {
+        for (int i = 0; i < state.Segments.Length; i++)
+            state.Segments[i] = new SegmentState(0, 0, 0xFFFF, i == 1 ? RealModeCode : RealModeData);
+        state.Rip = address;
+        state.Gpr[4] = address;
+        return state;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        kernel?.Dispose();
+        initrd?.Dispose();
+    }
+}

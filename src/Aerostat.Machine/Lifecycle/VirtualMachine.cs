@@ -1,0 +1,344 @@
+using System.ComponentModel;
+using System.Threading.Channels;
+using Aerostat.Memory;
+using Aerostat.Platform;
+using Aerostat.Processors;
+
+namespace Aerostat.Machine;
+
+/// <summary>
+/// A virtual machine: memory, vCPU threads and a board, and the life they share. Any thread may call any member.
+/// </summary>
+/// <remarks>
+/// What is asked of the machine, from outside or by the guest (reset, power-off, crash), goes through one queue and is carried
+/// out one after the other; the first end wins. A guest's wish closes the <see cref="RunGate"/> at once, so that no vCPU runs a
+/// further instruction, and is then carried out from the queue.
+/// </remarks>
+public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
+{
+    private readonly Channel<Func<Task>> queue = Channel.CreateUnbounded<Func<Task>>(new() { SingleReader = true });
+    private readonly TaskCompletionSource<MachineExit> exit = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly RunGate gate = new();
+    private readonly Accelerator accelerator;
+    private readonly GuestMemory memory;
+    private readonly VmClock clock;
+    private readonly IHypervisor hypervisor;
+    private readonly Board board;
+    private readonly IVirtualProcessor[] processors;
+    private readonly VcpuExitHandler[] handlers;
+    private readonly VcpuThread[] vcpus;
+    private readonly BootImage boot;
+    private readonly Task lifecycle;
+    private volatile MachineState state = MachineState.Created;
+    private int guestRequested;
+    private int resets;
+    private int disposed;
+
+    /// <summary>Builds a machine and loads what it boots. It starts with <see cref="StartAsync"/>.</summary>
+    /// <exception cref="ConfigurationException">The options cannot be met.</exception>
+    /// <exception cref="Loader.BootException">What is to be booted cannot be.</exception>
+    /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
+    public VirtualMachine(MachineOptions options, Accelerator accelerator)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(accelerator);
+        options.Validate();
+        Options = options;
+        this.accelerator = accelerator;
+        Stack<IDisposable> built = [];
+        try
+        {
+            built.Push(boot = new BootImage(options));
+            built.Push(memory = CreateMemory(options.MemoryBytes));
+            built.Push(hypervisor = accelerator.Open(memory));
+            built.Push(clock = new VmClock { CallbackFailed = e => Fail("a timer's call-back failed", e, null) });
+            processors = new IVirtualProcessor[options.Cpus];
+            for (int i = 0; i < options.Cpus; i++)
+            {
+                built.Push(processors[i] = hypervisor.CreateProcessor(new VirtualProcessorOptions
+                {
+                    Index = i,
+                    Count = options.Cpus,
+                    Cpuid = accelerator.Cpuid(i, options.Cpus),
+                    Clock = clock,
+                }));
+            }
+            board = new Board(options, memory, clock, processors, OnGuestRequest);
+            handlers = [.. board.LocalApics.Select(apic => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate))];
+            ResetProcessors(boot.Load(memory), direct: true).GetAwaiter().GetResult();
+            vcpus = [.. processors.Zip(handlers, (p, h) => new VcpuThread(p, h, this))];
+        }
+        catch
+        {
+            while (built.TryPop(out IDisposable? part))
+                part.Dispose();
+            throw;
+        }
+        lifecycle = Task.Run(RunQueue);
+    }
+
+    /// <summary>What was asked for.</summary>
+    public MachineOptions Options { get; }
+
+    /// <summary>Where the machine is in its life.</summary>
+    public MachineState State => state;
+
+    /// <summary>Guest physical memory.</summary>
+    public GuestMemory Memory => memory;
+
+    /// <summary>Completes when the run is over. The machine can then only be read and disposed of.</summary>
+    public Task<MachineExit> Exit => exit.Task;
+
+    /// <summary>Lets a created or paused machine run.</summary>
+    public Task StartAsync() => Enqueue(Run);
+
+    /// <summary>Takes all vCPUs out of the guest and stops VM time.</summary>
+    public Task PauseAsync() => Enqueue(Pause);
+
+    /// <summary>Goes on after <see cref="PauseAsync"/>.</summary>
+    public Task ResumeAsync() => Enqueue(Run);
+
+    /// <summary>Resets the machine as its reset button would, whatever <see cref="MachineOptions.NoReboot"/> says.</summary>
+    public Task ResetAsync() => Enqueue(Reset);
+
+    /// <summary>Presses the power button: an ACPI guest shuts down by itself.</summary>
+    public Task PressPowerButtonAsync() => Enqueue(() =>
+    {
+        if (state != MachineState.Ended)
+            board.PressPowerButton();
+        return Task.CompletedTask;
+    });
+
+    /// <summary>Ends the run at once; does nothing when it is over already.</summary>
+    /// <param name="kind">What <see cref="Exit"/> shall say.</param>
+    public Task StopAsync(MachineExitKind kind = MachineExitKind.Stopped) => Enqueue(() => End(new MachineExit(kind)));
+
+    /// <summary>
+    /// Waits for the end of the run; when it has not come after <paramref name="timeout"/>, stops the machine
+    /// (<see cref="MachineExitKind.TimedOut"/>).
+    /// </summary>
+    public async Task<MachineExit> WaitForExitAsync(TimeSpan? timeout = null)
+    {
+        if (timeout is { } limit)
+        {
+            using CancellationTokenSource over = new();
+            if (await Task.WhenAny(Exit, Task.Delay(limit, over.Token)).ConfigureAwait(false) != Exit)
+                await StopAsync(MachineExitKind.TimedOut).ConfigureAwait(false);
+            await over.CancelAsync().ConfigureAwait(false);
+        }
+        return await Exit.ConfigureAwait(false);
+    }
+
+    /// <summary>Types into COM1, as fast as the guest takes it. One call at a time.</summary>
+    public Task SendSerialAsync(ReadOnlyMemory<byte> bytes, CancellationToken cancellation = default) => board.Serial.SendAsync(bytes, cancellation);
+
+    /// <summary>What the machine has done so far.</summary>
+    public MachineStatistics GetStatistics()
+    {
+        Dictionary<string, long> exits = [], handled = [], counters = [];
+        long instructions = 0;
+        foreach (VcpuThread vcpu in vcpus)
+            foreach (ExitReason reason in Enum.GetValues<ExitReason>())
+                Add(exits, CounterName(reason), vcpu.ExitCount(reason));
+        foreach (VcpuExitHandler handler in handlers)
+            foreach ((string name, long count) in handler.Counters)
+                Add(handled, name, count);
+        foreach (IVirtualProcessor processor in processors)
+        {
+            ProcessorCounters own = processor.Counters;
+            instructions += Volatile.Read(ref own.Instructions);
+            foreach ((string name, long count) in own.Named)
+                Add(counters, name, count);
+        }
+        return new MachineStatistics(
+            accelerator.Name, accelerator.CpuModel, instructions, exits, handled, counters,
+            board.Ports.UnclaimedAccesses, board.Mmio.UnclaimedAccesses, Volatile.Read(ref resets), clock.GetElapsedTime(0));
+    }
+
+    private static void Add(Dictionary<string, long> sums, string name, long count) =>
+        sums[name] = sums.GetValueOrDefault(name) + count;
+
+    private static string CounterName(ExitReason reason) => reason switch
+    {
+        ExitReason.Interrupted => "interrupted",
+        ExitReason.Halted => "halted",
+        ExitReason.WaitForStartup => "wait-for-startup",
+        ExitReason.InterruptWindow => "interrupt-window",
+        ExitReason.Debug => "debug",
+        ExitReason.Shutdown => "shutdown",
+        ExitReason.FailedEntry => "failed-entry",
+        ExitReason.HandlerRequest => "handler-request",
+        _ => "unknown",
+    };
+
+    private static GuestMemory CreateMemory(ulong bytes)
+    {
+        try
+        {
+            return GuestMemory.CreatePc(bytes);
+        }
+        catch (Exception e) when (e is Win32Exception or IOException or OutOfMemoryException)
+        {
+            throw new HostException($"the host does not give {MemorySize.Format(bytes)} of guest memory ({e.Message}); give --memory less, or raise the limit (ulimit -v, vm.overcommit_memory)", e);
+        }
+    }
+
+    private Task Enqueue(Func<Task> body)
+    {
+        TaskCompletionSource done = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        bool queued = queue.Writer.TryWrite(async () =>
+        {
+            try
+            {
+                await body().ConfigureAwait(false);
+                done.TrySetResult();
+            }
+            catch (Exception e)
+            {
+                done.TrySetException(e);
+                throw;
+            }
+        });
+        if (!queued)
+            done.TrySetResult();
+        return done.Task;
+    }
+
+    private async Task RunQueue()
+    {
+        await foreach (Func<Task> body in queue.Reader.ReadAllAsync().ConfigureAwait(false))
+        {
+            try
+            {
+                await body().ConfigureAwait(false);
+            }
+            catch (Exception e)
+            {
+                await End(new MachineExit(MachineExitKind.VmmFailed, 0, e.ToString())).ConfigureAwait(false);
+            }
+        }
+    }
+
+    private async Task Run()
+    {
+        if (state is not (MachineState.Created or MachineState.Paused))
+            return;
+        clock.Start();
+        state = MachineState.Running;
+        await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);
+    }
+
+    private async Task Pause()
+    {
+        if (state != MachineState.Running)
+            return;
+        await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
+        clock.Stop();
+        state = MachineState.Paused;
+    }
+
+    private async Task Reset()
+    {
+        if (state == MachineState.Ended)
+            return;
+        bool wasRunning = state == MachineState.Running;
+        await Pause().ConfigureAwait(false);
+        board.Reset();
+        // Memory comes up empty, as after power-on; what must be there is loaded anew.
+        foreach (MemoryRegion region in memory.Regions)
+            memory.Discard(region.Base, region.Size);
+        await ResetProcessors(boot.Load(memory), direct: false).ConfigureAwait(false);
+        Interlocked.Increment(ref resets);
+        Volatile.Write(ref guestRequested, 0);
+        gate.Closed = false;
+        if (wasRunning)
+            await Run().ConfigureAwait(false);
+    }
+
+    // Before there are threads the caller owns the processors.
+    private async Task ResetProcessors(Func<ProcessorState, ProcessorState>? start, bool direct)
+    {
+        for (int i = 0; i < processors.Length; i++)
+        {
+            IVirtualProcessor processor = processors[i];
+            void ResetOne()
+            {
+                processor.Reset();
+                if (start is not null && processor.Index == 0)
+                    processor.SetState(start(processor.GetState()));
+            }
+            if (direct)
+                ResetOne();
+            else
+                await vcpus[i].InvokeAsync(ResetOne).ConfigureAwait(false);
+        }
+    }
+
+    private async Task End(MachineExit how)
+    {
+        if (state == MachineState.Ended)
+            return;
+        gate.Closed = true;
+        await Task.WhenAll(vcpus.Select(v => v.StopAsync())).ConfigureAwait(false);
+        clock.Stop();
+        state = MachineState.Ended;
+        exit.TrySetResult(how);
+    }
+
+    // From a device, on whatever thread it is called: the first wish of a life between two resets wins.
+    private void OnGuestRequest(GuestRequest request)
+    {
+        if (Interlocked.Exchange(ref guestRequested, 1) != 0)
+            return;
+        gate.Closed = true;
+        foreach (VcpuThread vcpu in vcpus)
+            vcpu.Kick();
+        queue.Writer.TryWrite(() => request.Kind == MachineExitKind.Reset && !Options.NoReboot
+            ? Reset()
+            : End(new MachineExit(request.Kind, request.Code)));
+    }
+
+    void IVcpuObserver.Crashed(VcpuThread vcpu, ProcessorExit how)
+    {
+        gate.Closed = true;
+        string report = $"{CrashReport.Describe(vcpu.Processor.Index, how)}\n{CrashReport.Write(vcpu.Processor, memory)}";
+        queue.Writer.TryWrite(() => End(new MachineExit(MachineExitKind.Crashed, 0, report)));
+    }
+
+    void IVcpuObserver.Failed(VcpuThread vcpu, Exception error) =>
+        Fail($"vCPU {vcpu.Processor.Index} failed", error, vcpu.Processor);
+
+    private void Fail(string what, Exception error, IVirtualProcessor? processor)
+    {
+        gate.Closed = true;
+        string registers = "";
+        try
+        {
+            if (processor is not null)
+                registers = "\n" + CrashReport.Write(processor, memory);
+        }
+        catch (Exception e)
+        {
+            registers = $"\n(no registers: {e.Message})";
+        }
+        queue.Writer.TryWrite(() => End(new MachineExit(MachineExitKind.VmmFailed, 0, $"{what}: {error}{registers}")));
+    }
+
+    /// <summary>Stops the machine if it still runs and gives everything back to the host.</summary>
+    public async ValueTask DisposeAsync()
+    {
+        if (Interlocked.Exchange(ref disposed, 1) != 0)
+            return;
+        await StopAsync().ConfigureAwait(false);
+        queue.Writer.TryComplete();
+        await lifecycle.ConfigureAwait(false);
+        foreach (VcpuThread vcpu in vcpus)
+            vcpu.Dispose();
+        clock.Dispose();
+        foreach (IVirtualProcessor processor in processors)
+            processor.Dispose();
+        hypervisor.Dispose();
+        memory.Dispose();
+        boot.Dispose();
+    }
+}
