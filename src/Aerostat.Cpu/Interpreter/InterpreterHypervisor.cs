@@ -31,7 +31,10 @@ public sealed class InterpreterHypervisor : IHypervisor
         ArgumentNullException.ThrowIfNull(options);
         if (options.Index < 0 || options.Index >= options.Count || !made.Add(options.Index))
             throw new ArgumentOutOfRangeException(nameof(options), options.Index, $"vCPU numbers are 0..{options.Count - 1}, each once");
-        return new SoftwareProcessor(new Interpreter(options, memory, gate, stubs, Math.Max(SmallestBlockCache, BlockCacheBudget / (ulong)options.Count)));
+        var interpreter = new Interpreter(options, memory, gate, stubs, Math.Max(SmallestBlockCache, BlockCacheBudget / (ulong)options.Count));
+        var processor = new SoftwareProcessor(interpreter);
+        interpreter.Owner = processor;
+        return processor;
     }
 
     private void DropWritePaths()

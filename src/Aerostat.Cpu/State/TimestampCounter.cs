@@ -34,6 +34,14 @@ internal sealed class TimestampCounter(TimeProvider clock, long frequencyHz) : I
     /// <summary>WRMSR to IA32_TSC_ADJUST: also moves the counter by the same distance.</summary>
     public void WriteAdjust(long value) => Move(value - Adjust);
 
+    /// <summary>Sets counter and IA32_TSC_ADJUST apart from each other: power-on and restored states.</summary>
+    public void Restore(ulong value, long adjust)
+    {
+        Volatile.Write(ref offset, offset + (long)(value - Read()));
+        Adjust = adjust;
+        Adjusted?.Invoke();
+    }
+
     private void Move(long distance)
     {
         Adjust += distance;

@@ -1,0 +1,29 @@
+using Aerostat.Processors;
+using Aerostat.X86;
+
+namespace Aerostat.Cpu;
+
+/// <content>CPUID with the bits that follow the state.</content>
+internal sealed unsafe partial class Interpreter
+{
+    internal CpuidResult ReadCpuid(CpuState* s, uint leaf, uint subleaf)
+    {
+        CpuidResult r = Model.Cpuid(leaf, subleaf);
+        switch (leaf)
+        {
+            case 1:
+                uint osxsave = (s->Cr4 & Cr4.OsXsave) != 0 ? 1u << 27 : 0;
+                uint edx = Handler.LocalApicEnabled ? r.Edx : r.Edx & ~(1u << 9);
+                return r with { Ecx = (r.Ecx & ~(1u << 27)) | osxsave, Edx = edx };
+            case 7 when subleaf == 0:
+                return r with { Ecx = (r.Ecx & ~(1u << 4)) | ((s->Cr4 & Cr4.Pke) != 0 ? 1u << 4 : 0) };
+            case 0xD when subleaf <= 1 && (subleaf == 0 || (r.Eax & 0xA) != 0):
+                return r with { Ebx = ExtendedState.AreaSize(s->Xcr0) };
+            case 0x8000_0001 when Model.Vendor == Vendor.Intel && s->Bitness != 64:
+                // SYSCALL does not exist outside 64-bit code there, and says so.
+                return r with { Edx = r.Edx & ~(1u << 11) };
+            default:
+                return r;
+        }
+    }
+}
