@@ -48,6 +48,8 @@ public sealed record LocalApicSavedState
     public long CountElapsed { get; init; }
     /// <summary>Nanoseconds to the next expiry, negative when overdue; null: none.</summary>
     public long? UntilExpiry { get; init; }
+    /// <summary>Nanoseconds since the timer last fired; matters to the pace of very short periods only.</summary>
+    public long SinceFired { get; init; }
     /// <summary>IA32_TSC_DEADLINE.</summary>
     public ulong Deadline { get; init; }
 }
@@ -84,6 +86,7 @@ public sealed partial class LocalApic
                 Counting = _counting,
                 CountElapsed = _counting ? now - _countStart : 0,
                 UntilExpiry = _nextExpiry == long.MaxValue ? null : _nextExpiry - now,
+                SinceFired = Math.Clamp(now - _lastFired, 0, ShortestPeriod),
                 Deadline = _deadline,
             };
         }
@@ -119,7 +122,7 @@ public sealed partial class LocalApic
             _counting = state.Counting && _initialCount != 0;
             _countStart = now - state.CountElapsed;
             _nextExpiry = _counting && state.UntilExpiry is long wait ? now + wait : long.MaxValue;
-            _lastFired = now - ShortestPeriod;
+            _lastFired = now - Math.Clamp(state.SinceFired, 0, ShortestPeriod);
             _deadline = state.Deadline;
             _timer.Expired();
             Arm();

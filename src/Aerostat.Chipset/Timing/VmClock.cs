@@ -41,6 +41,10 @@ internal sealed class VmClock(TimeProvider time)
         return seconds * Second + (long)wide;
     }
 
-    /// <summary><paramref name="time"/> + <paramref name="delta"/> without overflow; both not negative.</summary>
-    public static long Add(long time, long delta) => delta > long.MaxValue - time ? long.MaxValue : time + delta;
+    /// <summary><paramref name="time"/> + <paramref name="delta"/>, which is not negative; saturates.</summary>
+    public static long Add(long time, long delta)
+    {
+        long sum = unchecked(time + delta);
+        return sum < time ? long.MaxValue : sum;
+    }
 }
