@@ -103,6 +103,8 @@ public sealed unsafe partial class TerminalTests : IDisposable
         bool? result = null;
         Thread writer = new(() => result = terminal.Write(new byte[1 << 20]));
         writer.Start();
+        // Usually enough to fill the terminal's buffer and wait; ending it earlier must work as well.
+        Thread.Sleep(20);
         terminal.CancelWrite();
         Assert.True(writer.Join(TimeSpan.FromSeconds(30)));
         Assert.False(result);

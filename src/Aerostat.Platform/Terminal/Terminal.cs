@@ -19,11 +19,16 @@ public sealed unsafe partial class Terminal : IDisposable
     private const uint PostProcess = 1;
     private const short PollIn = 1, PollOut = 4;
     private const int Interrupted = 4, TryAgain = 11;
-    private const int CloseOnExec = 0x80000, NonBlocking = 0x800;
+    private const int CloseOnExec = 0x80000, NonBlocking = 0x800, WriteOnly = 1, NoControllingTerminal = 0x100;
+
+    // A pipe that polls ready takes this much without blocking: one slot, a page.
+    private const int PipeChunk = 4096;
 
     private readonly Lock gate = new();
     private readonly int input;
     private readonly int output;
+    private readonly int outputChunk = PipeChunk;
+    private readonly bool outputIsOwn;
     private readonly int cancelRead;
     private readonly int cancelWrite;
     private readonly byte[] original = new byte[TermiosSize];
@@ -46,6 +51,17 @@ public sealed unsafe partial class Terminal : IDisposable
                 _ = close(cancelRead);
             throw new Win32Exception(error, "eventfd failed");
         }
+        if (isatty(output) != 1)
+            return;
+        // A terminal polls ready when it can take a single character and then blocks in the middle of a longer write. O_NONBLOCK on the
+        // descriptor that was given would reach every process that shares it, so it is opened once more, for this one alone.
+        int own = open($"/proc/self/fd/{output}", WriteOnly | NonBlocking | NoControllingTerminal | CloseOnExec);
+        outputIsOwn = own >= 0;
+        if (outputIsOwn)
+            output = own;
+        else
+            // Another user's terminal, as after su: one character at a time never blocks for long.
+            outputChunk = 1;
     }
 
     /// <summary>Whether input is a terminal.</summary>
@@ -146,16 +162,13 @@ public sealed unsafe partial class Terminal : IDisposable
     /// </summary>
     public bool Write(ReadOnlySpan<byte> bytes)
     {
-        // A blocking descriptor that is ready takes at least this much without blocking (PIPE_BUF; a terminal's buffer).
-        const int Chunk = 4096, TerminalChunk = 512;
-        int chunk = OutputIsTerminal ? TerminalChunk : Chunk;
         while (!bytes.IsEmpty)
         {
             if (!WaitFor(output, PollOut, cancelWrite))
                 return false;
             fixed (byte* p = bytes)
             {
-                nint count = write(output, p, (nuint)Math.Min(bytes.Length, chunk));
+                nint count = write(output, p, (nuint)Math.Min(bytes.Length, outputChunk));
                 if (count >= 0)
                 {
                     bytes = bytes[(int)count..];
@@ -188,6 +201,8 @@ public sealed unsafe partial class Terminal : IDisposable
             registration.Dispose();
         _ = close(cancelRead);
         _ = close(cancelWrite);
+        if (outputIsOwn)
+            _ = close(output);
     }
 
     private void SetRaw()
@@ -251,6 +266,9 @@ public sealed unsafe partial class Terminal : IDisposable
 
     [LibraryImport("libc")]
     private static partial int isatty(int fd);
+
+    [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int open(string path, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int tcgetattr(int fd, byte* termios);
