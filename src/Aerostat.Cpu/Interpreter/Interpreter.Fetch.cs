@@ -52,8 +52,10 @@ internal sealed unsafe partial class Interpreter
             epoch++;
         while (true)
         {
-            // The order matters: watch the page, copy and decode, mark what was decoded, take the generation, and only then make sure
-            // that the copy was still true. A write after that moves the generation on.
+            // The order matters: take the generation, watch the page, copy and decode, mark what was decoded, and only then make sure that
+            // the copy was still true. A write after that moves the generation on from the one taken.
+            uint* generation = Memory.CodeGeneration + (gpa >> 12);
+            uint decoded = Volatile.Read(ref *generation);
             WatchCode(gpa, 1);
             int available = (int)Math.Min(4096 - (gpa & 4095), BlockDecoder.MaxOps * LongestInstruction);
             Buffer.MemoryCopy(Memory.HostBase + gpa, fetchBuffer, FetchBufferBytes, available);
@@ -61,8 +63,6 @@ internal sealed unsafe partial class Interpreter
             if (count == 0)
                 return DecodeCrossing(s, linear, gpa, available, access);
             WatchCode(gpa, (uint)length);
-            uint* generation = Memory.CodeGeneration + (gpa >> 12);
-            uint decoded = Volatile.Read(ref *generation);
             Interlocked.MemoryBarrier();
             if (!new ReadOnlySpan<byte>(fetchBuffer, length).SequenceEqual(new ReadOnlySpan<byte>(Memory.HostBase + gpa, length)))
                 continue;
@@ -93,10 +93,10 @@ internal sealed unsafe partial class Interpreter
             return DecodeForeign(s, gpa);
         while (true)
         {
-            WatchCode(gpa, (uint)first);
-            WatchCode(t2.Gpa, LongestInstruction);
             uint* generation = Memory.CodeGeneration + (gpa >> 12), generation2 = Memory.CodeGeneration + (t2.Gpa >> 12);
             uint decoded = Volatile.Read(ref *generation), decoded2 = Volatile.Read(ref *generation2);
+            WatchCode(gpa, (uint)first);
+            WatchCode(t2.Gpa, LongestInstruction);
             Interlocked.MemoryBarrier();
             Buffer.MemoryCopy(Memory.HostBase + gpa, fetchBuffer, FetchBufferBytes, first);
             Buffer.MemoryCopy(page2, fetchBuffer + first, FetchBufferBytes - first, LongestInstruction);
@@ -138,18 +138,20 @@ internal sealed unsafe partial class Interpreter
     /// <summary>Marks bytes as code; when their page was not watched before, waits until no vCPU can write to it unseen.</summary>
     private void WatchCode(ulong gpa, uint length)
     {
-        if (!Memory.MarkCode(gpa, length))
+        if (Memory.TryMarkCode(gpa, length))
             return;
         ulong page = gpa & ~4095UL;
-        Interpreter[] all = gate.Members;
-        if (all.Length == 1)
+        if (gate.Members.Length == 1)
         {
-            DropWritePath(page);
+            if (Memory.MarkCode(gpa, length))
+                DropWritePath(page);
             return;
         }
+        // Marking happens inside the exclusive section, so that nobody sees "watched" while a fast write path is left.
         gate.BeginExclusive(this);
-        foreach (Interpreter member in gate.Members)
-            member.DropWritePath(page);
+        if (Memory.MarkCode(gpa, length))
+            foreach (Interpreter member in gate.Members)
+                member.DropWritePath(page);
         gate.EndExclusive(this);
         shootdowns++;
     }
