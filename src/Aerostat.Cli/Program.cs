@@ -18,6 +18,6 @@ public static class Program
             Console.Out.WriteLine($"aerostat {Version}");
             return 0;
         }
-        return 2;
+        return CommandTree.Invoke(args, Console.Out, Console.Error);
     }
 }

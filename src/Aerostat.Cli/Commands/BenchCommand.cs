@@ -1,0 +1,81 @@
+using System.CommandLine;
+using System.Globalization;
+using Aerostat.Loader;
+using Aerostat.Machine;
+using Aerostat.Platform;
+
+namespace Aerostat.Cli;
+
+/// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
+internal static class BenchCommand
+{
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateSoak() };
+
+    private static Command CreateBoot()
+    {
+        Option<string> kernel = Kernel(), busybox = Busybox(), accelerator = MachineArguments.Accelerator(), memory = MachineArguments.Memory(), cpus = MachineArguments.Cpus();
+        Option<string> initrd = new("--initrd") { HelpName = "FILE", Description = $"An initramfs that prints {GuestScripts.Done} and powers off; default: one made here" };
+        Option<string> append = new("--append") { HelpName = "TEXT", Description = "Kernel command line", DefaultValueFactory = _ => "console=ttyS0 panic=-1" };
+        Option<string> runs = new("--runs") { HelpName = "N", Description = "How often each is run", DefaultValueFactory = _ => "5" };
+        Option<bool> json = new("--json") { Description = "Machine-readable output" };
+        Command command = new("boot", "Boot a stock kernel to power-off, in turn with QEMU's software processor when that is installed.")
+        {
+            kernel, busybox, initrd, append, memory, cpus, accelerator, runs, json,
+        };
+        command.SetAction((result, _) => WithInitramfs(result, result.GetValue(initrd), busybox, GuestScripts.Benchmark, (path, stopping) => new BootBenchmark
+        {
+            Kernel = StockKernel.Kernel(result.GetValue(kernel)),
+            Initrd = path,
+            Append = result.GetRequiredValue(append),
+            MemoryBytes = MemorySize.Parse(result.GetRequiredValue(memory), "--memory"),
+            Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
+            Accelerator = result.GetRequiredValue(accelerator),
+            Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
+            Json = result.GetValue(json),
+        }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
+        return command;
+    }
+
+    private static Command CreateSoak()
+    {
+        Option<string> kernel = Kernel(), busybox = Busybox(), accelerator = MachineArguments.Accelerator();
+        Option<string> minutes = new("--minutes") { HelpName = "N", Description = "How long", DefaultValueFactory = _ => "10" };
+        Command command = new("soak", "Boot guests of several shapes one after the other; each works for a while and powers off.") { kernel, busybox, accelerator, minutes };
+        command.SetAction((result, _) => WithInitramfs(result, null, busybox, GuestScripts.Soak, (path, stopping) => Soak.RunAsync(
+            StockKernel.Kernel(result.GetValue(kernel)), path, result.GetRequiredValue(accelerator),
+            TimeSpan.FromMinutes(ParseCount("--minutes", result.GetRequiredValue(minutes), 100_000)),
+            result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
+        return command;
+    }
+
+    private static Option<string> Kernel() => new("--kernel") { HelpName = "FILE", Description = "A bzImage; default: the stock kernel that ./dev fetched" };
+
+    private static Option<string> Busybox() => new("--busybox") { HelpName = "FILE", Description = "A static busybox; default: the one that ./dev fetched" };
+
+    private static int ParseCount(string option, string text, int most) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count >= 1 && count <= most
+            ? count
+            : throw new ConfigurationException($"{option}: '{text}' is not a number from 1 to {most}");
+
+    // Child processes get the initramfs as a file; it goes when they have.
+    private static async Task<int> WithInitramfs(ParseResult result, string? given, Option<string> busybox, string script, Func<string, CancellationToken, Task<int>> body)
+    {
+        using HostSignals signals = new();
+        string path = given ?? Path.Combine(Path.GetTempPath(), $"aerostat-bench-{Environment.ProcessId}.cpio");
+        try
+        {
+            if (given is null)
+                new InitramfsBuilder { BusyboxPath = StockKernel.Busybox(result.GetValue(busybox)), InitScript = script }.Build(path);
+            return await body(path, signals.Stopping).ConfigureAwait(false);
+        }
+        catch (OperationCanceledException) when (signals.Received != 0)
+        {
+            return signals.ExitStatus;
+        }
+        finally
+        {
+            if (given is null)
+                File.Delete(path);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+using System.CommandLine;
+using System.Text;
+
+namespace Aerostat.Cli;
+
+/// <summary><c>aerostat completion SHELL</c>: a completion script on standard output, made from the command tree.</summary>
+internal static class CompletionCommand
+{
+    public static Command Create(RootCommand root)
+    {
+        Argument<string> shell = new("shell") { Description = "bash, zsh or fish", HelpName = "bash|zsh|fish" };
+        shell.AcceptOnlyFromAmong("bash", "zsh", "fish");
+        Command command = new("completion", "Print a shell's completion script.") { shell };
+        command.SetAction(result =>
+        {
+            result.InvocationConfiguration.Output.Write(result.GetRequiredValue(shell) switch
+            {
+                "bash" => Bash(root),
+                "zsh" => "autoload -Uz bashcompinit && bashcompinit\n" + Bash(root),
+                _ => Fish(root),
+            });
+            return ExitStatus.Success;
+        });
+        return command;
+    }
+
+    private static IEnumerable<Command> Verbs(RootCommand root) => root.Subcommands.Where(c => !c.Hidden);
+
+    private static IEnumerable<string> Options(Command command) =>
+        command.Options.Where(o => !o.Hidden).Select(o => o.Name).Where(n => n.StartsWith("--", StringComparison.Ordinal)).Append("--help").Distinct();
+
+    private static string Words(Command command) =>
+        string.Join(' ', command.Subcommands.Where(c => !c.Hidden).Select(c => c.Name)
+            .Concat(command.Name == "completion" ? ["bash", "zsh", "fish"] : []).Concat(Options(command)));
+
+    private static string Bash(RootCommand root)
+    {
+        StringBuilder text = new();
+        text.Append("""
+            _aerostat() {
+                local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words
+                case $before in
+                    --kernel|--initrd|--stats|--busybox|--modules) COMPREPLY=($(compgen -f -- "$word")); return ;;
+                    --accel) COMPREPLY=($(compgen -W "auto kvm translator interpreter" -- "$word")); return ;;
+                esac
+                case ${COMP_WORDS[1]} in
+
+            """);
+        foreach (Command verb in Verbs(root))
+            text.Append($"        {verb.Name}) words=\"{Words(verb)}\" ;;\n");
+        text.Append($"        *) words=\"{string.Join(' ', Verbs(root).Select(v => v.Name))} --help --version\" ;;\n");
+        text.Append("""
+                esac
+                [ "$COMP_CWORD" -gt 1 ] || words="
+            """.TrimEnd());
+        text.Append(string.Join(' ', Verbs(root).Select(v => v.Name))).Append(" --help --version\"\n");
+        text.Append("""
+                COMPREPLY=($(compgen -W "$words" -- "$word"))
+            }
+            complete -o filenames -F _aerostat aerostat
+
+            """);
+        return text.ToString();
+    }
+
+    private static string Fish(RootCommand root)
+    {
+        StringBuilder text = new();
+        text.Append("complete -c aerostat -f\n");
+        foreach (Command verb in Verbs(root))
+        {
+            text.Append($"complete -c aerostat -n __fish_use_subcommand -a {verb.Name} -d '{verb.Description?.Replace("'", "\\'", StringComparison.Ordinal)}'\n");
+            foreach (Command inner in verb.Subcommands.Where(c => !c.Hidden))
+                text.Append($"complete -c aerostat -n '__fish_seen_subcommand_from {verb.Name}' -a {inner.Name}\n");
+            foreach (string option in Options(verb))
+                text.Append($"complete -c aerostat -n '__fish_seen_subcommand_from {verb.Name}' -l {option[2..]}{(option is "--kernel" or "--initrd" or "--stats" or "--busybox" or "--modules" ? " -rF" : "")}\n");
+        }
+        text.Append("complete -c aerostat -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'\n");
+        return text.ToString();
+    }
+}

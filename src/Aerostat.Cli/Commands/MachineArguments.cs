@@ -1,0 +1,44 @@
+using System.CommandLine;
+using System.Globalization;
+using Aerostat.Machine;
+using Aerostat.Platform;
+
+namespace Aerostat.Cli;
+
+/// <summary>Options that several verbs share, and the reading of their values.</summary>
+internal static class MachineArguments
+{
+    private const int LongestName = 64;
+
+    public static Option<string> Memory() =>
+        new("--memory") { HelpName = "SIZE", Description = "Guest memory, such as 512M or 2G", DefaultValueFactory = _ => "512M" };
+
+    public static Option<string> Cpus() =>
+        new("--cpus") { HelpName = "N", Description = $"Number of processors, 1 to {MachineOptions.MaxCpus}", DefaultValueFactory = _ => "1" };
+
+    public static Option<string> Accelerator() =>
+        new("--accel") { HelpName = "NAME", Description = "What runs the guest's code: auto, interpreter", DefaultValueFactory = _ => "auto" };
+
+    public static int ParseCpus(string text) =>
+        int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count)
+            ? count
+            : throw new ConfigurationException($"--cpus: '{text}' is not a number; write 1 to {MachineOptions.MaxCpus}");
+
+    public static TimeSpan ParseTimeout(string text) =>
+        double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out double seconds) && seconds > 0 && seconds <= 1e6
+            ? TimeSpan.FromSeconds(seconds)
+            : throw new ConfigurationException($"--timeout: '{text}' is not a number of seconds above 0; write for instance 60");
+
+    public static string ParseName(string text) =>
+        text.Length is > 0 and <= LongestName && text.All(c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.') && text[0] != '.'
+            ? text
+            : throw new ConfigurationException($"--name: '{text}' is not a name; use up to {LongestName} letters, digits, '-', '_' and '.'");
+
+    /// <summary>Guest memory costs nothing until the guest uses it; a guest larger than its host may still end badly.</summary>
+    public static void WarnAboutMemory(ulong bytes, TextWriter error, string verb)
+    {
+        HostMemory host = HostMemory.Read();
+        if (host.UsableBytes != 0 && bytes > host.UsableBytes + host.SwapFreeBytes)
+            error.WriteLine($"{verb}: warning: guest memory of {MemorySize.Format(bytes)} is more than the {host.UsableBytes >> 20}M this host has free; the host may kill this process when the guest uses it");
+    }
+}

@@ -1,0 +1,82 @@
+using System.CommandLine;
+using Aerostat.Hosting;
+using Aerostat.Machine;
+
+namespace Aerostat.Cli;
+
+/// <summary><c>aerostat run</c>: one machine in the foreground.</summary>
+internal static class RunCommand
+{
+    // Part of the interface, not of this version: named so that the error can say so.
+    private static readonly string[] s_later =
+        ["--firmware", "--disk", "--balloon", "--net", "--control", "--gdb", "--gdb-wait", "--incoming", "--from"];
+
+    public static Command Create()
+    {
+        Option<string> kernel = new("--kernel") { HelpName = "FILE", Description = "bzImage, ELF with a PVH note, or multiboot 1 ELF" };
+        Option<string> initrd = new("--initrd") { HelpName = "FILE", Description = "Initial RAM disk (with multiboot: the module)" };
+        Option<string> append = new("--append") { HelpName = "TEXT", Description = "Kernel command line", DefaultValueFactory = _ => "" };
+        Option<string> memory = MachineArguments.Memory();
+        Option<string> cpus = MachineArguments.Cpus();
+        Option<string> accelerator = MachineArguments.Accelerator();
+        Option<string> cpu = new("--cpu") { HelpName = "NAME", Description = "CPU model; 'help' lists them" };
+        Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none", DefaultValueFactory = _ => "none" };
+        Option<string[]> device = new("--device") { HelpName = "NAME[,key=value...]", Description = "Add a device; 'help' lists them", DefaultValueFactory = _ => [] };
+        Option<string> name = new("--name") { HelpName = "NAME", Description = "The machine's name", DefaultValueFactory = _ => "guest" };
+        Option<bool> noReboot = new("--no-reboot") { Description = "A reset by the guest ends the run" };
+        Option<string> stats = new("--stats") { HelpName = "FILE", Description = "Write statistics as JSON when the run ends" };
+        Option<string> timeout = new("--timeout") { HelpName = "SECONDS", Description = "End the run with status 124 when it takes longer" };
+        Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
+        {
+            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, name, noReboot, stats, timeout,
+        };
+        List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
+        later.ForEach(command.Add);
+        command.SetAction(async (result, _) =>
+        {
+            TextWriter output = result.InvocationConfiguration.Output;
+            foreach (Option option in later)
+                if (result.GetResult(option) is { Implicit: false })
+                    throw new ConfigurationException($"{option.Name} comes with a later version; leave it out");
+            string accel = result.GetRequiredValue(accelerator);
+            if (result.GetValue(cpu) == "help")
+                return List(output, Accelerators.CpuModelsOf(accel));
+            string[] devices = result.GetRequiredValue(device);
+            if (devices.Contains("help"))
+                return List(output, DeviceOptions.Known);
+            if (result.GetValue(kernel) is not { } kernelPath)
+                throw new ConfigurationException("nothing to boot; give --kernel FILE");
+            MachineOptions options = new()
+            {
+                Name = MachineArguments.ParseName(result.GetRequiredValue(name)),
+                MemoryBytes = MemorySize.Parse(result.GetRequiredValue(memory), "--memory"),
+                Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
+                Accelerator = accel,
+                CpuModel = result.GetValue(cpu),
+                Personality = result.GetRequiredValue(personality),
+                NoReboot = result.GetValue(noReboot),
+                Devices = [.. devices.Select(DeviceOptions.Parse)],
+                Boot = new KernelBootOptions(kernelPath) { Initrd = result.GetValue(initrd), CommandLine = result.GetRequiredValue(append) },
+            };
+            TextWriter error = result.InvocationConfiguration.Error;
+            options.Validate();
+            MachineArguments.WarnAboutMemory(options.MemoryBytes, error, "aerostat run");
+            MachineSession session = new(options)
+            {
+                Timeout = result.GetValue(timeout) is { } seconds ? MachineArguments.ParseTimeout(seconds) : null,
+                StatsPath = result.GetValue(stats),
+            };
+            return (await session.RunAsync(error, "aerostat run").ConfigureAwait(false)).Status;
+        });
+        return command;
+    }
+
+    private static int List(TextWriter output, IEnumerable<(string Name, string Meaning)> rows)
+    {
+        List<(string Name, string Meaning)> all = [.. rows];
+        int width = all.Max(r => r.Name.Length);
+        foreach ((string rowName, string meaning) in all)
+            output.WriteLine($"{rowName.PadRight(width)}  {meaning}");
+        return ExitStatus.Success;
+    }
+}

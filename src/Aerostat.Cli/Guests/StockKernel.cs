@@ -1,0 +1,42 @@
+using Aerostat.Loader;
+using Aerostat.Machine;
+
+namespace Aerostat.Cli;
+
+/// <summary>
+/// Where <c>./dev</c> puts the stock kernel and busybox: $XDG_CACHE_HOME/aerostat (cloud/, generic/, busybox/). The verbs that boot
+/// a whole system use what is there unless told otherwise.
+/// </summary>
+internal static class StockKernel
+{
+    private static string Cache => Path.Combine(
+        Environment.GetEnvironmentVariable("XDG_CACHE_HOME") is { Length: > 0 } cache ? cache : Path.Combine(Environment.GetEnvironmentVariable("HOME") ?? "/", ".cache"),
+        "aerostat");
+
+    /// <summary>The kernel given, or the cached one.</summary>
+    /// <exception cref="ConfigurationException">Neither.</exception>
+    public static string Kernel(string? given) => given
+        ?? Newest(Path.Combine(Cache, "cloud", "boot"), "vmlinuz-*", directories: false)
+        ?? throw new ConfigurationException("no kernel; give --kernel FILE, or run './dev kernels' in a clone, which fetches Debian's");
+
+    /// <summary>The busybox given, or the cached one.</summary>
+    /// <exception cref="ConfigurationException">Neither.</exception>
+    public static string Busybox(string? given)
+    {
+        string cached = Path.Combine(Cache, "busybox", "bin", "busybox");
+        return given ?? (File.Exists(cached) ? cached
+            : throw new ConfigurationException("no busybox; give --busybox FILE (a static one), or run './dev kernels' in a clone, which fetches Debian's"));
+    }
+
+    /// <summary>The modules given, else those of the cached kernel if that is the one, else none.</summary>
+    public static KernelModules? Modules(string? given, string kernel)
+    {
+        string? folder = given;
+        if (folder is null && kernel.StartsWith(Path.Combine(Cache, "cloud") + "/", StringComparison.Ordinal))
+            folder = Newest(Path.Combine(Cache, "cloud", "lib", "modules"), "*", directories: true) ?? Newest(Path.Combine(Cache, "cloud", "usr", "lib", "modules"), "*", directories: true);
+        return folder is null ? null : KernelModules.Open(folder);
+    }
+
+    private static string? Newest(string folder, string pattern, bool directories) => !Directory.Exists(folder) ? null
+        : (directories ? Directory.EnumerateDirectories(folder, pattern) : Directory.EnumerateFiles(folder, pattern)).Order(StringComparer.Ordinal).LastOrDefault();
+}

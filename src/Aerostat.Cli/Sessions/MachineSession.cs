@@ -1,0 +1,96 @@
+using System.Diagnostics;
+using Aerostat.Hosting;
+using Aerostat.Machine;
+using Aerostat.Platform;
+
+namespace Aerostat.Cli;
+
+/// <summary>One machine in the foreground: console, signals, time limit, statistics, and the exit status that comes of it.</summary>
+internal sealed class MachineSession(MachineOptions options)
+{
+    // What a shell says of a program that wrote to a closed pipe: 128 + SIGPIPE.
+    private const int BrokenPipe = 141;
+
+    /// <summary>Ends the run when it takes longer.</summary>
+    public TimeSpan? Timeout { get; init; }
+
+    /// <summary>Where the statistics go, or null.</summary>
+    public string? StatsPath { get; init; }
+
+    /// <summary>Whether standard input goes to the guest.</summary>
+    public bool ForwardInput { get; init; } = true;
+
+    /// <summary>Also sees the guest's output.</summary>
+    public SerialOutput? Observer { get; init; }
+
+    /// <summary>Runs beside the guest, for instance to type; cancelled when the guest has ended.</summary>
+    public Func<VirtualMachine, CancellationToken, Task>? Companion { get; init; }
+
+    /// <summary>Runs the machine to its end. Reports go to <paramref name="error"/>, each headed by <paramref name="verb"/>.</summary>
+    public async Task<RunReport> RunAsync(TextWriter error, string verb)
+    {
+        if (StatsPath is not null)
+            RunReport.CheckPath(StatsPath);
+        using HostSignals signals = new();
+        using ConsoleRelay console = new();
+        using MemorySampler memory = new();
+        MachineOptions wired = options with { Serial = Observer is null ? console.Write : bytes => { console.Write(bytes); Observer(bytes); } };
+        VirtualMachine machine = Machines.Create(wired);
+        await using (machine.ConfigureAwait(false))
+        {
+            if (ForwardInput)
+                console.StartInput(machine);
+            long start = Stopwatch.GetTimestamp();
+            using CancellationTokenSource over = new();
+            await machine.StartAsync().ConfigureAwait(false);
+            Task companion = Companion?.Invoke(machine, over.Token) ?? Task.CompletedTask;
+            using CancellationTokenRegistration stop = signals.Stopping.Register(() => _ = machine.StopAsync());
+            _ = console.Quit.ContinueWith(_ => machine.StopAsync(), TaskScheduler.Default);
+            _ = console.OutputLost.ContinueWith(_ => machine.StopAsync(), TaskScheduler.Default);
+            MachineExit exit = await machine.WaitForExitAsync(Timeout).ConfigureAwait(false);
+            TimeSpan wall = Stopwatch.GetElapsedTime(start);
+            await over.CancelAsync().ConfigureAwait(false);
+            console.Finish();
+            await CompanionEnd(companion).ConfigureAwait(false);
+            int status = exit.Kind != MachineExitKind.Stopped ? exit.ExitStatus
+                : signals.Received != 0 ? signals.ExitStatus
+                : console.OutputLost.IsCompleted ? BrokenPipe
+                : 0;
+            RunReport report = new(options, exit, status, machine.GetStatistics(), wall, ProcessUsage.Read(), memory.Peak);
+            Explain(error, verb, exit, console.Dropped);
+            if (StatsPath is not null)
+                report.Write(StatsPath);
+            return report;
+        }
+    }
+
+    private static async Task CompanionEnd(Task companion)
+    {
+        try
+        {
+            await companion.ConfigureAwait(false);
+        }
+        catch (OperationCanceledException)
+        {
+            // The guest ended first.
+        }
+    }
+
+    private void Explain(TextWriter error, string verb, MachineExit exit, long dropped)
+    {
+        if (dropped > 0)
+            error.WriteLine($"{verb}: {dropped} bytes of console output were dropped because standard output was too slow");
+        switch (exit.Kind)
+        {
+            case MachineExitKind.Crashed:
+                error.WriteLine($"{verb}: the guest crashed the machine; {exit.Report}");
+                break;
+            case MachineExitKind.VmmFailed:
+                error.WriteLine($"{verb}: the monitor failed, please report it: {exit.Report}");
+                break;
+            case MachineExitKind.TimedOut:
+                error.WriteLine($"{verb}: the guest was still running after {Timeout!.Value.TotalSeconds:0.###} s (--timeout) and was stopped");
+                break;
+        }
+    }
+}

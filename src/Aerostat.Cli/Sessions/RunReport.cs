@@ -1,0 +1,111 @@
+using System.Text.Json;
+using Aerostat.Machine;
+using Aerostat.Platform;
+
+namespace Aerostat.Cli;
+
+/// <summary>What a run cost and did: the document that <c>--stats</c> writes.</summary>
+/// <param name="Options">What was asked for.</param>
+/// <param name="Exit">How it ended.</param>
+/// <param name="Status">The process' exit status.</param>
+/// <param name="Statistics">The machine's own figures.</param>
+/// <param name="Wall">Wall-clock time from the start of the guest to its end.</param>
+/// <param name="Usage">The process' use of the host at the end.</param>
+/// <param name="PeakOwnBytes">Peak resident memory of the monitor, guest memory not counted.</param>
+internal sealed record RunReport(
+    MachineOptions Options, MachineExit Exit, int Status, MachineStatistics Statistics, TimeSpan Wall, ProcessUsage Usage, long PeakOwnBytes)
+{
+    /// <summary>CPU time of the whole process, start-up included.</summary>
+    public TimeSpan Cpu => Usage.UserTime + Usage.SystemTime;
+
+    /// <summary>Million guest instructions a second of wall-clock time.</summary>
+    public double Mips => Wall > TimeSpan.Zero ? Statistics.Instructions / Wall.TotalSeconds / 1e6 : 0;
+
+    /// <summary>Throws when a file could not be written there in the end.</summary>
+    /// <exception cref="ConfigurationException">Not writable.</exception>
+    public static void CheckPath(string path)
+    {
+        try
+        {
+            if (Directory.Exists(path))
+                throw new IOException("it is a directory");
+            string probe = TemporaryPath(path);
+            File.Create(probe).Dispose();
+            File.Delete(probe);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        {
+            throw new ConfigurationException($"--stats: {path} cannot be written ({e.Message.Split('\n')[0].TrimEnd('.')}); give a path in a folder that can", e);
+        }
+    }
+
+    /// <summary>Writes the document; it appears only when it is complete.</summary>
+    /// <exception cref="HostException">It cannot be written.</exception>
+    public void Write(string path)
+    {
+        string unfinished = TemporaryPath(path);
+        try
+        {
+            using (FileStream file = File.Create(unfinished))
+            using (Utf8JsonWriter json = new(file, new JsonWriterOptions { Indented = true }))
+                Write(json);
+            File.Move(unfinished, path, overwrite: true);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            File.Delete(unfinished);
+            throw new HostException($"--stats: {path} could not be written ({e.Message.Split('\n')[0].TrimEnd('.')}); free some space or give another path", e);
+        }
+    }
+
+    private static string TemporaryPath(string path) => $"{path}.{Environment.ProcessId}.new";
+
+    private void Write(Utf8JsonWriter json)
+    {
+        json.WriteStartObject();
+        json.WriteString("version", Program.Version);
+        json.WriteString("name", Options.Name);
+        json.WriteString("accelerator", Statistics.Accelerator);
+        json.WriteString("cpuModel", Statistics.CpuModel);
+        json.WriteNumber("cpus", Options.Cpus);
+        json.WriteNumber("memoryBytes", Options.MemoryBytes);
+        json.WriteString("exit", KindName);
+        json.WriteNumber("exitStatus", Status);
+        json.WriteNumber("resets", Statistics.Resets);
+        json.WriteNumber("wallSeconds", Math.Round(Wall.TotalSeconds, 6));
+        json.WriteNumber("vmSeconds", Math.Round(Statistics.VmTime.TotalSeconds, 6));
+        json.WriteNumber("cpuSeconds", Math.Round(Cpu.TotalSeconds, 2));
+        json.WriteNumber("userSeconds", Math.Round(Usage.UserTime.TotalSeconds, 2));
+        json.WriteNumber("systemSeconds", Math.Round(Usage.SystemTime.TotalSeconds, 2));
+        json.WriteNumber("instructions", Statistics.Instructions);
+        json.WriteNumber("mips", Math.Round(Mips, 3));
+        json.WriteNumber("peakVmmBytes", PeakOwnBytes);
+        json.WriteNumber("peakResidentBytes", Usage.PeakResidentBytes);
+        json.WriteNumber("guestResidentBytes", Usage.SharedBytes);
+        WriteMap(json, "exits", Statistics.Exits);
+        WriteMap(json, "handled", Statistics.Handled);
+        json.WriteNumber("unclaimedPortAccesses", Statistics.UnclaimedPortAccesses);
+        json.WriteNumber("unclaimedMmioAccesses", Statistics.UnclaimedMmioAccesses);
+        WriteMap(json, "counters", Statistics.Counters);
+        json.WriteEndObject();
+    }
+
+    private string KindName => Exit.Kind switch
+    {
+        MachineExitKind.PoweredOff => "powered-off",
+        MachineExitKind.Reset => "reset",
+        MachineExitKind.DebugExit => "debug-exit",
+        MachineExitKind.Stopped => "stopped",
+        MachineExitKind.Crashed => "crashed",
+        MachineExitKind.TimedOut => "timed-out",
+        _ => "vmm-failed",
+    };
+
+    private static void WriteMap(Utf8JsonWriter json, string name, IReadOnlyDictionary<string, long> map)
+    {
+        json.WriteStartObject(name);
+        foreach ((string key, long value) in map.OrderBy(e => e.Key, StringComparer.Ordinal))
+            json.WriteNumber(key, value);
+        json.WriteEndObject();
+    }
+}

@@ -1,0 +1,174 @@
+using Xunit;
+
+namespace Aerostat.Cli.Tests;
+
+/// <summary>Command lines that are wrong or only ask: exit status, and one line that says what, why and what to do.</summary>
+public sealed class ArgumentTests
+{
+    private static (int Status, string Output, string Error) Run(params string[] args)
+    {
+        using StringWriter output = new(), error = new();
+        int status = CommandTree.Invoke(args, output, error);
+        return (status, output.ToString(), error.ToString());
+    }
+
+    public static TheoryData<string, string> Errors => new()
+    {
+        { "", "no command given" },
+        { "fly", "'fly'" },
+        { "run", "--kernel" },
+        { "run --kernel", "--kernel" },
+        { "run --nonsense", "'--nonsense'" },
+        { "run --kernel k --memory", "--memory" },
+        { "run --kernel k --memory lots", "'lots' is not a size" },
+        { "run --kernel k --memory -1", "--memory" },
+        { "run --kernel k --memory 99999999999999999999", "is not a size" },
+        { "run --kernel k --memory 99999999999T", "64 bits" },
+        { "run --kernel k --memory 1M", "too little" },
+        { "run --kernel k --memory 4T", "too much" },
+        { "run --kernel k --memory 5000001", "multiple of 4096" },
+        { "run --kernel k --cpus 0", "1 to 64" },
+        { "run --kernel k --cpus 65", "1 to 64" },
+        { "run --kernel k --cpus two", "'two' is not a number" },
+        { "run --kernel k --accel kvm", "not yet in this version" },
+        { "run --kernel k --accel translator", "not yet in this version" },
+        { "run --kernel k --accel warp", "no accelerator 'warp'" },
+        { "run --kernel k --cpu pentium", "no model 'pentium'" },
+        { "run --kernel k --personality kvm", "later version" },
+        { "run --kernel k --device rng", "later version" },
+        { "run --kernel k --device teapot", "no device 'teapot'" },
+        { "run --kernel k --device debug-exit,port=high", "not a port" },
+        { "run --kernel k --device debug-exit,iobase=1", "unknown key" },
+        { "run --kernel k --timeout 0", "--timeout" },
+        { "run --kernel k --timeout soon", "--timeout" },
+        { "run --kernel k --name a/b", "--name" },
+        { "run --kernel k --disk d.img", "later version" },
+        { "run --kernel k --balloon", "later version" },
+        { "run --kernel k --gdb 1234", "later version" },
+        { "run --kernel /nowhere/bzImage", "no such file" },
+        { "completion tcsh", "tcsh" },
+        { "bench boot --runs 0", "--runs" },
+        { "bench", "bench" },
+    };
+
+    [Theory]
+    [MemberData(nameof(Errors))]
+    public void WrongUsageIsOneLineAndStatus2(string line, string expected)
+    {
+        (int status, string output, string error) = Run(line.Split(' ', StringSplitOptions.RemoveEmptyEntries));
+        Assert.Equal(2, status);
+        Assert.Equal("", output);
+        Assert.Contains(expected, error, StringComparison.Ordinal);
+        Assert.Single(error.TrimEnd('\n').Split('\n'));
+        Assert.StartsWith("aerostat", error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void AFileThatIsNoKernelIsRefusedWithAReason()
+    {
+        string file = Path.GetTempFileName();
+        try
+        {
+            File.WriteAllText(file, "this is a text");
+            (int status, _, string error) = Run("run", "--kernel", file);
+            Assert.Equal(2, status);
+            Assert.Contains(file, error, StringComparison.Ordinal);
+            Assert.Single(error.TrimEnd('\n').Split('\n'));
+        }
+        finally
+        {
+            File.Delete(file);
+        }
+    }
+
+    [Theory]
+    [InlineData("/nowhere/stats.json")]
+    [InlineData("/proc/stats.json")]
+    [InlineData("/tmp")]
+    public void StatisticsThatCannotBeWrittenAreRefusedBeforeTheBoot(string path)
+    {
+        string kernel = Path.GetTempFileName();
+        try
+        {
+            File.WriteAllBytes(kernel, TinyKernel.Image(TinyKernel.Forever));
+            (int status, _, string error) = Run("run", "--kernel", kernel, "--stats", path);
+            Assert.Equal(2, status);
+            Assert.Contains(path, error, StringComparison.Ordinal);
+        }
+        finally
+        {
+            File.Delete(kernel);
+        }
+    }
+
+    [Theory]
+    [InlineData("run")]
+    [InlineData("demo")]
+    [InlineData("doctor")]
+    [InlineData("bench")]
+    [InlineData("bench boot")]
+    [InlineData("bench soak")]
+    [InlineData("completion")]
+    public void EveryVerbHasHelp(string verb)
+    {
+        (int status, string output, string error) = Run([.. verb.Split(' '), "--help"]);
+        Assert.Equal(0, status);
+        Assert.Contains("Usage:", output, StringComparison.Ordinal);
+        Assert.Equal("", error);
+    }
+
+    [Fact]
+    public void OptionsOfLaterVersionsAreNotInTheHelp() =>
+        Assert.DoesNotContain("--disk", Run("run", "--help").Output, StringComparison.Ordinal);
+
+    [Fact]
+    public void CpuHelpListsTheModels()
+    {
+        (int status, string output, _) = Run("run", "--cpu", "help");
+        Assert.Equal(0, status);
+        Assert.Contains("aerostat-v2-1", output, StringComparison.Ordinal);
+        Assert.Contains("max", output, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void DeviceHelpListsTheDevices() =>
+        Assert.Contains("debug-exit", Run("run", "--device", "help").Output, StringComparison.Ordinal);
+
+    [Fact]
+    public void DoctorSaysWhatAutoIs()
+    {
+        (int status, string output, _) = Run("doctor");
+        Assert.Equal(0, status);
+        Assert.Contains("--accel auto", output, StringComparison.Ordinal);
+        Assert.Contains("interpreter", output, StringComparison.Ordinal);
+        Assert.Contains("/dev/kvm", output, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void DoctorWritesJson()
+    {
+        using System.Text.Json.JsonDocument json = System.Text.Json.JsonDocument.Parse(Run("doctor", "--json").Output);
+        Assert.Equal("interpreter", json.RootElement.GetProperty("auto").GetProperty("name").GetString());
+        Assert.Equal(3, json.RootElement.GetProperty("accelerators").GetArrayLength());
+    }
+
+    [Theory]
+    [InlineData("bash", "complete ")]
+    [InlineData("zsh", "bashcompinit")]
+    [InlineData("fish", "complete -c aerostat")]
+    public void CompletionKnowsVerbsAndOptions(string shell, string mark)
+    {
+        string script = Run("completion", shell).Output;
+        Assert.Contains(mark, script, StringComparison.Ordinal);
+        Assert.Contains("doctor", script, StringComparison.Ordinal);
+        Assert.Contains("no-reboot", script, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void AKernelCommandLineIsTakenAsItIs()
+    {
+        // No response files, no bundles: the error is about the kernel, not about the text.
+        (_, _, string error) = Run("run", "--kernel", "/nowhere/k", "--append", "@file -x --memory=1");
+        Assert.Contains("/nowhere/k", error, StringComparison.Ordinal);
+    }
+}

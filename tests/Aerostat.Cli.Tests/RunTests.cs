@@ -1,0 +1,157 @@
+using System.Diagnostics;
+using System.Text.Json;
+using Xunit;
+
+namespace Aerostat.Cli.Tests;
+
+/// <summary>Whole runs of the program, as a process, with guests of a few bytes: exit statuses, console, signals, statistics.</summary>
+public sealed class RunTests : IDisposable
+{
+    private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(60);
+
+    private readonly string folder = Directory.CreateTempSubdirectory("aerostat-test-").FullName;
+
+    private static CancellationToken Token => TestContext.Current.CancellationToken;
+
+    public void Dispose() => Directory.Delete(folder, recursive: true);
+
+    private string Kernel(byte[] code)
+    {
+        string path = Path.Combine(folder, "kernel");
+        File.WriteAllBytes(path, TinyKernel.Image(code));
+        return path;
+    }
+
+    private Process Start(byte[] code, params string[] options)
+    {
+        ProcessStartInfo info = new(Path.Combine(AppContext.BaseDirectory, "aerostat"), ["run", "--kernel", Kernel(code), "--memory", "16M", .. options])
+        {
+            RedirectStandardInput = true,
+            RedirectStandardOutput = true,
+            RedirectStandardError = true,
+        };
+        return Process.Start(info)!;
+    }
+
+    private async Task<(int Status, string Output, string Error)> Run(byte[] code, string input, params string[] options)
+    {
+        using Process process = Start(code, options);
+        await process.StandardInput.WriteAsync(input);
+        process.StandardInput.Close();
+        return await End(process);
+    }
+
+    private static async Task<(int Status, string Output, string Error)> End(Process process)
+    {
+        Task<string> output = process.StandardOutput.ReadToEndAsync(Token), error = process.StandardError.ReadToEndAsync(Token);
+        await process.WaitForExitAsync(Token).WaitAsync(s_limit, Token);
+        return (process.ExitCode, await output, await error);
+    }
+
+    [Fact]
+    public async Task PowerOffIsStatus0()
+    {
+        (int status, _, string error) = await Run(TinyKernel.PowerOff, "");
+        Assert.Equal("", error);
+        Assert.Equal(0, status);
+    }
+
+    [Theory]
+    [InlineData(0, 1)]
+    [InlineData(3, 7)]
+    [InlineData(0x7F, 255)]
+    public async Task DebugExitGivesTheValue(byte value, int expected) =>
+        Assert.Equal(expected, (await Run([.. TinyKernel.OutByte(0xF4, value), .. TinyKernel.Forever], "", "--device", "debug-exit")).Status);
+
+    [Fact]
+    public async Task DebugExitMayMove() =>
+        Assert.Equal(3, (await Run([.. TinyKernel.OutByte(0x501, 1), .. TinyKernel.Forever], "", "--device", "debug-exit,port=0x501")).Status);
+
+    [Fact]
+    public async Task ResetUnderNoRebootIsStatus0() =>
+        Assert.Equal(0, (await Run(TinyKernel.Reset, "", "--no-reboot")).Status);
+
+    [Fact]
+    public async Task ResetStartsTheKernelAgain()
+    {
+        string stats = Path.Combine(folder, "stats.json");
+        Assert.Equal(0, (await Run(TinyKernel.ResetOnce, "", "--stats", stats)).Status);
+        using JsonDocument json = JsonDocument.Parse(await File.ReadAllTextAsync(stats, Token));
+        Assert.Equal(1, json.RootElement.GetProperty("resets").GetInt32());
+    }
+
+    [Fact]
+    public async Task TripleFaultIsStatus3WithADump()
+    {
+        (int status, _, string error) = await Run(TinyKernel.TripleFault, "");
+        Assert.Equal(3, status);
+        Assert.Contains("triple fault", error, StringComparison.Ordinal);
+        Assert.Contains("RIP=0000000000100027", error, StringComparison.Ordinal);
+        Assert.Contains("0f 0b", error, StringComparison.Ordinal);
+        Assert.Contains("CR0=", error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task ATimeLimitIsStatus124()
+    {
+        (int status, _, string error) = await Run(TinyKernel.Forever, "", "--timeout", "0.5");
+        Assert.Equal(124, status);
+        Assert.Contains("--timeout", error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task InputReachesTheGuestAndItsOutputComesBack()
+    {
+        // Longer than the FIFO: the line must hold the rest back.
+        string text = string.Concat(Enumerable.Range(0, 200).Select(i => $"line {i}\n"));
+        (int status, string output, _) = await Run(TinyKernel.Echo, text + "q");
+        Assert.Equal(0, status);
+        Assert.Equal(text + "q", output);
+    }
+
+    [Theory]
+    [InlineData("TERM", 143)]
+    [InlineData("INT", 130)]
+    [InlineData("HUP", 129)]
+    public async Task ASignalEndsTheRunInGoodOrder(string signal, int expected)
+    {
+        string stats = Path.Combine(folder, "stats.json");
+        using Process process = Start(TinyKernel.Echo, "--stats", stats);
+        // The echo says that the guest runs.
+        await process.StandardInput.WriteAsync("x");
+        await process.StandardInput.FlushAsync(Token);
+        Assert.Equal('x', process.StandardOutput.Read());
+        using (Process kill = Process.Start("/bin/kill", [$"-{signal}", $"{process.Id}"]))
+            await kill.WaitForExitAsync(Token);
+        Assert.Equal(expected, (await End(process)).Status);
+        using JsonDocument json = JsonDocument.Parse(await File.ReadAllTextAsync(stats, Token));
+        Assert.Equal("stopped", json.RootElement.GetProperty("exit").GetString());
+        Assert.Equal(expected, json.RootElement.GetProperty("exitStatus").GetInt32());
+    }
+
+    [Fact]
+    public async Task StatisticsAreWrittenWhole()
+    {
+        string stats = Path.Combine(folder, "stats.json");
+        Assert.Equal(0, (await Run(TinyKernel.PowerOff, "", "--stats", stats, "--name", "tiny")).Status);
+        using JsonDocument json = JsonDocument.Parse(await File.ReadAllTextAsync(stats, Token));
+        JsonElement root = json.RootElement;
+        Assert.Equal("tiny", root.GetProperty("name").GetString());
+        Assert.Equal("interpreter", root.GetProperty("accelerator").GetString());
+        Assert.Equal("powered-off", root.GetProperty("exit").GetString());
+        Assert.True(root.GetProperty("instructions").GetInt64() >= 3);
+        Assert.True(root.GetProperty("peakVmmBytes").GetInt64() > 0);
+        Assert.Equal(1, root.GetProperty("exits").GetProperty("handler-request").GetInt64());
+        Assert.Equal(["kernel", "stats.json"], Directory.GetFiles(folder).Select(Path.GetFileName).Order());
+    }
+
+    [Fact]
+    public async Task VersionIsPrinted()
+    {
+        using Process process = Process.Start(new ProcessStartInfo(Path.Combine(AppContext.BaseDirectory, "aerostat"), ["--version"]) { RedirectStandardOutput = true, RedirectStandardError = true })!;
+        (int status, string output, string error) = await End(process);
+        Assert.Equal(0, status);
+        Assert.StartsWith("aerostat ", output, StringComparison.Ordinal);
+        Assert.Equal("", error);
+    }
+}
