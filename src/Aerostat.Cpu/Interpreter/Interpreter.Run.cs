@@ -238,7 +238,7 @@ internal sealed unsafe partial class Interpreter
         }
         if ((request & Request.Init) != 0)
         {
-            ClearRequest(Request.Init | Request.Startup | Request.Nmi);
+            ClearRequest(Request.Init | Request.Nmi);
             ResetState(init: true);
             UpdateMode();
             FlushTlb();
@@ -258,7 +258,8 @@ internal sealed unsafe partial class Interpreter
                 exit = new ProcessorExit(ExitReason.Shutdown);
                 return true;
         }
-        if ((request & Request.Startup) != 0)
+        // A start-up IPI to a processor that does not wait for one is ignored.
+        if ((request & (Request.Startup | Request.Init)) == Request.Startup)
             ClearRequest(Request.Startup);
         if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
         {
@@ -305,6 +306,13 @@ internal sealed unsafe partial class Interpreter
     }
 
     private volatile int startupVector;
+
+    /// <summary>INIT; any thread. Start-up IPIs from before it are void; one that comes after it waits until INIT has been taken.</summary>
+    internal void RaiseInit()
+    {
+        ClearRequest(Request.Startup);
+        SetRequest(Request.Init);
+    }
 
     /// <summary>Start-up IPI; any thread.</summary>
     internal void RaiseStartup(byte vector)

@@ -82,7 +82,7 @@ internal sealed class SoftwareProcessor(Interpreter interpreter) : IVirtualProce
     /// <inheritdoc/>
     public void RaiseInit()
     {
-        interpreter.SetRequest(Request.Init);
+        interpreter.RaiseInit();
         WakeUp?.Invoke();
     }
 
