@@ -30,6 +30,9 @@ public static class CpuModels
     // CPUID.7.2:EDX: not subject to MXCSR-dependent timing.
     private const uint McdtNo = 1 << 5;
 
+    // CPUID.D.1:EAX
+    private const uint Xsaveopt = 1 << 0, Xsavec = 1 << 1, Xgetbv1 = 1 << 2, Xsaves = 1 << 3;
+
     // CPUID.80000001H
     private const uint Lahf = 1 << 0, Lzcnt = 1 << 5, Prefetchw = 1 << 8;
     private const uint Syscall = 1 << 11, Nx = 1 << 20, Gbpages = 1 << 26, Rdtscp = 1 << 27, LongMode = 1 << 29;
@@ -54,6 +57,7 @@ public static class CpuModels
         Extended1Ecx = Lahf | Lzcnt | Prefetchw,
         Extended1Edx = Syscall | Nx | Gbpages | Rdtscp | LongMode,
         Xcr0 = ExtendedState.X87 | ExtendedState.Sse,
+        XsaveVariants = Xsaveopt | Xsavec | Xgetbv1 | Xsaves,
     };
 
     /// <summary>All that the software processor can do. Not versioned: it grows with the program and is not for migration.</summary>

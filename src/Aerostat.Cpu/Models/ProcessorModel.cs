@@ -46,6 +46,7 @@ internal sealed class ProcessorModel
         CpuidResult state = table.Get(0xD, 0);
         Xcr0Mask = state.Eax | ((ulong)state.Edx << 32);
         HasXgetbv1 = (table.Get(0xD, 1).Eax & 4) != 0;
+        HasXsaves = (table.Get(0xD, 1).Eax & 8) != 0;
         int bits = (int)(extended[8].Eax & 0xFF);
         PhysicalBits = bits == 0 ? 36 : bits;
         HasTscAdjust = Ebx7(1);
@@ -71,6 +72,7 @@ internal sealed class ProcessorModel
     public int PhysicalBits { get; }
     public bool HasLongMode { get; }
     public bool HasXgetbv1 { get; }
+    public bool HasXsaves { get; }
     public bool HasTscAdjust { get; }
     public bool HasRdtscp { get; }
     public bool HasSpecCtrl { get; }

@@ -90,6 +90,9 @@ internal sealed unsafe partial class Interpreter
                 value = Model.ArchCapabilitiesValue;
                 known = Model.HasArchCapabilities;
                 break;
+            case Msr.Xss:
+                known = Model.HasXsaves; // no supervisor components
+                break;
             case Msr.MtrrCap:
                 value = ModelRegisterFile.MtrrCap;
                 known = Model.HasMtrr;
@@ -180,6 +183,8 @@ internal sealed unsafe partial class Interpreter
             case Msr.SpecCtrl when Model.HasSpecCtrl && (value & ~(1UL | (Model.HasStibp ? 2UL : 0) | (Model.HasSsbd ? 4UL : 0))) == 0:
                 registers.SpecCtrl = value;
                 return true;
+            case Msr.Xss when Model.HasXsaves && value == 0:
+                return true;
             case Msr.PredCmd when Model.HasSpecCtrl && value <= 1:
                 return true;
             case MsrFlushCmd when Model.HasL1dFlush && value <= 1:
@@ -205,7 +210,7 @@ internal sealed unsafe partial class Interpreter
                 return true;
             case AmdSyscfg or AmdNbCfg or AmdIntPending or AmdLsCfg or AmdDcCfg or AmdBuCfg2 when Model.Vendor == Vendor.Amd:
                 return true;
-            case Msr.TscAdjust or Msr.TscAux or Msr.Pat or Msr.SpecCtrl or Msr.PredCmd or MsrFlushCmd or MsrDebugControl:
+            case Msr.TscAdjust or Msr.TscAux or Msr.Pat or Msr.Xss or Msr.SpecCtrl or Msr.PredCmd or MsrFlushCmd or MsrDebugControl:
             case Msr.MtrrCap or Msr.ArchCapabilities or Msr.McgCap or Msr.FeatureControl or Msr.PlatformId or MsrSmiCount or MsrPlatformInfo:
                 return false;
             default:

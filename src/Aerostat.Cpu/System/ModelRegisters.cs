@@ -127,8 +127,7 @@ internal static unsafe class ModelRegisters
         uint index = (uint)s->Gpr[1];
         if (index > 1 || (index == 1 && !cpu.Model.HasXgetbv1))
             return cpu.RaiseGp();
-        // Index 1 is XINUSE; saying that every enabled component is in use is always allowed.
-        SetEdxEax(s, s->Xcr0);
+        SetEdxEax(s, index == 0 ? s->Xcr0 : s->Xcr0 & XsaveHandlers.InUse(s));
         return Outcome.Next;
     }
 
