@@ -1,0 +1,33 @@
+namespace Aerostat.Cpu.Tests;
+
+/// <summary>Linear addresses that the native and the interpreted side of a case have in common.</summary>
+internal static class Layout
+{
+    /// <summary>The window: data (and the stack) of a case. Nothing is mapped next to it.</summary>
+    public const ulong Window = 0x1000_0000;
+
+    /// <summary>The window of cases with a 16-bit address size.</summary>
+    public const ulong LowWindow = 0x8000;
+
+    /// <summary>Bytes of a window.</summary>
+    public const int WindowSize = 0x3000;
+
+    /// <summary>Offset in the window around which memory operands lie: a page boundary.</summary>
+    public const int OperandOffset = 0x1000;
+
+    /// <summary>Offset in the window of the initial stack pointer.</summary>
+    public const int StackOffset = 0x2800;
+
+    /// <summary>The code page and its length; the case starts in its middle.</summary>
+    public const ulong Code = 0x2000_0000;
+
+    public const int CodeSize = 0x2000;
+
+    /// <summary>Where the instructions of a case begin.</summary>
+    public const ulong Start = Code + 0x800;
+
+    /// <summary>Never mapped, on either side.</summary>
+    public const ulong Hole = 0x5000_0000;
+
+    public const int HoleSize = 0x10000;
+}
