@@ -252,6 +252,8 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         a.sub(rcx, (int)Layout.Window);
         a.cmp(rcx, Layout.WindowSize);
         a.jb(mine);
+        a.cmp(rax, 0x10000);
+        a.jb(mine);
         a.mov(rcx, rax);
         a.sub(rcx, (int)Layout.Hole);
         a.cmp(rcx, Layout.HoleSize);

@@ -1,0 +1,170 @@
+using System.Buffers.Binary;
+using System.Runtime.InteropServices;
+using Aerostat.Memory;
+using Aerostat.Processors;
+using Aerostat.X86;
+
+namespace Aerostat.Cpu.Tests;
+
+/// <summary>
+/// Runs instructions on a virtual processor as user code (CPL 3) of a small long-mode guest whose segments look like those of Linux. A case
+/// ends in an exception: the INT3 after its bytes, or whatever it raises itself. Every gate leads to a HLT at CPL 0, so that the interrupted
+/// state can be read from the registers and the exception frame. Works with any <see cref="IVirtualProcessor"/>.
+/// </summary>
+internal sealed unsafe class GuestRunner : IDisposable
+{
+    private const ulong Tables = 0x1000, WindowGpa = 0x100000, LowWindowGpa = 0x110000, CodeGpa = 0x120000, SystemGpa = 0x130000;
+
+    /// <summary>Linear address of the supervisor pages: GDT, IDT, TSS, handlers, then two pages of stack.</summary>
+    private const ulong System = 0x4000_0000, Gdt = System, Idt = System + 0x1000, Tss = System + 0x2000, Handlers = System + 0x3000, StackTop = System + 0x6000;
+
+    private const uint ErrorVectors = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
+
+    private readonly GuestMemory _memory = new(new MemoryRegion(new GuestAddress(0), 4 << 20, "test"));
+    private readonly IHypervisor _hypervisor;
+    private readonly IVirtualProcessor _processor;
+    private readonly ProcessorState _state;
+    private readonly TestExitHandler _handler = new();
+    private int _codeLength;
+
+    public GuestRunner(Func<GuestMemory, IHypervisor> hypervisor, CpuidTable cpuid)
+    {
+        var tables = new PageTables(_memory, Tables);
+        const ulong user = PageTableEntry.W | PageTableEntry.U | PageTableEntry.A | PageTableEntry.D;
+        tables.Map(Layout.Window, WindowGpa, Layout.WindowSize, user | PageTableEntry.Nx);
+        tables.Map(Layout.LowWindow, LowWindowGpa, Layout.WindowSize, user | PageTableEntry.Nx);
+        tables.Map(Layout.Code, CodeGpa, Layout.CodeSize, PageTableEntry.U | PageTableEntry.A);
+        tables.Map(System, SystemGpa, 0x6000, PageTableEntry.W | PageTableEntry.A | PageTableEntry.D);
+        WriteSystem();
+        _memory.Write(new GuestAddress(CodeGpa), Enumerable.Repeat((byte)0xCC, Layout.CodeSize).ToArray());
+
+        _hypervisor = hypervisor(_memory);
+        _processor = _hypervisor.CreateProcessor(new VirtualProcessorOptions { Index = 0, Count = 1, Cpuid = cpuid, Clock = TimeProvider.System });
+        _state = new ProcessorState
+        {
+            Cr0 = Cr0.Pe | Cr0.Mp | Cr0.Et | Cr0.Ne | Cr0.Wp | Cr0.Am | Cr0.Pg,
+            Cr3 = tables.Root,
+            Cr4 = Cr4.Pae | Cr4.OsFxsr | Cr4.OsXmmExcpt | Cr4.OsXsave | Cr4.FsGsBase,
+            Efer = Efer.Sce | Efer.Lme | Efer.Lma | Efer.Nxe,
+            Xcr0 = 3,
+            Gdtr = new DescriptorTableState(Gdt, 0x5F),
+            Idtr = new DescriptorTableState(Idt, 0xFFF),
+            Tr = new SegmentState(0x40, Tss, 0x67, 0x8B),
+            Ldtr = new SegmentState(0, 0, 0, SegmentState.Unusable),
+        };
+        _processor.Reset();
+        foreach ((uint index, ulong value) in _processor.GetState().Msrs)
+            _state.Msrs[index] = value;
+        _state.Dr[6] = 0xFFFF0FF0;
+        _state.Dr[7] = 0x400;
+    }
+
+    public IVirtualProcessor Processor => _processor;
+
+    public Span<byte> Window(bool low) => new(_memory.HostBase + (low ? LowWindowGpa : WindowGpa), Layout.WindowSize);
+
+    /// <summary>Puts the code of a case at <see cref="Layout.Start"/>, between INT3s.</summary>
+    public void SetCode(ReadOnlySpan<byte> code)
+    {
+        byte[] bytes = new byte[Math.Max(code.Length, _codeLength)];
+        bytes.AsSpan().Fill(0xCC);
+        code.CopyTo(bytes);
+        _codeLength = code.Length;
+        _memory.Write(new GuestAddress(CodeGpa + (Layout.Start - Layout.Code)), bytes);
+    }
+
+    /// <summary>Runs the code once from <paramref name="s"/>, which is replaced by the result.</summary>
+    public void Run(ref TestState s, int bitness, int codeLength)
+    {
+        for (int i = 0; i < 16; i++)
+            _state.Gpr[i] = s.Gpr[i];
+        _state.Rip = s.Rip;
+        _state.Rflags = s.Rflags;
+        const uint userData = 0xC0F3;
+        _state.Segments[1] = bitness == 64
+            ? new SegmentState(0x33, 0, uint.MaxValue, 0xA0FB)
+            : new SegmentState(0x23, 0, uint.MaxValue, 0xC0FB);
+        _state.Segments[2] = new SegmentState(0x2B, 0, uint.MaxValue, userData);
+        foreach (int data in (int[])[0, 3])
+            _state.Segments[data] = new SegmentState(0x2B, 0, uint.MaxValue, userData);
+        _state.Segments[4] = new SegmentState(0, s.FsBase, 0, SegmentState.Unusable);
+        _state.Segments[5] = new SegmentState(0, s.GsBase, 0, SegmentState.Unusable);
+        fixed (byte* fx = s.Fx)
+            new ReadOnlySpan<byte>(fx, 512).CopyTo(_state.Xsave);
+        _state.Xsave.AsSpan(512).Clear();
+        _state.Xsave[512] = 3;
+        _state.Cr2 = 0;
+        _state.Activity = ActivityState.Running;
+        _processor.SetState(_state);
+
+        ProcessorExit exit = _processor.Run(_handler);
+        ProcessorState r = _processor.GetState();
+        ulong handler = r.Rip - 1 - Handlers;
+        if (exit.Reason != ExitReason.Halted || handler >= 0x1000)
+            throw new InvalidOperationException($"the guest ended with {exit.Reason} at 0x{r.Rip:x}");
+
+        s = default;
+        s.Vector = (long)handler / 16;
+        ulong frame = SystemGpa + (r.Gpr[4] - System);
+        if (s.Vector < 32 && (ErrorVectors >> (int)s.Vector & 1) != 0)
+        {
+            s.Error = _memory.Read<ulong>(new GuestAddress(frame));
+            frame += 8;
+        }
+
+        for (int i = 0; i < 16; i++)
+            s.Gpr[i] = r.Gpr[i];
+        s.Rip = _memory.Read<ulong>(new GuestAddress(frame));
+        s.Rflags = _memory.Read<ulong>(new GuestAddress(frame + 16));
+        s.Gpr[4] = _memory.Read<ulong>(new GuestAddress(frame + 24));
+        s.FsBase = r.Segments[4].Base;
+        s.GsBase = r.Segments[5].Base;
+        s.Cr2 = r.Cr2;
+        fixed (byte* fx = s.Fx)
+            r.Xsave.AsSpan(0, 512).CopyTo(new Span<byte>(fx, 512));
+        if (s.Vector == Vector.Breakpoint && s.Rip == Layout.Start + (ulong)codeLength + 1)
+        {
+            s.Vector = -1;
+            s.Rip--;
+        }
+    }
+
+    private void WriteSystem()
+    {
+        // The order of descriptors is that of Linux, so that selectors mean the same on both sides.
+        ulong[] gdt =
+        [
+            0, 0x00CF9B000000FFFF, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFFB000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF, 0,
+            0x0000890000000067 | (Tss & 0xFFFFFF) << 16 | (Tss >> 24 & 0xFF) << 56, Tss >> 32,
+        ];
+        _memory.Write(new GuestAddress(SystemGpa), MemoryMarshal.AsBytes<ulong>(gdt));
+        byte[] idt = new byte[4096], handlers = new byte[4096], tss = new byte[0x68];
+        for (int v = 0; v < 256; v++)
+        {
+            ulong target = Handlers + (ulong)v * 16;
+            Span<byte> gate = idt.AsSpan(v * 16);
+            BinaryPrimitives.WriteUInt16LittleEndian(gate, (ushort)target);
+            BinaryPrimitives.WriteUInt16LittleEndian(gate[2..], 0x10);
+            gate[4] = 1;
+            // DPL 3 for #BP and #OF alone, as in Linux.
+            gate[5] = (byte)(v is Vector.Breakpoint or Vector.Overflow ? 0xEE : 0x8E);
+            BinaryPrimitives.WriteUInt16LittleEndian(gate[6..], (ushort)(target >> 16));
+            BinaryPrimitives.WriteUInt32LittleEndian(gate[8..], (uint)(target >> 32));
+            ((ReadOnlySpan<byte>)[0xF4, 0xEB, 0xFD]).CopyTo(handlers.AsSpan(v * 16));
+        }
+
+        BinaryPrimitives.WriteUInt64LittleEndian(tss.AsSpan(0x04), StackTop);
+        BinaryPrimitives.WriteUInt64LittleEndian(tss.AsSpan(0x24), StackTop);
+        BinaryPrimitives.WriteUInt16LittleEndian(tss.AsSpan(0x66), 0x68);
+        _memory.Write(new GuestAddress(SystemGpa + 0x1000), idt);
+        _memory.Write(new GuestAddress(SystemGpa + 0x2000), tss);
+        _memory.Write(new GuestAddress(SystemGpa + 0x3000), handlers);
+    }
+
+    public void Dispose()
+    {
+        _processor.Dispose();
+        _hypervisor.Dispose();
+        _memory.Dispose();
+    }
+}
