@@ -11,14 +11,15 @@ internal static class FormCatalog
     /// <summary>Instruction sets of the model aerostat-v2-1, said independently of the model's data.</summary>
     private static readonly HashSet<CpuidFeature> Model =
     [
-        CpuidFeature.INTEL8086, CpuidFeature.INTEL8086_ONLY, CpuidFeature.INTEL186, CpuidFeature.INTEL286, CpuidFeature.INTEL386, CpuidFeature.INTEL486, CpuidFeature.X64,
+        CpuidFeature.INTEL8086, CpuidFeature.INTEL186, CpuidFeature.INTEL286, CpuidFeature.INTEL386, CpuidFeature.INTEL486, CpuidFeature.X64,
         CpuidFeature.FPU, CpuidFeature.FPU287, CpuidFeature.FPU387, CpuidFeature.CMOV, CpuidFeature.CX8, CpuidFeature.CMPXCHG16B,
         CpuidFeature.MULTIBYTENOP, CpuidFeature.PAUSE, CpuidFeature.CPUID, CpuidFeature.TSC, CpuidFeature.MSR, CpuidFeature.SEP,
         CpuidFeature.SYSCALL, CpuidFeature.FXSR, CpuidFeature.MMX, CpuidFeature.SSE, CpuidFeature.SSE2, CpuidFeature.SSE3, CpuidFeature.SSSE3,
         CpuidFeature.SSE4_1, CpuidFeature.SSE4_2, CpuidFeature.AES, CpuidFeature.PCLMULQDQ, CpuidFeature.SHA, CpuidFeature.POPCNT,
         CpuidFeature.LZCNT, CpuidFeature.BMI1, CpuidFeature.BMI2, CpuidFeature.ADX, CpuidFeature.MOVBE, CpuidFeature.RDRAND,
-        CpuidFeature.RDSEED, CpuidFeature.XSAVE, CpuidFeature.XSAVEOPT, CpuidFeature.FSGSBASE, CpuidFeature.CLFSH, CpuidFeature.PREFETCHW,
-        CpuidFeature.RDTSCP, CpuidFeature.INVPCID, CpuidFeature.SMAP, CpuidFeature.RDPMC,
+        CpuidFeature.RDSEED, CpuidFeature.XSAVE, CpuidFeature.FSGSBASE, CpuidFeature.CLFSH, CpuidFeature.CLFLUSHOPT, CpuidFeature.CLWB,
+        CpuidFeature.PREFETCHW, CpuidFeature.PREFETCHWT1, CpuidFeature.PREFETCHITI, CpuidFeature.CLDEMOTE, CpuidFeature.CET_IBT, CpuidFeature.SMM,
+        CpuidFeature.RDTSCP, CpuidFeature.RDPID, CpuidFeature.INVPCID, CpuidFeature.SMAP, CpuidFeature.RDPMC,
     ];
 
     /// <summary>Why a form of the model is not compared with the host; null: it is.</summary>
@@ -34,7 +35,7 @@ internal static class FormCatalog
         {
             case Mnemonic.Iret or Mnemonic.Iretd or Mnemonic.Iretq or Mnemonic.Retf:
                 return "far transfer: depends on descriptor tables";
-            case Mnemonic.Cpuid or Mnemonic.Rdtsc or Mnemonic.Rdtscp or Mnemonic.Rdpmc or Mnemonic.Rdrand or Mnemonic.Rdseed or Mnemonic.Xgetbv:
+            case Mnemonic.Cpuid or Mnemonic.Rdtsc or Mnemonic.Rdtscp or Mnemonic.Rdpmc or Mnemonic.Rdrand or Mnemonic.Rdseed or Mnemonic.Rdpid or Mnemonic.Xgetbv:
                 return "its result is the machine's own";
             case Mnemonic.Syscall or Mnemonic.Sysenter or Mnemonic.Sysret or Mnemonic.Sysretq or Mnemonic.Sysexit or Mnemonic.Sysexitq or Mnemonic.Int or Mnemonic.Int1:
                 return "enters the host's kernel";
@@ -44,7 +45,7 @@ internal static class FormCatalog
                 return "depends on descriptor tables";
             case Mnemonic.Cli or Mnemonic.Sti:
                 return "depends on the host's I/O privilege level";
-            case Mnemonic.Xsave or Mnemonic.Xsave64 or Mnemonic.Xsaveopt or Mnemonic.Xsaveopt64 or Mnemonic.Xrstor or Mnemonic.Xrstor64:
+            case Mnemonic.Xsave or Mnemonic.Xsave64 or Mnemonic.Xrstor or Mnemonic.Xrstor64:
                 return "parts of an XSAVE area are the host's own";
             case Mnemonic.Clac or Mnemonic.Stac:
                 return "user code that uses it is told apart by host kernels";

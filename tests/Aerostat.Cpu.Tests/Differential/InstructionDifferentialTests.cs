@@ -1,0 +1,152 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text;
+using Iced.Intel;
+using Xunit;
+
+namespace Aerostat.Cpu.Tests;
+
+/// <summary>
+/// The interpreter against the host processor, instruction by instruction. AEROSTAT_SEED chooses other cases, AEROSTAT_FUZZ_SECONDS makes
+/// <see cref="RandomCases"/> go on for that long. A case that fails is printed in the form of <see cref="Corpus"/> and saved below the
+/// test's folder in <c>failures.txt</c>: to keep it for good, add its line to a file in <c>corpus/</c>.
+/// </summary>
+public sealed class InstructionDifferentialTests
+{
+    private const int MaxReports = 60;
+
+    private static ulong Seed => ulong.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_SEED"), CultureInfo.InvariantCulture, out ulong s) ? s : 1;
+
+    private static DifferentialRunner CreateRunner() => new(m => new InterpreterHypervisor(m), CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none"));
+
+    /// <summary>Each form in many encodings, each encoding from many states.</summary>
+    [Theory]
+    [InlineData(64)]
+    [InlineData(32)]
+    public void EveryFormAgreesWithTheHost(int bitness)
+    {
+        HostRequirements.Check();
+        using DifferentialRunner runner = CreateRunner();
+        Assert.SkipUnless(bitness == 64 || runner.Native.CompatibilityMode, "the host does not run 32-bit code");
+        var report = new Report(runner);
+        string? only = Environment.GetEnvironmentVariable("AEROSTAT_FORMS");
+        foreach (Code code in FormCatalog.Forms(bitness))
+        {
+            if (only != null && !code.ToString().Contains(only, StringComparison.OrdinalIgnoreCase))
+                continue;
+            var rng = new Rng(Seed * 1_000_003 + (ulong)code * 4 + (ulong)bitness);
+            RunForm(runner, report, rng, code, bitness, encodings: 10, states: 8);
+        }
+
+        report.Finish();
+    }
+
+    private static int RunForm(DifferentialRunner runner, Report report, Rng rng, Code code, int bitness, int encodings, int states)
+    {
+        var encoder = new EncodingGenerator(bitness, rng);
+        var generator = new StateGenerator(rng);
+        int made = 0, ran = 0;
+        for (int k = 0; k < encodings * 4 && made < encodings; k++)
+        {
+            Encoding? e = encoder.TryMake(code, (k & 1) != 0);
+            if (e == null || (e.Low && !runner.Native.HasLowWindow))
+                continue;
+            made++;
+            for (int n = 0; n < states; n++)
+            {
+                TestCase? c = generator.TryMake(e);
+                if (c == null)
+                    continue;
+                ran++;
+                if (runner.Run(c) is { } difference && report.Add(code, e, c, difference, generator))
+                    return ran;
+            }
+        }
+
+        return ran;
+    }
+
+    /// <summary>Random forms from a seed, for as long as AEROSTAT_FUZZ_SECONDS says; a few thousand cases otherwise.</summary>
+    [Fact]
+    public void RandomCases()
+    {
+        HostRequirements.Check();
+        using DifferentialRunner runner = CreateRunner();
+        var report = new Report(runner);
+        _ = double.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_FUZZ_SECONDS"), CultureInfo.InvariantCulture, out double seconds);
+        List<Code> forms64 = FormCatalog.Forms(64), forms32 = FormCatalog.Forms(32);
+        var rng = new Rng(Seed);
+        var clock = Stopwatch.StartNew();
+        for (int k = 0; k < 500 || clock.Elapsed.TotalSeconds < seconds; k++)
+        {
+            int bitness = rng.OneIn(3) && runner.Native.CompatibilityMode ? 32 : 64;
+            List<Code> forms = bitness == 64 ? forms64 : forms32;
+            RunForm(runner, report, new Rng(rng.Next()), forms[rng.Below(forms.Count)], bitness, encodings: 2, states: 8);
+            if (report.IsFull)
+                break;
+        }
+
+        report.Finish();
+    }
+
+    /// <summary>Cases that failed once.</summary>
+    [Fact]
+    public void CorpusAgreesWithTheHost()
+    {
+        HostRequirements.Check();
+        using DifferentialRunner runner = CreateRunner();
+        var failures = new StringBuilder();
+        foreach (string file in Directory.EnumerateFiles(Corpus.Folder, "*.txt").Order())
+        {
+            foreach (string line in File.ReadLines(file))
+            {
+                if (line.Length == 0 || line[0] == '#')
+                    continue;
+                TestCase c = Corpus.Parse(line);
+                if ((c.Bitness == 32 && !runner.Native.CompatibilityMode) || (c.Low && !runner.Native.HasLowWindow))
+                    continue;
+                if (runner.Run(c) is { } difference)
+                    failures.AppendLine(CultureInfo.InvariantCulture, $"{Path.GetFileName(file)}: {difference}\n  {line}");
+            }
+        }
+
+        Assert.True(failures.Length == 0, failures.ToString());
+    }
+
+    /// <summary>What differs, one case a form, small.</summary>
+    private sealed class Report(DifferentialRunner runner)
+    {
+        private readonly Dictionary<Code, (int Count, string Text)> _failures = [];
+        private readonly List<string> _lines = [];
+
+        public bool IsFull => _failures.Count >= MaxReports;
+
+        /// <summary>True: enough of this form.</summary>
+        public bool Add(Code code, Encoding e, TestCase c, string difference, StateGenerator generator)
+        {
+            if (_failures.TryGetValue(code, out var old))
+            {
+                _failures[code] = (old.Count + 1, old.Text);
+                return old.Count > 20;
+            }
+
+            TestCase small = Minimizer.Minimize(c, x => generator.IsContained(x, e.Instruction) && runner.Run(x) != null);
+            string line = Corpus.Format(small);
+            string text = $"{code}: {e.Instruction}\n    host{runner.Run(small) ?? difference}\n    {line}";
+            _failures[code] = (1, text);
+            _lines.Add($"# {code}: {e.Instruction}\n{line}");
+            return false;
+        }
+
+        public void Finish()
+        {
+            Console.WriteLine($"{runner.Count} cases, {runner.Faults} of them ended in an exception");
+            if (_failures.Count == 0)
+                return;
+            File.AppendAllLines(Path.Combine(AppContext.BaseDirectory, "failures.txt"), _lines);
+            Assert.Fail($"{_failures.Count} forms differ from the host (seed {Seed}):\n"
+                + string.Join('\n', _failures.Values.Take(MaxReports).Select(f => $"  {f.Text}  [{f.Count} cases]"))
+                + "\n" + string.Join(' ', _failures.Keys));
+        }
+    }
+}
