@@ -64,7 +64,29 @@ internal sealed unsafe class DifferentialRunner : IDisposable
             return $"{e.GetType().Name}: {e.Message}";
         }
 
-        return Compare(c, native, guest);
+        return IsHostsOwn(c, native, guest) ? null : Compare(c, native, guest);
+    }
+
+    // Outcomes that the manual leaves to the processor.
+    private static bool IsHostsOwn(TestCase c, in TestState native, in TestState guest)
+    {
+        List<Instruction> instructions = c.Instructions();
+        if (native.Vector != Vector.AlignmentCheck || instructions.Count != 1)
+            return false;
+        // Intel SDM vol. 3 section 7.15, #AC: unaligned 128-bit moves may be checked or not; FXSAVE may raise #GP instead.
+        switch (instructions[0].Mnemonic)
+        {
+            case Mnemonic.Movups or Mnemonic.Movupd or Mnemonic.Movdqu or Mnemonic.Lddqu or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu:
+            case Mnemonic.Pcmpestri or Mnemonic.Pcmpestri64 or Mnemonic.Pcmpestrm or Mnemonic.Pcmpestrm64 or Mnemonic.Pcmpistri or Mnemonic.Pcmpistrm:
+                return guest.Vector == -1;
+            case Mnemonic.Fxsave or Mnemonic.Fxsave64 or Mnemonic.Fxrstor or Mnemonic.Fxrstor64:
+                return guest.Vector == Vector.GeneralProtection;
+            // Reads four bytes on some processors.
+            case Mnemonic.Movsxd when instructions[0].Code == Code.Movsxd_r16_rm16:
+                return guest.Vector == -1;
+            default:
+                return false;
+        }
     }
 
     private string? Compare(TestCase c, in TestState native, in TestState guest)
@@ -110,14 +132,17 @@ internal sealed unsafe class DifferentialRunner : IDisposable
             text.Append($" fs/gs base {native.FsBase:x}/{native.GsBase:x} is {guest.FsBase:x}/{guest.GsBase:x};");
         if (native.Vector == guest.Vector && native.Vector is Vector.PageFault)
         {
-            if (native.Cr2 != guest.Cr2)
+            // Large images are touched in an order of the processor's own.
+            if (native.Cr2 != guest.Cr2 && !(instructions.Count == 1 && instructions[0].MemorySize.GetSize() is 14 or 28 or 94 or 108 or 512))
                 text.Append($" cr2 {native.Cr2:x} is {guest.Cr2:x};");
             // The instruction-fetch bit is the host's (NX on or off); reserved bits cannot differ.
-            if (((native.Error ^ guest.Error) & 7) != 0)
+            // ARPL may read first and write later.
+            uint errorMask = instructions.Exists(i => i.Mnemonic == Mnemonic.Arpl) ? 5u : 7;
+            if (((native.Error ^ guest.Error) & errorMask) != 0)
                 text.Append($" error {native.Error:x} is {guest.Error:x};");
         }
 
-        CompareFx(native, guest, text);
+        CompareFx(instructions, native, guest, text);
         CompareWindow(c, instructions, undefinedResult, text);
         return text.Length == 0 ? null : text.ToString();
     }
@@ -127,18 +152,24 @@ internal sealed unsafe class DifferentialRunner : IDisposable
     private static bool Writes(in Instruction i, int register) =>
         i.Op0Kind == OpKind.Register && i.Op0Register.GetFullRegister() == Register.RAX + register;
 
-    private static void CompareFx(in TestState native, in TestState guest, StringBuilder text)
+    private static void CompareFx(List<Instruction> instructions, in TestState native, in TestState guest, StringBuilder text)
     {
         fixed (byte* a = native.Fx, b = guest.Fx)
         {
             if (*(ushort*)a != *(ushort*)b)
                 text.Append($" fcw {*(ushort*)a:x} is {*(ushort*)b:x};");
-            if (*(ushort*)(a + 2) != *(ushort*)(b + 2))
+            // Makers differ in whether CVTPI2PS from memory enters MMX state, and whether the conversions to MMX registers do when they fault.
+            bool entersMmx = instructions.Count == 1 && (instructions[0].Mnemonic is Mnemonic.Cvtpi2ps
+                || (native.Vector == Vector.SimdFloatingPoint && instructions[0].Mnemonic is Mnemonic.Cvtps2pi or Mnemonic.Cvttps2pi or Mnemonic.Cvtpd2pi or Mnemonic.Cvttpd2pi));
+            int statusMask = entersMmx ? 0xC7FF : 0xFFFF;
+            if (((*(ushort*)(a + 2) ^ *(ushort*)(b + 2)) & statusMask) != 0)
                 text.Append($" fsw {*(ushort*)(a + 2):x} is {*(ushort*)(b + 2):x};");
-            if (a[4] != b[4])
+            if (a[4] != b[4] && !entersMmx)
                 text.Append($" ftw {a[4]:x} is {b[4]:x};");
             // The last opcode and pointers are kept differently by different makers.
-            if (*(uint*)(a + 24) != *(uint*)(b + 24))
+            // Whether a result that overflows or underflows unmasked is also inexact depends on a rounding that the interpreter does not see.
+            uint mxcsrMask = native.Vector == Vector.SimdFloatingPoint && (*(uint*)(a + 24) & 0x18) != 0 ? ~0x20u : ~0u;
+            if (((*(uint*)(a + 24) ^ *(uint*)(b + 24)) & mxcsrMask) != 0)
                 text.Append($" mxcsr {*(uint*)(a + 24):x} is {*(uint*)(b + 24):x};");
             for (int k = 0; k < 8; k++)
             {

@@ -62,6 +62,7 @@ internal sealed class EncodingGenerator
         else if (_rng.OneIn(5))
             addressBits = _bitness == 64 ? 32 : 16;
         _addressBits = addressBits;
+        _aligned = info.CanUseLockPrefix || info.Mnemonic is Mnemonic.Xchg || info.Mnemonic.ToString().StartsWith("Sha", StringComparison.Ordinal);
         for (int k = 0; k < info.OpCount; k++)
         {
             if (!SetOperand(ref i, info, k, memory))
@@ -260,7 +261,9 @@ internal sealed class EncodingGenerator
     private ulong BranchTarget() => Layout.Start + (ulong)((long)(_rng.OneIn(2) ? 0x20 + _rng.Below(0x50) : -0x20 - _rng.Below(0x40)));
 
     /// <summary>Where in the window an absolute operand lies.</summary>
-    private int OperandOffset() => Layout.OperandOffset + (_rng.OneIn(3) ? -_rng.Below(40) : 16 * _rng.Below(8));
+    private int OperandOffset() => Layout.OperandOffset + (_rng.OneIn(3) && !_aligned ? -_rng.Below(40) : 16 * _rng.Below(8));
+
+    private bool _aligned;
 
     private static bool SetRegister(ref Instruction i, int k, Register register)
     {
@@ -334,7 +337,7 @@ internal sealed class EncodingGenerator
         {
             // The stack pointer keeps its place, so that a push by the same instruction stays in the window.
             i.MemoryDisplSize = 1;
-            i.MemoryDisplacement64 = (ulong)(8L * (_rng.Below(8) - 3));
+            i.MemoryDisplacement64 = (ulong)(16L * (_rng.Below(4) - 1));
             i.MemoryIndex = Register.None;
             i.MemoryIndexScale = 1;
         }
