@@ -142,21 +142,23 @@ internal static unsafe class MiscHandlers
         return Outcome.Next;
     }
 
-    /// <summary>BOUND: the two bounds stand next to each other in memory.</summary>
+    /// <summary>BOUND: the two bounds stand next to each other in memory; each needs only its own alignment.</summary>
     public static Outcome Bound16(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        if (!cpu.LoadOperand<uint>(s, op, out ulong v))
+        ulong linear = cpu.Linear(s, op, 4);
+        if (!cpu.Load<ushort>(s, linear, op->Segment, out ulong lower) || !cpu.Load<ushort>(s, (uint)(linear + 2), op->Segment, out ulong upper))
             return Outcome.Fault;
         short index = *(short*)((byte*)s + op->Dst);
-        return index < (short)v || index > (short)(v >> 16) ? cpu.Raise(Vector.BoundRange) : Outcome.Next;
+        return index < (short)lower || index > (short)upper ? cpu.Raise(Vector.BoundRange) : Outcome.Next;
     }
 
     public static Outcome Bound32(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        if (!cpu.LoadOperand<ulong>(s, op, out ulong v))
+        ulong linear = cpu.Linear(s, op, 8);
+        if (!cpu.Load<uint>(s, linear, op->Segment, out ulong lower) || !cpu.Load<uint>(s, (uint)(linear + 4), op->Segment, out ulong upper))
             return Outcome.Fault;
         int index = *(int*)((byte*)s + op->Dst);
-        return index < (int)v || index > (int)(v >> 32) ? cpu.Raise(Vector.BoundRange) : Outcome.Next;
+        return index < (int)lower || index > (int)upper ? cpu.Raise(Vector.BoundRange) : Outcome.Next;
     }
 
     /// <summary>RDRAND and RDSEED: always at once, CF = 1 and the other status flags 0.</summary>

@@ -26,12 +26,32 @@ internal sealed unsafe partial class Interpreter
             return false;
         }
         if (tlbSet == EmptySet && s->Cpl == 3 && (s->Cr0 & Cr0.Am) != 0 && (s->SystemFlags & RFlags.Ac) != 0
-            && size is 2 or 4 or 8 && (linear & ((ulong)size - 1)) != 0)
+            && (linear & Alignment(size)) != 0)
         {
             Raise(Vector.AlignmentCheck, 0);
             return false;
         }
         return true;
+    }
+
+    // What #AC demands of an operand, as a mask (Intel SDM vol. 3 table 7-7): x87 values of ten bytes count as eight, environments and states
+    // as two or four. Wider operands have rules of their own or none.
+    private static ulong Alignment(int size) => size switch
+    {
+        2 or 14 or 94 => 1,
+        4 or 28 or 108 => 3,
+        8 or 10 => 7,
+        _ => 0,
+    };
+
+    /// <summary>Whether a store would succeed, for instructions that store nothing in the end; false: the fault is recorded.</summary>
+    internal bool ProbeWrite(CpuState* s, ulong linear, int segment, int size)
+    {
+        if (!CheckLinear(s, linear, segment, size))
+            return false;
+        Access access = DataAccess(s) | Access.Write;
+        ulong first = 4096 - (linear & 4095);
+        return Translate(s, linear, access, out _) && (first >= (ulong)size || Translate(s, (linear + first) & LinearMask(s), access, out _));
     }
 
     internal bool LoadSlow(CpuState* s, ulong linear, int segment, int size, out ulong value)
@@ -124,7 +144,7 @@ internal sealed unsafe partial class Interpreter
             gate.BeginExclusive(this);
         }
         bool ok = Translate(s, linear, access, out Translation unused)
-            && (first + (ulong)size <= 4096 || Translate(s, (linear + (ulong)size - 1) & LinearMask(s), access, out unused))
+            && (first + (ulong)size <= 4096 || Translate(s, (linear + 4096 - first) & LinearMask(s), access, out unused))
             && LoadBytesSlow(s, linear, segment, bounce, size);
         if (!ok)
         {

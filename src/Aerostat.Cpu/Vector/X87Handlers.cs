@@ -56,13 +56,21 @@ internal static unsafe class X87Handlers
 
         int raised = X87Environment.Status(image) & ~X87Environment.Control(image) & X87Environment.Exceptions;
         Outcome outcome = Outcome.Next;
-        // Any unmasked exception but precision leaves memory unwritten (Intel SDM vol. 1 section 8.5).
-        if ((form & X87Form.StoresMemory) != 0 && (raised & 0x1F) == 0)
+        // Any unmasked exception but precision leaves memory unwritten (Intel SDM vol. 1 section 8.5), yet the address must be good.
+        if ((form & X87Form.StoresMemory) != 0)
         {
             ulong linear = cpu.Linear(s, op, op->OperandSize, write: true);
-            outcome = cpu.StoreBytes(s, linear, op->Segment, bounce, op->OperandSize);
-            if (outcome == Outcome.Fault)
-                return outcome;
+            if ((raised & 0x1F) != 0)
+            {
+                if (!cpu.ProbeWrite(s, linear, op->Segment, op->OperandSize))
+                    return Outcome.Fault;
+            }
+            else
+            {
+                outcome = cpu.StoreBytes(s, linear, op->Segment, bounce, op->OperandSize);
+                if (outcome == Outcome.Fault)
+                    return outcome;
+            }
         }
         *(uint*)area = *(uint*)image;
         area[4] = image[4];

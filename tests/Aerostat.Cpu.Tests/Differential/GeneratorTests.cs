@@ -35,8 +35,6 @@ public sealed class GeneratorTests
                         continue;
                     c.Window.CopyTo(native.Window(c.Low));
                     TestState s = c.State;
-                    if (Environment.GetEnvironmentVariable("AEROSTAT_TRACE") != null)
-                        Console.WriteLine($"{code} {e.Instruction} {Convert.ToHexString(e.Bytes)}");
                     native.Run(ref s, bitness, e.Bytes.Length);
                     vectors[s.Vector] = vectors.GetValueOrDefault(s.Vector) + 1;
                     ran++;
@@ -45,7 +43,6 @@ public sealed class GeneratorTests
 
             if (ran == 0)
                 missing.Add(code.ToString());
-            Console.WriteLine($"{code} {made} {ran} {string.Join(' ', vectors)}");
         }
 
         Assert.Empty(missing);

@@ -35,7 +35,7 @@ public sealed class InstructionDifferentialTests
             if (only != null && !code.ToString().Contains(only, StringComparison.OrdinalIgnoreCase))
                 continue;
             var rng = new Rng(Seed * 1_000_003 + (ulong)code * 4 + (ulong)bitness);
-            RunForm(runner, report, rng, code, bitness, encodings: 10, states: 8);
+            RunForm(runner, report, rng, code, bitness, encodings: 14, states: 10);
         }
 
         report.Finish();

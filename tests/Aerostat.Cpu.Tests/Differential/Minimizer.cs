@@ -10,7 +10,7 @@ internal static unsafe class Minimizer
         TestCase best = c.Copy();
         Try(x => x.State.Rflags = 0x202);
         Try(x => x.State.Mxcsr = 0x1F80);
-        Try(x => x.State.Fcw = 0x37F);
+        Try(x => (x.State.Fcw, x.State.Fsw) = (0x37F, (ushort)(x.State.Fsw & 0x7F7F)));
         Try(x => x.State.Fsw = 0);
         Try(x => x.State.Ftw = 0);
         Try(x => x.State.FsBase = 0);

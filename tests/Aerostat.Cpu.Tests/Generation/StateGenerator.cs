@@ -138,9 +138,9 @@ internal sealed unsafe class StateGenerator(Rng rng)
             s.Gpr[7] = Merge(s.Gpr[7], rng.OneIn(24) ? Hole(addressBits, at) : at, addressBits);
         }
 
-        // Some hosts compare the whole registers when they look for overlap, and then copy wrongly: keep the unused upper bits alike.
+        // Some hosts look at the whole registers when they check for overlap, and then copy wrongly.
         if (source && destination && addressBits == 16)
-            s.Gpr[6] = (s.Gpr[7] & ~0xFFFFUL) | (ushort)s.Gpr[6];
+            (s.Gpr[6], s.Gpr[7]) = ((ushort)s.Gpr[6], (ushort)s.Gpr[7]);
         if ((source || destination) && (i.HasRepPrefix || i.HasRepnePrefix))
             s.Gpr[1] = Merge(s.Gpr[1], (ulong)(rng.OneIn(4) ? rng.Below(40) : rng.Below(5)), addressBits);
     }

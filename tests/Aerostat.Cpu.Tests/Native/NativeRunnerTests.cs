@@ -58,8 +58,5 @@ public sealed unsafe class NativeRunnerTests
         n.Run(ref s, 64, 2);
         Assert.Equal(3, s.Vector);
         Assert.Equal(Layout.Start + 0x23, s.Rip);
-        TestContext.Current.SendDiagnosticMessage($"compat {n.CompatibilityMode} low {n.HasLowWindow} fsgs {n.HasFsGsBase}");
-        Console.WriteLine($"compat {n.CompatibilityMode} low {n.HasLowWindow} fsgs {n.HasFsGsBase}");
-        for (int i = 0; i < 1000; i++) GC.Collect(0);
     }
 }
