@@ -8,6 +8,10 @@ namespace Aerostat.Chipset;
 /// wired-or.
 /// <para>Not emulated: PCI interrupt link routing; PCI devices connect to GSIs directly.</para>
 /// </summary>
+/// <remarks>
+/// The wires have no saved state of their own: a device drives its line again when it is restored. So that this makes no new
+/// edge, a machine restores the interrupt controllers (8259 pair, I/O APIC) first, then the devices, then the local APICs.
+/// </remarks>
 public sealed class GsiRouter
 {
     private readonly Wire[] _wires = new Wire[PcLayout.IoApicPins];

@@ -20,7 +20,11 @@ public sealed class InterruptFabric : IMessageInterrupts
     private int _turn;
 
     /// <summary>Makes a fabric without anything attached.</summary>
-    public InterruptFabric() => ExternalInterrupt = new ExternalInterruptLine(this);
+    public InterruptFabric()
+    {
+        ExternalInterrupt = new ExternalInterruptLine(this);
+        NonMaskableInterrupt = new NmiLine(this);
+    }
 
     /// <summary>
     /// Where the 8259 pair's INTR output goes: LINT0 of every local APIC. To be given to the <see cref="Pic"/>.
@@ -28,7 +32,7 @@ public sealed class InterruptFabric : IMessageInterrupts
     public IInterruptLine ExternalInterrupt { get; }
 
     /// <summary>A line that is wired to LINT1 of every local APIC: the machine's NMI button and parity errors.</summary>
-    public IInterruptLine NonMaskableInterrupt => field ??= new NmiLine(this);
+    public IInterruptLine NonMaskableInterrupt { get; }
 
     /// <summary>Answers the acknowledge cycle of ExtINT. Set once, while the board is built.</summary>
     public IExternalInterruptController? ExternalInterruptController

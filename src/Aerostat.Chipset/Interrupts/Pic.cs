@@ -188,6 +188,7 @@ public sealed class Pic : BytePortDevice, IDevice, IExternalInterruptController,
             _master.Restore(state.Master);
             _slave.Restore(state.Slave);
             _asserted = state.Output;
+            _output.Set(_asserted);
             UpdateOutput();
         }
     }

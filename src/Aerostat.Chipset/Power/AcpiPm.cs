@@ -292,6 +292,7 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
             _timerStart = _clock.Now - state.TimerElapsed;
             _halfPeriods = state.HalfPeriods;
             _level = state.Level;
+            _sci.Set(_level);
             _timer.Expired();
             UpdateInterrupt();
         }

@@ -227,6 +227,7 @@ public sealed class I8042 : BytePortDevice, IDevice, ISavable<I8042SavedState>
             _lastWasCommand = state.LastWasCommand;
             _pending = state.Pending;
             _level = state.Level;
+            _irq.Set(_level);
             UpdateInterrupt();
         }
     }

@@ -444,6 +444,7 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
             _inputs = state.Inputs & ModemInputs.All;
             _deltas = (byte)(state.Deltas & 0x0F);
             _level = state.Level;
+            _irq.Set(_level);
             UpdateInterrupt();
         }
     }

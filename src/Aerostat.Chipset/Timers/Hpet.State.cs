@@ -1,3 +1,4 @@
+using Aerostat.Interrupts;
 using Aerostat.State;
 
 namespace Aerostat.Chipset;
@@ -87,9 +88,21 @@ public sealed partial class Hpet
                 timer.Period = saved.Period & timer.Mask;
                 timer.Next = IsEnabled && saved.UntilMatch is long wait ? wait : Never;
                 timer.LastMatch = long.MinValue / 2;
-                // The far end of the wire restores its own level.
-                timer.Asserted = saved.Asserted ? LineOf(i) : null;
+                timer.Asserted = null;
             }
+            for (int i = 0; i < TimerCount; i++)
+            {
+                if (i < state.Comparators.Length && state.Comparators[i].Asserted)
+                    _timers[i].Asserted = LineOf(i);
+            }
+            foreach (IInterruptLine? line in _routes)
+                line?.Set(_timers.Any(t => t.Asserted == line));
+            if (IsLegacy)
+            {
+                _irq0.Set(_timers[0].Asserted == _irq0);
+                _irq8.Set(_timers[1].Asserted == _irq8);
+            }
+            UpdateLegacy();
             UpdateLines();
             _timer.Expired();
             Arm();

@@ -163,6 +163,7 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
             for (int i = 0; i < _channels.Length; i++)
                 _channels[i].Restore(i < state.Channels.Length ? state.Channels[i] : new PitChannelState { Gate = i != 2 });
             _level = state.Output;
+            _irq.Set(_level);
             _lastPulse = long.MinValue / 2;
             _timer.Expired();
             Update();

@@ -450,6 +450,7 @@ public sealed class Rtc : BytePortDevice, IDevice, ISavable<RtcSavedState>
             _held = state.Held;
             _flags = (byte)(state.Flags & FlagMask);
             _level = state.Level;
+            _irq.Set(_level);
             _timer.Expired();
             Update();
         }
