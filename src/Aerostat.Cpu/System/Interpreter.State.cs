@@ -145,6 +145,6 @@ internal sealed unsafe partial class Interpreter
             saved.AsSpan(CpuState.XmmOffset, 256).CopyTo(area[CpuState.XmmOffset..]);
         if ((present & ExtendedState.Avx) != 0 && saved.Length >= SavedXsaveBytes)
             saved.AsSpan(CpuState.YmmHighOffset, 256).CopyTo(area[CpuState.YmmHighOffset..]);
-        *(uint*)(s->Xsave + CpuState.MxcsrOffset) &= 0xFFFF;
+        StateHandlers.Sanitize(s->Xsave);
     }
 }

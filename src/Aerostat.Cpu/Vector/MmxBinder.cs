@@ -48,8 +48,9 @@ internal static unsafe class MmxBinder
             form |= MmxForm.FromMemory;
         else if (i.Op1Kind == OpKind.Register)
             form |= i.Op1Register.IsMM() ? MmxForm.FromMmx : i.Op1Register.IsXMM() ? MmxForm.FromXmm : MmxForm.FromGeneral;
-        // CVTPI2PS with a memory operand also leaves x87 state; CVTPI2PD then does not (Intel SDM vol. 2, their descriptions).
-        if ((form & (MmxForm.ToMmx | MmxForm.FromMmx)) == 0 && !(i.Mnemonic == Mnemonic.Cvtpi2ps && load))
+        // CVTPI2PS and CVTPI2PD with a memory operand have no MMX register and leave the x87 state alone (AMD APM vol. 4; Intel SDM vol. 2
+        // says so of CVTPI2PD only).
+        if ((form & (MmxForm.ToMmx | MmxForm.FromMmx)) == 0)
             return false;
         VectorForm kind = VectorForms.Classify(i.Mnemonic);
         if (kind is not (VectorForm.Integer or VectorForm.Float))

@@ -152,7 +152,7 @@ internal static unsafe class SseHandlers
         byte* target = TDst.Locate(s, op);
         if ((control & VectorState.MxcsrMasks) == VectorState.MxcsrMasks)
         {
-            *mxcsr = control | (uint)Call(s, op, target, source, target, control & ~Flags);
+            *mxcsr = (uint)Call(s, op, target, source, target, control);
             return Outcome.Next;
         }
         // A register result is at most 16 bytes; a general register takes the low 8.
@@ -180,8 +180,8 @@ internal static unsafe class SseHandlers
         ulong r;
         if ((control & VectorState.MxcsrMasks) == VectorState.MxcsrMasks)
         {
-            r = Call(s, op, first, source, null, control & ~Flags);
-            *mxcsr = control | (uint)r;
+            r = Call(s, op, first, source, null, control);
+            *mxcsr = (uint)r;
         }
         else if (!Unmasked(cpu, s, op, first, source, null, out r))
         {
@@ -220,17 +220,6 @@ internal static unsafe class SseHandlers
         ulong r = ((delegate* unmanaged[SuppressGCTransition]<byte*, byte*, byte*, uint, byte*, ulong>)op->Aux)(
             (byte*)VectorState.Xmm(s, op->Dst), source, result, 0, (byte*)s->Gpr);
         CpuStateExtensions.SetStatusFlags(s, (uint)(r >> 32));
-        return Outcome.Next;
-    }
-
-    /// <summary>CRC32: general registers only, no SSE state.</summary>
-    public static Outcome Crc32<TSrc>(Interpreter cpu, CpuState* s, MicroOp* op)
-        where TSrc : struct, IStubSource
-    {
-        if (!TSrc.Fetch(cpu, s, op, out byte* source))
-            return Outcome.Fault;
-        byte* target = (byte*)s + op->Dst;
-        Call(s, op, target, source, target, 0);
         return Outcome.Next;
     }
 

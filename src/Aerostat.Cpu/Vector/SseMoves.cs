@@ -169,10 +169,6 @@ internal static unsafe class SseMoves
         return Outcome.Next;
     }
 
-    /// <summary>MOVNTI: an ordinary store that needs no SSE state.</summary>
-    public static Outcome StoreGeneral<T>(Interpreter cpu, CpuState* s, MicroOp* op)
-        where T : unmanaged => cpu.StoreOperand<T>(s, op, *(ulong*)((byte*)s + op->Src));
-
     /// <summary>MASKMOVDQU: the bytes of the first register whose byte in the second has bit 7 set go to [rDI].</summary>
     public static Outcome MaskedStore(Interpreter cpu, CpuState* s, MicroOp* op)
     {

@@ -8,7 +8,7 @@ namespace Aerostat.Cpu;
 internal enum StubTraits
 {
     None = 0,
-    /// <summary>Loads the MXCSR argument before the instruction and answers the MXCSR after it; the host's is put back.</summary>
+    /// <summary>Runs with the MXCSR argument (all exceptions masked) and answers the MXCSR after it; the default is put back.</summary>
     Mxcsr = 1,
     /// <summary>Answers RFLAGS in the upper half of the result. Without <see cref="WritesOperand"/> the first operand is only read.</summary>
     FlagsOut = 2,
@@ -42,6 +42,9 @@ internal enum StubTraits
 /// </remarks>
 internal static class StubBuilder
 {
+    // In the red zone, below the 8 bytes that PUSHFQ uses.
+    private const int Mxcsr = -16;
+
     /// <summary>The code of a form, position-independent.</summary>
     public static byte[] Build(in Instruction source, StubTraits traits)
     {
@@ -148,12 +151,12 @@ internal static class StubBuilder
         {
             c.mov(r10, rdx);
         }
-        // Below the red zone's first 8 bytes, which PUSHFQ uses.
+        // .NET code runs with the default MXCSR, so that is put back rather than what was there: STMXCSR is the slow half of the pair.
+        Label standard = c.CreateLabel();
         if ((traits & StubTraits.Mxcsr) != 0)
         {
-            c.stmxcsr(__dword_ptr[rsp - 12]);
-            c.mov(__dword_ptr[rsp - 16], ecx);
-            c.ldmxcsr(__dword_ptr[rsp - 16]);
+            c.mov(__dword_ptr[rsp + Mxcsr], ecx);
+            c.ldmxcsr(__dword_ptr[rsp + Mxcsr]);
         }
         c.AddInstruction(n);
         if ((traits & StubTraits.FlagsOut) != 0)
@@ -163,8 +166,8 @@ internal static class StubBuilder
         }
         if ((traits & StubTraits.Mxcsr) != 0)
         {
-            c.stmxcsr(__dword_ptr[rsp - 16]);
-            c.ldmxcsr(__dword_ptr[rsp - 12]);
+            c.stmxcsr(__dword_ptr[rsp + Mxcsr]);
+            c.ldmxcsr(__dword_ptr[standard]);
         }
         if ((traits & StubTraits.IndexResult) != 0)
             c.mov(__qword_ptr[r10], rcx);
@@ -175,7 +178,7 @@ internal static class StubBuilder
         if (mmx)
             c.emms();
         if ((traits & StubTraits.Mxcsr) != 0)
-            c.mov(eax, __dword_ptr[rsp - 16]);
+            c.mov(eax, __dword_ptr[rsp + Mxcsr]);
         else
             c.xor(eax, eax);
         if ((traits & StubTraits.FlagsOut) != 0)
@@ -184,6 +187,11 @@ internal static class StubBuilder
             c.or(rax, r9);
         }
         c.ret();
+        if ((traits & StubTraits.Mxcsr) != 0)
+        {
+            c.Label(ref standard);
+            c.dd(VectorState.MxcsrDefault);
+        }
     }
 
     private static Register Sized(bool first, int size) => size switch

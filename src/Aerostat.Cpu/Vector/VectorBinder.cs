@@ -3,7 +3,7 @@ using Iced.Intel;
 namespace Aerostat.Cpu;
 
 /// <summary>
-/// Binds x87, MMX, SSE to SSE4.2, AES, PCLMULQDQ, SHA, CRC32, FXSAVE and XSAVE. Every instruction that runs on the host is named here or in
+/// Binds x87, MMX, SSE to SSE4.2, AES, PCLMULQDQ, SHA, FXSAVE and XSAVE. Every instruction that runs on the host is named here or in
 /// <see cref="VectorForms"/>; nothing is run because it happens to decode. VEX and EVEX forms are not bound (#UD).
 /// </summary>
 internal static unsafe class VectorBinder
@@ -115,12 +115,6 @@ internal static unsafe class VectorBinder
             case Code.Pmovmskb_r32_xmm or Code.Pmovmskb_r64_xmm:
                 h = &SseMoves.ByteMask;
                 break;
-            case Code.Movnti_m32_r32:
-                h = &SseMoves.StoreGeneral<uint>;
-                break;
-            case Code.Movnti_m64_r64:
-                h = &SseMoves.StoreGeneral<ulong>;
-                break;
             case Code.Maskmovdqu_rDI_xmm_xmm:
                 h = &SseMoves.MaskedStore;
                 break;
@@ -204,9 +198,6 @@ internal static unsafe class VectorBinder
             case VectorForm.Strings:
                 op->Src2 = i.Mnemonic is Mnemonic.Pcmpestrm or Mnemonic.Pcmpestrm64 or Mnemonic.Pcmpistrm ? (byte)1 : (byte)0;
                 op->Handler = source == Source.Xmm ? &SseHandlers.CompareStrings<SseHandlers.Xmm> : &SseHandlers.CompareStrings<SseHandlers.Memory>;
-                return true;
-            case VectorForm.Crc32:
-                op->Handler = source == Source.General ? &SseHandlers.Crc32<SseHandlers.General> : &SseHandlers.Crc32<SseHandlers.Memory>;
                 return true;
             default:
                 op->Handler = i.Op0Kind == OpKind.Memory ? Pick<SseHandlers.Memory, SseHandlers.Xmm>(isFloat: false)

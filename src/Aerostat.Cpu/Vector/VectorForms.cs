@@ -19,8 +19,6 @@ internal enum VectorForm
     Test,
     /// <summary>PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM.</summary>
     Strings,
-    /// <summary>CRC32: general registers.</summary>
-    Crc32,
 }
 
 /// <summary>The list of vector instructions that may run in a stub.</summary>
@@ -74,8 +72,6 @@ internal static class VectorForms
                 return VectorForm.Test;
             case Mnemonic.Pcmpestri or Mnemonic.Pcmpestrm or Mnemonic.Pcmpestri64 or Mnemonic.Pcmpestrm64 or Mnemonic.Pcmpistri or Mnemonic.Pcmpistrm:
                 return VectorForm.Strings;
-            case Mnemonic.Crc32:
-                return VectorForm.Crc32;
             case Mnemonic.Blendvps or Mnemonic.Blendvpd or Mnemonic.Pblendvb or Mnemonic.Sha256rnds2:
                 return VectorForm.ImplicitXmm0;
 
