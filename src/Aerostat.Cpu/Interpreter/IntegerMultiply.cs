@@ -4,7 +4,7 @@ using static Aerostat.Cpu.IntegerFlags;
 namespace Aerostat.Cpu;
 
 /// <summary>
-/// MUL, IMUL, DIV, IDIV. A product's CF and OF say whether its upper half matters; SF, ZF and PF are undefined and follow the lower half.
+/// MUL, IMUL, DIV, IDIV. A product's CF and OF say whether its upper half matters; SF, ZF and PF are undefined and stay, AF is 0.
 /// </summary>
 internal static unsafe class MultiplyHandler<T, TSource>
     where T : unmanaged
@@ -26,7 +26,7 @@ internal static unsafe class MultiplyHandler<T, TSource>
             high = p >> (sizeof(T) * 8);
         }
         WriteProduct(s, high, low);
-        SetProduct(s, low, high != 0);
+        SetProduct(s, high != 0);
         return Outcome.Next;
     }
 
@@ -36,7 +36,7 @@ internal static unsafe class MultiplyHandler<T, TSource>
             return Outcome.Fault;
         bool overflow = Signed(s->Gpr[0], b, out ulong high, out ulong low);
         WriteProduct(s, high, low);
-        SetProduct(s, low, overflow);
+        SetProduct(s, overflow);
         return Outcome.Next;
     }
 
@@ -47,7 +47,7 @@ internal static unsafe class MultiplyHandler<T, TSource>
             return Outcome.Fault;
         bool overflow = Signed(Interpreter.ReadRegister<T>(s, op->Dst), b, out _, out ulong low);
         Interpreter.WriteRegister<T>(s, op->Dst, low);
-        SetProduct(s, low, overflow);
+        SetProduct(s, overflow);
         return Outcome.Next;
     }
 
@@ -58,7 +58,7 @@ internal static unsafe class MultiplyHandler<T, TSource>
             return Outcome.Fault;
         bool overflow = Signed(op->Immediate, b, out _, out ulong low);
         Interpreter.WriteRegister<T>(s, op->Dst, low);
-        SetProduct(s, low, overflow);
+        SetProduct(s, overflow);
         return Outcome.Next;
     }
 
@@ -195,11 +195,7 @@ internal static unsafe class MultiplyHandler<T, TSource>
         return p != (long)Sign<T>(low);
     }
 
-    private static void SetProduct(CpuState* s, ulong low, bool overflow)
-    {
-        SetResult<T>(s, low);
-        s->FlagCarry = overflow ? 1UL << 63 : 0;
-    }
+    private static void SetProduct(CpuState* s, bool overflow) => s->FlagCarry = (overflow ? 1UL : 0) << 63;
 
     private static void WriteProduct(CpuState* s, ulong high, ulong low)
     {
