@@ -15,11 +15,11 @@ internal static unsafe class ControlBinder
         else if (i.IsJmpShortOrNear)
             h = Pick(Target(i), &BranchHandler<Branch16>.Jump, &BranchHandler<Branch32>.Jump, &BranchHandler<Branch64>.Jump);
         else if (i.IsCallNear)
-            h = Pick(Target(i), &BranchHandler<Branch16>.Call, &BranchHandler<Branch32>.Call, &BranchHandler<Branch64>.Call);
+            h = Pick(Target(i), &BranchHandler<Branch16>.Call, &BranchHandler<Branch32>.Call, &LongCallHandlers.Call);
         else if (i.IsJmpNearIndirect || i.IsCallNearIndirect)
             h = Indirect(i, op);
         else if (i.Mnemonic == Mnemonic.Ret)
-            h = Pick(ReturnWidth(i.Code), &BranchHandler<Branch16>.Return, &BranchHandler<Branch32>.Return, &BranchHandler<Branch64>.Return);
+            h = Pick(ReturnWidth(i.Code), &BranchHandler<Branch16>.Return, &BranchHandler<Branch32>.Return, &LongCallHandlers.Return);
         else
             h = Counted(i);
         op->Handler = h;

@@ -32,7 +32,16 @@ internal readonly unsafe struct Branch64 : IBranchWidth
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Outcome Go(Interpreter cpu, CpuState* s, ulong target)
     {
-        if ((target + (1UL << 47)) >> 48 != 0 && !IsWideCanonical(s, target))
+        if ((target + (1UL << 47)) >> 48 != 0)
+            return GoFar(cpu, s, target);
+        s->Rip = target;
+        return Outcome.Jump;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome GoFar(Interpreter cpu, CpuState* s, ulong target)
+    {
+        if (!IsWideCanonical(s, target))
             return cpu.RaiseGp();
         s->Rip = target;
         return Outcome.Jump;
@@ -151,6 +160,31 @@ internal static unsafe class JumpHandler<TCondition, TWidth>
         TCondition.Test(s) ? TWidth.Go(cpu, s, s->Gpr[17] + op->Immediate) : Outcome.Next;
 }
 
+/// <summary>CALL and RET in 64-bit code when the TLB knows the stack; else <see cref="BranchHandler{TWidth}"/> does the whole.</summary>
+internal static unsafe class LongCallHandlers
+{
+    public static Outcome Call(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        ulong target = s->Gpr[17] + op->Immediate, rsp = s->Gpr[4] - 8;
+        if (!FastMemory.TryMap<ulong>(s, rsp, out byte* p) || (target + (1UL << 47)) >> 48 != 0)
+            return BranchHandler<Branch64>.Call(cpu, s, op);
+        *(ulong*)p = s->Gpr[17] + op->Offset + op->Length;
+        s->Gpr[4] = rsp;
+        s->Rip = target;
+        return Outcome.Jump;
+    }
+
+    public static Outcome Return(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        ulong rsp = s->Gpr[4];
+        if (!FastMemory.TryLoad<ulong>(s, rsp, out ulong target) || (target + (1UL << 47)) >> 48 != 0)
+            return BranchHandler<Branch64>.Return(cpu, s, op);
+        s->Gpr[4] = rsp + 8 + op->Immediate;
+        s->Rip = target;
+        return Outcome.Jump;
+    }
+}
+
 /// <summary>JMP, CALL, RET near, and the branches that count in CX, ECX or RCX.</summary>
 internal static unsafe class BranchHandler<TWidth>
     where TWidth : struct, IBranchWidth
@@ -160,11 +194,13 @@ internal static unsafe class BranchHandler<TWidth>
     public static Outcome JumpIndirect<TSource>(Interpreter cpu, CpuState* s, MicroOp* op)
         where TSource : struct, ISource => TWidth.Read<TSource>(cpu, s, op, out ulong target) ? TWidth.Go(cpu, s, target) : Outcome.Fault;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static Outcome Call(Interpreter cpu, CpuState* s, MicroOp* op) => CallTo(cpu, s, op, s->Gpr[17] + op->Immediate);
 
     public static Outcome CallIndirect<TSource>(Interpreter cpu, CpuState* s, MicroOp* op)
         where TSource : struct, ISource => TWidth.Read<TSource>(cpu, s, op, out ulong target) ? CallTo(cpu, s, op, target) : Outcome.Fault;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static Outcome Return(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         if (!TWidth.Top(cpu, s, out ulong target) || !TWidth.Check(cpu, s, ref target))

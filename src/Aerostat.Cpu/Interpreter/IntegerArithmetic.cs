@@ -205,6 +205,24 @@ internal static unsafe class BinaryHandler<TOperation, T, TPlace, TSource>
 {
     public static Outcome Run(Interpreter cpu, CpuState* s, MicroOp* op)
     {
+        if (!TSource.TryRead<T>(cpu, s, op, out ulong b))
+            return RunSlow(cpu, s, op);
+        if (!TOperation.Writes)
+        {
+            if (!TPlace.TryRead<T>(cpu, s, op, out ulong a))
+                return RunSlow(cpu, s, op);
+            TOperation.Apply<T>(s, a, b);
+            return Outcome.Next;
+        }
+        if (!TPlace.TryMap<T>(cpu, s, op, out byte* p))
+            return RunSlow(cpu, s, op);
+        TPlace.Set<T>(p, TOperation.Apply<T>(s, Interpreter.ReadAs<T>(p), b));
+        return Outcome.Next;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome RunSlow(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
         if (!TSource.Read<T>(cpu, s, op, out ulong b))
             return Outcome.Fault;
         if (!TOperation.Writes)
@@ -244,6 +262,15 @@ internal static unsafe class UnaryHandler<TOperation, T, TPlace>
     where TPlace : struct, IPlace
 {
     public static Outcome Run(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        if (!TPlace.TryMap<T>(cpu, s, op, out byte* p))
+            return RunSlow(cpu, s, op);
+        TPlace.Set<T>(p, TOperation.Apply<T>(s, Interpreter.ReadAs<T>(p)));
+        return Outcome.Next;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome RunSlow(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         byte* p = TPlace.Map<T>(cpu, s, op);
         if (TPlace.IsMemory && p == null)

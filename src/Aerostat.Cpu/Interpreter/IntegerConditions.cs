@@ -117,8 +117,20 @@ internal static unsafe class ConditionHandler<TCondition>
         where T : unmanaged
         where TSource : struct, ISource
     {
-        if (!TSource.Read<T>(cpu, s, op, out ulong v))
-            return Outcome.Fault;
+        if (!TSource.TryRead<T>(cpu, s, op, out ulong v))
+            return MoveSlow<T, TSource>(cpu, s, op);
+        return Finish<T>(s, op, v);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome MoveSlow<T, TSource>(Interpreter cpu, CpuState* s, MicroOp* op)
+        where T : unmanaged
+        where TSource : struct, ISource => TSource.Read<T>(cpu, s, op, out ulong v) ? Finish<T>(s, op, v) : Outcome.Fault;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Outcome Finish<T>(CpuState* s, MicroOp* op, ulong v)
+        where T : unmanaged
+    {
         if (TCondition.Test(s))
             Interpreter.WriteRegister<T>(s, op->Dst, v);
         else if (sizeof(T) == 4)

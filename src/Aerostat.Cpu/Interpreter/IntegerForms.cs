@@ -53,9 +53,51 @@ internal enum AddressForm
     Any,
 }
 
+/// <summary>
+/// The part of a memory access that the TLB serves at once. The common handlers try this first and else hand the whole instruction to a
+/// second method, so that the first needs no stack frame.
+/// </summary>
+internal static unsafe class FastMemory
+{
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryLoad<T>(CpuState* s, ulong linear, out ulong value)
+        where T : unmanaged
+    {
+        TlbEntry* e = s->Tlb + ((linear >> 12) & (Interpreter.TlbEntries - 1));
+        ulong t = linear ^ e->ReadTag;
+        if (t <= (ulong)(4096 - sizeof(T)))
+        {
+            value = Interpreter.ReadAs<T>(e->Host + t);
+            return true;
+        }
+        value = 0;
+        return false;
+    }
+
+    /// <summary>Host address for writing; false: not served here, no fault recorded.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryMap<T>(CpuState* s, ulong linear, out byte* mapped)
+        where T : unmanaged
+    {
+        TlbEntry* e = s->Tlb + ((linear >> 12) & (Interpreter.TlbEntries - 1));
+        ulong t = linear ^ e->WriteTag;
+        if (t <= (ulong)(4096 - sizeof(T)))
+        {
+            mapped = e->Host + t;
+            return true;
+        }
+        mapped = null;
+        return false;
+    }
+}
+
 /// <summary>An operand that is read.</summary>
 internal unsafe interface ISource
 {
+    /// <summary>False: not to be had without the slow path; nothing has happened.</summary>
+    static abstract bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged;
+
     /// <summary>False: a fault is recorded.</summary>
     static abstract bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged;
@@ -64,6 +106,10 @@ internal unsafe interface ISource
 /// <summary>Register operand 0 (<see cref="MicroOp.Dst"/>).</summary>
 internal readonly unsafe struct FirstRegister : ISource
 {
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged => Read<T>(cpu, s, op, out value);
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged
@@ -77,6 +123,10 @@ internal readonly unsafe struct FirstRegister : ISource
 internal readonly unsafe struct SecondRegister : ISource
 {
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged => Read<T>(cpu, s, op, out value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged
     {
@@ -89,6 +139,10 @@ internal readonly unsafe struct SecondRegister : ISource
 internal readonly unsafe struct ThirdRegister : ISource
 {
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged => Read<T>(cpu, s, op, out value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged
     {
@@ -100,6 +154,10 @@ internal readonly unsafe struct ThirdRegister : ISource
 /// <summary>Immediate, cut to the operand size when it was bound.</summary>
 internal readonly unsafe struct ImmediateSource : ISource
 {
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged => Read<T>(cpu, s, op, out value);
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged
@@ -114,6 +172,10 @@ internal readonly unsafe struct MemorySource<TAddress> : ISource
     where TAddress : struct, IAddress
 {
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged => FastMemory.TryLoad<T>(s, TAddress.Linear<T>(cpu, s, op, write: false), out value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged => cpu.Load<T>(s, TAddress.Linear<T>(cpu, s, op, write: false), op->Segment, out value);
 }
@@ -121,6 +183,14 @@ internal readonly unsafe struct MemorySource<TAddress> : ISource
 /// <summary>An operand that is written, or read and written.</summary>
 internal unsafe interface IPlace : ISource
 {
+    /// <summary>Host address of the operand for reading and writing; false: not to be had without the slow path, nothing has happened.</summary>
+    static abstract bool TryMap<T>(Interpreter cpu, CpuState* s, MicroOp* op, out byte* mapped)
+        where T : unmanaged;
+
+    /// <summary>Writes what <see cref="TryMap"/> found.</summary>
+    static abstract void Set<T>(byte* mapped, ulong value)
+        where T : unmanaged;
+
     /// <summary>Host address of the operand for reading and writing, or null with a fault recorded.</summary>
     static abstract byte* Map<T>(Interpreter cpu, CpuState* s, MicroOp* op)
         where T : unmanaged;
@@ -143,11 +213,34 @@ internal readonly unsafe struct RegisterPlace : IPlace
     public static bool IsMemory => false;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged => Read<T>(cpu, s, op, out value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged
     {
         value = Interpreter.ReadRegister<T>(s, op->Dst);
         return true;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryMap<T>(Interpreter cpu, CpuState* s, MicroOp* op, out byte* mapped)
+        where T : unmanaged
+    {
+        mapped = (byte*)s + op->Dst;
+        return true;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Set<T>(byte* mapped, ulong value)
+        where T : unmanaged
+    {
+        // A 32-bit result clears the upper half.
+        if (sizeof(T) == 4)
+            *(ulong*)mapped = (uint)value;
+        else
+            Interpreter.WriteAs<T>(mapped, value);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -158,10 +251,7 @@ internal readonly unsafe struct RegisterPlace : IPlace
     public static Outcome Update<T>(Interpreter cpu, CpuState* s, MicroOp* op, byte* mapped, ulong value)
         where T : unmanaged
     {
-        if (sizeof(T) == 4)
-            *(ulong*)mapped = (uint)value;
-        else
-            Interpreter.WriteAs<T>(mapped, value);
+        Set<T>(mapped, value);
         return Outcome.Next;
     }
 
@@ -181,8 +271,20 @@ internal readonly unsafe struct MemoryPlace<TAddress> : IPlace
     public static bool IsMemory => true;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryRead<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
+        where T : unmanaged => FastMemory.TryLoad<T>(s, TAddress.Linear<T>(cpu, s, op, write: false), out value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Read<T>(Interpreter cpu, CpuState* s, MicroOp* op, out ulong value)
         where T : unmanaged => cpu.Load<T>(s, TAddress.Linear<T>(cpu, s, op, write: false), op->Segment, out value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryMap<T>(Interpreter cpu, CpuState* s, MicroOp* op, out byte* mapped)
+        where T : unmanaged => FastMemory.TryMap<T>(s, TAddress.Linear<T>(cpu, s, op, write: true), out mapped);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Set<T>(byte* mapped, ulong value)
+        where T : unmanaged => Interpreter.WriteAs<T>(mapped, value);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static byte* Map<T>(Interpreter cpu, CpuState* s, MicroOp* op)

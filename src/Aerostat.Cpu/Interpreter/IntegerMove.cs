@@ -10,7 +10,18 @@ internal static unsafe class MoveHandler<T, TPlace, TSource>
     where TPlace : struct, IPlace
     where TSource : struct, ISource
 {
-    public static Outcome Run(Interpreter cpu, CpuState* s, MicroOp* op) =>
+    public static Outcome Run(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        if (!TSource.TryRead<T>(cpu, s, op, out ulong v))
+            return RunSlow(cpu, s, op);
+        if (!TPlace.TryMap<T>(cpu, s, op, out byte* p))
+            return RunSlow(cpu, s, op);
+        TPlace.Set<T>(p, v);
+        return Outcome.Next;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome RunSlow(Interpreter cpu, CpuState* s, MicroOp* op) =>
         TSource.Read<T>(cpu, s, op, out ulong v) ? TPlace.Write<T>(cpu, s, op, v) : Outcome.Fault;
 
     public static Outcome RunSwapped(Interpreter cpu, CpuState* s, MicroOp* op) =>
@@ -32,6 +43,15 @@ internal static unsafe class ExtendHandler<T, TFrom, TSource>
 {
     public static Outcome Zero(Interpreter cpu, CpuState* s, MicroOp* op)
     {
+        if (!TSource.TryRead<TFrom>(cpu, s, op, out ulong v))
+            return ZeroSlow(cpu, s, op);
+        Interpreter.WriteRegister<T>(s, op->Dst, v);
+        return Outcome.Next;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome ZeroSlow(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
         if (!TSource.Read<TFrom>(cpu, s, op, out ulong v))
             return Outcome.Fault;
         Interpreter.WriteRegister<T>(s, op->Dst, v);
@@ -39,6 +59,15 @@ internal static unsafe class ExtendHandler<T, TFrom, TSource>
     }
 
     public static Outcome Signed(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        if (!TSource.TryRead<TFrom>(cpu, s, op, out ulong v))
+            return SignedSlow(cpu, s, op);
+        Interpreter.WriteRegister<T>(s, op->Dst, Sign<TFrom>(v));
+        return Outcome.Next;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome SignedSlow(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         if (!TSource.Read<TFrom>(cpu, s, op, out ulong v))
             return Outcome.Fault;

@@ -128,6 +128,15 @@ internal static unsafe class ShiftHandler<TOperation, T, TPlace>
     /// <summary>By a constant that is masked and not zero.</summary>
     public static Outcome RunConstant(Interpreter cpu, CpuState* s, MicroOp* op)
     {
+        if (!TPlace.TryMap<T>(cpu, s, op, out byte* p))
+            return RunConstantSlow(cpu, s, op);
+        TPlace.Set<T>(p, TOperation.Apply<T>(s, Interpreter.ReadAs<T>(p), (int)op->Immediate));
+        return Outcome.Next;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Outcome RunConstantSlow(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
         byte* p = TPlace.Map<T>(cpu, s, op);
         if (TPlace.IsMemory && p == null)
             return Outcome.Fault;

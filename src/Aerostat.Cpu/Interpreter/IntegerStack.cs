@@ -8,20 +8,21 @@ internal static unsafe class LongStackHandlers
     public static Outcome Push<TSource>(Interpreter cpu, CpuState* s, MicroOp* op)
         where TSource : struct, ISource
     {
-        if (!TSource.Read<ulong>(cpu, s, op, out ulong v))
-            return Outcome.Fault;
         ulong rsp = s->Gpr[4] - 8;
-        Outcome o = cpu.Store<ulong>(s, rsp, Seg.Ss, v);
-        if (o != Outcome.Fault)
-            s->Gpr[4] = rsp;
-        return o;
+        if (!TSource.TryRead<ulong>(cpu, s, op, out ulong v))
+            return StackHandlers<ulong>.Push<TSource>(cpu, s, op);
+        if (!FastMemory.TryMap<ulong>(s, rsp, out byte* p))
+            return StackHandlers<ulong>.Push<TSource>(cpu, s, op);
+        *(ulong*)p = v;
+        s->Gpr[4] = rsp;
+        return Outcome.Next;
     }
 
     public static Outcome PopRegister(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         ulong rsp = s->Gpr[4];
-        if (!cpu.Load<ulong>(s, rsp, Seg.Ss, out ulong v))
-            return Outcome.Fault;
+        if (!FastMemory.TryLoad<ulong>(s, rsp, out ulong v))
+            return StackHandlers<ulong>.PopRegister(cpu, s, op);
         s->Gpr[4] = rsp + 8;
         *(ulong*)((byte*)s + op->Dst) = v;
         return Outcome.Next;
@@ -30,8 +31,8 @@ internal static unsafe class LongStackHandlers
     public static Outcome Leave(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         ulong frame = s->Gpr[5];
-        if (!cpu.Load<ulong>(s, frame, Seg.Ss, out ulong v))
-            return Outcome.Fault;
+        if (!FastMemory.TryLoad<ulong>(s, frame, out ulong v))
+            return StackHandlers<ulong>.Leave(cpu, s, op);
         s->Gpr[4] = frame + 8;
         s->Gpr[5] = v;
         return Outcome.Next;
@@ -42,10 +43,12 @@ internal static unsafe class LongStackHandlers
 internal static unsafe class StackHandlers<T>
     where T : unmanaged
 {
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static Outcome Push<TSource>(Interpreter cpu, CpuState* s, MicroOp* op)
         where TSource : struct, ISource =>
         TSource.Read<T>(cpu, s, op, out ulong v) ? cpu.Push<T>(s, v) : Outcome.Fault;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static Outcome PopRegister(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         if (!cpu.Pop<T>(s, out ulong v))
@@ -101,6 +104,7 @@ internal static unsafe class StackHandlers<T>
         return Outcome.Next;
     }
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static Outcome Leave(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         ulong rsp = s->Gpr[4];
