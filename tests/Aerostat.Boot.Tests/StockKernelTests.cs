@@ -1,0 +1,173 @@
+using System.Globalization;
+using System.Text;
+using Aerostat.Machine;
+using Xunit;
+
+[assembly: CollectionBehavior(DisableTestParallelization = true)]
+
+namespace Aerostat.Boot.Tests;
+
+/// <summary>Boots of unmodified Debian kernels, each to its init and to power-off, over the shapes a machine can have.</summary>
+public sealed class StockKernelTests
+{
+    [Fact]
+    public async Task CloudKernelWithOneProcessor()
+    {
+        BootOutcome outcome = await Guest.BootAsync();
+        Guest.AssertPoweredOff(outcome);
+        Assert.Equal("1", outcome.Value("CPUS"));
+        Assert.Equal("tsc", outcome.Value("CLOCK"));
+        Assert.Contains("cloud-amd64", outcome.Value("RELEASE"), StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task CloudKernelWithFourProcessors()
+    {
+        BootOutcome outcome = await Guest.BootAsync(cpus: 4, script: """
+            for i in 1 2 3 4 5 6 7 8; do (seq 1 3000 | sort -rn | sort -n | sha256sum > /tmp/$i) & done
+            wait
+            echo SAME=$(cat /tmp/1 /tmp/2 /tmp/3 /tmp/4 /tmp/5 /tmp/6 /tmp/7 /tmp/8 | uniq | wc -l)
+            """);
+        Guest.AssertPoweredOff(outcome);
+        Assert.Equal("4", outcome.Value("CPUS"));
+        Assert.Equal("1", outcome.Value("SAME"));
+    }
+
+    [Fact]
+    public async Task GenericKernel()
+    {
+        BootOutcome outcome = await Guest.BootAsync(kernel: "generic");
+        Guest.AssertPoweredOff(outcome);
+        Assert.DoesNotContain("cloud", outcome.Value("RELEASE"), StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData(256UL << 20)]
+    [InlineData(8UL << 30)]
+    public async Task MemorySizes(ulong bytes)
+    {
+        BootOutcome outcome = await Guest.BootAsync(memory: bytes);
+        Guest.AssertPoweredOff(outcome);
+        // What is missing is the kernel itself and its page structures.
+        ulong seen = ulong.Parse(outcome.Value("MEMORY"), CultureInfo.InvariantCulture) << 10;
+        Assert.InRange(seen, (bytes - (bytes / 8)) - (48UL << 20), bytes);
+    }
+
+    [Theory]
+    [InlineData("nolapic")]
+    [InlineData("noapic")]
+    [InlineData("nosmp")]
+    public async Task WithoutModernInterrupts(string option)
+    {
+        BootOutcome outcome = await Guest.BootAsync(append: option, cpus: 2);
+        Guest.AssertPoweredOff(outcome);
+        // Each of them leaves one processor.
+        Assert.Equal(option == "noapic" ? outcome.Value("CPUS") : "1", outcome.Value("CPUS"));
+    }
+
+    [Theory]
+    [InlineData("tsc")]
+    [InlineData("hpet")]
+    [InlineData("acpi_pm")]
+    public async Task ClockSources(string name)
+    {
+        BootOutcome outcome = await Guest.BootAsync(append: $"clocksource={name}");
+        Guest.AssertPoweredOff(outcome);
+        Assert.Equal(name, outcome.Value("CLOCK"));
+    }
+
+    [Fact]
+    public async Task StockModulesLoad()
+    {
+        BootOutcome outcome = await Guest.BootAsync(modules: ["ext4", "loop"], script: """
+            while read -r m; do insmod $m || echo FAILED=$m; done < /etc/modules
+            echo EXT4=$(grep -c ext4 /proc/filesystems)
+            """);
+        Guest.AssertPoweredOff(outcome);
+        Assert.NotEqual("0", outcome.Value("EXT4"));
+        Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task TheConsoleWorksBothWays()
+    {
+        BootOutcome outcome = await Guest.BootAsync(
+            script: "stty -echo; echo READY; read -r line; echo \"LINE=$line\"; read -r line; echo \"LENGTH=${#line}\"",
+            companion: async (machine, console) =>
+            {
+                if (!await console.WaitForAsync("READY"))
+                    return;
+                await machine.SendSerialAsync(Encoding.ASCII.GetBytes("hello guest\n" + new string('x', 500) + "\n"));
+            });
+        Guest.AssertPoweredOff(outcome);
+        Assert.Equal("hello guest", outcome.Value("LINE"));
+        Assert.Equal("500", outcome.Value("LENGTH"));
+    }
+
+    [Fact]
+    public async Task PauseStopsTheGuestsTime()
+    {
+        BootOutcome outcome = await Guest.BootAsync(
+            script: "echo READY; a=$(cut -d. -f1 /proc/uptime); read -r line; b=$(cut -d. -f1 /proc/uptime); echo ELAPSED=$((b - a))",
+            companion: async (machine, console) =>
+            {
+                if (!await console.WaitForAsync("READY"))
+                    return;
+                await machine.PauseAsync();
+                TimeSpan before = machine.GetStatistics().VmTime;
+                await Task.Delay(3000);
+                Assert.Equal(before, machine.GetStatistics().VmTime);
+                await machine.ResumeAsync();
+                await machine.SendSerialAsync("\n"u8.ToArray());
+            });
+        Guest.AssertPoweredOff(outcome);
+        Assert.InRange(int.Parse(outcome.Value("ELAPSED"), CultureInfo.InvariantCulture), 0, 2);
+    }
+
+    [Fact]
+    public async Task ARebootUnderNoRebootEndsTheRun()
+    {
+        BootOutcome outcome = await Guest.BootAsync(script: "reboot -f");
+        Assert.Equal(MachineExitKind.Reset, outcome.Exit.Kind);
+    }
+
+    [Fact]
+    public async Task AResetBootsAgain()
+    {
+        bool again = false;
+        BootOutcome outcome = await Guest.BootAsync(
+            script: "echo READY; read -r line",
+            companion: async (machine, console) =>
+            {
+                if (!await console.WaitForAsync("READY"))
+                    return;
+                await machine.ResetAsync();
+                if (!await console.WaitForAsync("Linux version") || !await console.WaitForAsync("READY"))
+                    return;
+                again = true;
+                await machine.SendSerialAsync("\n"u8.ToArray());
+            });
+        Guest.AssertPoweredOff(outcome);
+        Assert.True(again);
+        Assert.Equal(1, outcome.Statistics.Resets);
+    }
+
+    [Fact]
+    public async Task AnIdleGuestSleeps()
+    {
+        // Counted, not timed: an idle guest halts, and is woken by few interrupts.
+        long instructions = 0;
+        BootOutcome outcome = await Guest.BootAsync(
+            script: "echo READY; sleep 5; echo AWAKE",
+            companion: async (machine, console) =>
+            {
+                if (!await console.WaitForAsync("READY"))
+                    return;
+                long before = machine.GetStatistics().Instructions;
+                if (await console.WaitForAsync("AWAKE"))
+                    instructions = machine.GetStatistics().Instructions - before;
+            });
+        Guest.AssertPoweredOff(outcome);
+        Assert.InRange(instructions, 1, 50_000_000);
+    }
+}
