@@ -27,8 +27,9 @@ public static class CpuModels
     // CPUID.7.0:EDX. SPEC_CTRL and PRED_CMD exist because "enhanced IBRS", which spares a guest its retpolines, is announced through them.
     private const uint Fsrm = 1 << 4, SpecCtrl = 1 << 26, ArchCapabilities = 1 << 29;
 
-    // CPUID.7.2:EDX: not subject to MXCSR-dependent timing.
-    private const uint McdtNo = 1 << 5;
+    // CPUID.7.2:EDX. No MXCSR-dependent timing; and BHI_DIS_S exists in SPEC_CTRL, because kernels that do not take BHI_NO's word for it
+    // otherwise run through a loop of branches at each system call.
+    private const uint BhiCtrl = 1 << 4, McdtNo = 1 << 5;
 
     // CPUID.D.1:EAX
     private const uint Xsaveopt = 1 << 0, Xsavec = 1 << 1, Xgetbv1 = 1 << 2, Xsaves = 1 << 3;
@@ -53,7 +54,7 @@ public static class CpuModels
         Leaf7Ebx = FsGsBase | TscAdjust | Bmi1 | Smep | Bmi2 | Erms | Invpcid | Rdseed | Adx | Smap | ClflushOpt | Clwb | Sha,
         Leaf7Ecx = Umip | Rdpid,
         Leaf7Edx = Fsrm | SpecCtrl | ArchCapabilities,
-        Leaf7Sub2Edx = McdtNo,
+        Leaf7Sub2Edx = BhiCtrl | McdtNo,
         Extended1Ecx = Lahf | Lzcnt | Prefetchw,
         Extended1Edx = Syscall | Nx | Gbpages | Rdtscp | LongMode,
         Xcr0 = ExtendedState.X87 | ExtendedState.Sse,

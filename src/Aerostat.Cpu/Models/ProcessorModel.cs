@@ -54,8 +54,8 @@ internal sealed class ProcessorModel
         HasSpecCtrl = (seven.Edx >> 26 & 1) != 0;
         HasL1dFlush = (seven.Edx >> 28 & 1) != 0;
         HasArchCapabilities = (seven.Edx >> 29 & 1) != 0;
-        HasSsbd = (seven.Edx >> 31 & 1) != 0;
-        HasStibp = (seven.Edx >> 27 & 1) != 0;
+        // IBRS, STIBP, SSBD, BHI_DIS_S.
+        SpecCtrlMask = 1 | If((seven.Edx >> 27 & 1) != 0, 2) | If((seven.Edx >> 31 & 1) != 0, 4) | If((table.Get(7, 2).Edx >> 4 & 1) != 0, 1 << 10);
         HasMtrr = Edx1(12);
         HasPat = Edx1(16);
         HasMce = Edx1(7) || Edx1(14);
@@ -78,8 +78,10 @@ internal sealed class ProcessorModel
     public bool HasSpecCtrl { get; }
     public bool HasL1dFlush { get; }
     public bool HasArchCapabilities { get; }
-    public bool HasSsbd { get; }
-    public bool HasStibp { get; }
+
+    /// <summary>Bits that IA32_SPEC_CTRL takes.</summary>
+    public ulong SpecCtrlMask { get; }
+
     public bool HasMtrr { get; }
     public bool HasPat { get; }
     public bool HasMce { get; }

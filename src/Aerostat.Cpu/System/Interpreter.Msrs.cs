@@ -180,7 +180,7 @@ internal sealed unsafe partial class Interpreter
             case Msr.Pat when Model.HasPat && ModelRegisterFile.IsValidPat(value):
                 s->Pat = value;
                 return true;
-            case Msr.SpecCtrl when Model.HasSpecCtrl && (value & ~(1UL | (Model.HasStibp ? 2UL : 0) | (Model.HasSsbd ? 4UL : 0))) == 0:
+            case Msr.SpecCtrl when Model.HasSpecCtrl && (value & ~Model.SpecCtrlMask) == 0:
                 registers.SpecCtrl = value;
                 return true;
             case Msr.Xss when Model.HasXsaves && value == 0:
