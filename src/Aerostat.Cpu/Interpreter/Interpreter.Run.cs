@@ -41,7 +41,14 @@ internal sealed unsafe partial class Interpreter
             {
                 if (Attend(s, out ProcessorExit exit))
                     return exit;
-                if (((s->Shadow | debug) | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
+                if (debug == 0 && (s->SystemFlags & RFlags.Tf) == 0 && (s->Shadow == 0 || Volatile.Read(ref s->Request) == 0))
+                {
+                    // With nothing waiting, a shadow needs no single step: what comes from now on is looked at after the next instruction
+                    // at the earliest. RF means nothing without breakpoints and goes with that instruction too.
+                    s->Shadow = 0;
+                    s->SystemFlags &= ~RFlags.Rf;
+                }
+                else if (((s->Shadow | debug) | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
                 {
                     if (Step(s, out exit))
                         return exit;

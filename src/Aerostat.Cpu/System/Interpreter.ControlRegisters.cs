@@ -87,6 +87,14 @@ internal sealed unsafe partial class Interpreter
         return true;
     }
 
+    /// <summary>The part of UpdateMode that follows RFLAGS.AC at privilege level 0: whether user pages are within reach under SMAP.</summary>
+    internal void UpdateKernelAccess(CpuState* s)
+    {
+        tlbSet = (debug & DataBreakpoints) != 0 ? EmptySet
+            : (s->Cr4 & Cr4.Smap) != 0 && (s->SystemFlags & RFlags.Ac) == 0 ? StrictSet : SupervisorSet;
+        s->Tlb = tlbSets + (tlbSet * TlbEntries);
+    }
+
     /// <summary>Checks common to all MOV DR; maps DR4 and DR5 to DR6 and DR7. False: a fault is recorded.</summary>
     internal bool CheckDebugAccess(CpuState* s, ref int n)
     {

@@ -101,8 +101,6 @@ internal static unsafe class Miscellany
         if ((s->SystemFlags & RFlags.If) != 0)
             return Outcome.Next;
         s->SystemFlags |= RFlags.If;
-        // Nothing to hold off and nothing waiting: an interrupt that comes later would not have been taken before the next instruction
-        // either, because requests are looked at between blocks.
         s->Shadow = 1;
         return Outcome.Stop;
     }
@@ -112,7 +110,7 @@ internal static unsafe class Miscellany
         if (s->Cpl != 0)
             return cpu.RaiseUd();
         s->SystemFlags &= ~RFlags.Ac;
-        cpu.UpdateMode();
+        cpu.UpdateKernelAccess(s);
         return Outcome.Next;
     }
 
@@ -121,7 +119,7 @@ internal static unsafe class Miscellany
         if (s->Cpl != 0)
             return cpu.RaiseUd();
         s->SystemFlags |= RFlags.Ac;
-        cpu.UpdateMode();
+        cpu.UpdateKernelAccess(s);
         return Outcome.Next;
     }
 

@@ -212,10 +212,13 @@ public class SystemTestsModel
         var random = new Random(7);
         for (int i = 0; i < 16; i++)
             s.Gpr[i] = (ulong)random.NextInt64();
-        random.NextBytes(s.Xsave.AsSpan(0, 416));
-        s.Xsave.AsSpan(416).Clear();
-        // Bytes that the hardware format reserves: FCW bits, MXCSR and its mask, the padding of each ST.
-        s.Xsave[512] = 7;
+        // x87 and SSE registers; what the format reserves, the padding of each ST among it, stays zero.
+        for (int i = 0; i < 8; i++)
+            random.NextBytes(s.Xsave.AsSpan(32 + (i * 16), 10));
+        random.NextBytes(s.Xsave.AsSpan(160, 256));
+        (s.Xsave[0], s.Xsave[1], s.Xsave[4]) = (0x7F, 0x02, 0x55);
+        (s.Xsave[24], s.Xsave[25]) = (0xA0, 0x1F);
+        s.Xsave[512] = 3;
         s.Rflags = 2 | RFlags.Cf | RFlags.Of | RFlags.Df | RFlags.If | RFlags.Iopl;
         s.Msrs[Msr.Lstar] = 0xFFFF_FFFF_8000_0000;
         s.Msrs[Msr.KernelGsBase] = 0x1234;
@@ -239,6 +242,6 @@ public class SystemTestsModel
                 Assert.Equal((index, value), (index, r.Msrs[index]));
         Assert.Equal(s.Xsave[32..160], r.Xsave[32..160]);
         Assert.Equal(s.Xsave[160..416], r.Xsave[160..416]);
-        Assert.Equal(s.Xsave[..24], r.Xsave[..24]);
+        Assert.Equal(s.Xsave[..28], r.Xsave[..28]);
     }
 }
