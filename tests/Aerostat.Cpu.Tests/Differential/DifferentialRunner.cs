@@ -112,12 +112,14 @@ internal sealed unsafe class DifferentialRunner : IDisposable
             }
         }
 
+        if (instructions.Count > 1)
+            undefined = SequenceGenerator.Undefined(instructions);
         if (native.Vector != guest.Vector)
             text.Append($" vector {native.Vector} is {guest.Vector};");
         if (native.Rip != guest.Rip)
             text.Append($" rip {native.Rip:x} is {guest.Rip:x};");
         if (native.Vector >= 0)
-            undefined = c.Instructions().Count == 1 && !HasRepeat(instructions[0]) ? 0 : undefined;
+            undefined = instructions.Count == 1 && !HasRepeat(instructions[0]) ? 0 : undefined;
         if (native.Vector == Vector.DivideError)
             undefined = RFlags.Status;
         for (int k = 0; k < (c.Bitness == 64 ? 16 : 8); k++)

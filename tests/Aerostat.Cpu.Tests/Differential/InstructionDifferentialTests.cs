@@ -89,6 +89,60 @@ public sealed class InstructionDifferentialTests
         report.Finish();
     }
 
+    /// <summary>Straight-line code: what one instruction leaves is what the next one finds.</summary>
+    [Theory]
+    [InlineData(64)]
+    [InlineData(32)]
+    public void SequencesAgreeWithTheHost(int bitness)
+    {
+        HostRequirements.Check();
+        using DifferentialRunner runner = CreateRunner();
+        Assert.SkipUnless(bitness == 64 || runner.Native.CompatibilityMode, "the host does not run 32-bit code");
+        var rng = new Rng(Seed + (ulong)bitness * 7919);
+        var generator = new SequenceGenerator(bitness, rng);
+        _ = double.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_FUZZ_SECONDS"), CultureInfo.InvariantCulture, out double seconds);
+        var clock = Stopwatch.StartNew();
+        var failures = new List<string>();
+        for (int k = 0; (k < 15000 || clock.Elapsed.TotalSeconds < seconds) && failures.Count < 10; k++)
+        {
+            TestCase? c = generator.TryMake(2 + rng.Below(8));
+            if (c == null || runner.Run(c) is not { } difference)
+                continue;
+            TestCase small = Minimizer.Minimize(Shorten(c, runner), x =>
+            {
+                SequenceGenerator.Place(ref x.State, bitness);
+                return runner.Run(x) != null;
+            });
+            string text = string.Join("; ", small.Instructions().Select(i => i.ToString()));
+            failures.Add($"{text}\n    host{runner.Run(small) ?? difference}\n    {Corpus.Format(small)}");
+        }
+
+        Console.WriteLine($"{runner.Count} sequences, {runner.Faults} of them ended in an exception");
+        if (failures.Count != 0)
+        {
+            File.AppendAllLines(Path.Combine(AppContext.BaseDirectory, "failures.txt"), failures.Select(f => "# " + f.Replace("\n    64", "\n64", StringComparison.Ordinal).Replace("\n    32", "\n32", StringComparison.Ordinal).Replace("\n    ", "\n# ", StringComparison.Ordinal)));
+            Assert.Fail($"seed {Seed}:\n  " + string.Join("\n  ", failures));
+        }
+    }
+
+    // Drops instructions that the difference does not need.
+    private static TestCase Shorten(TestCase c, DifferentialRunner runner)
+    {
+        for (int k = 0; ;)
+        {
+            List<Instruction> list = c.Instructions();
+            if (k >= list.Count || list.Count == 1)
+                return c;
+            int at = (int)(list[k].IP - Layout.Start);
+            var shorter = new TestCase { Code = [.. c.Code.AsSpan(0, at), .. c.Code.AsSpan(at + list[k].Length)], Bitness = c.Bitness, Window = c.Window };
+            shorter.State = c.State;
+            if (shorter.Instructions().Count == list.Count - 1 && !shorter.Instructions().Exists(i => i.IsIPRelativeMemoryOperand) && runner.Run(shorter) != null)
+                c = shorter;
+            else
+                k++;
+        }
+    }
+
     /// <summary>Cases that failed once.</summary>
     [Fact]
     public void CorpusAgreesWithTheHost()

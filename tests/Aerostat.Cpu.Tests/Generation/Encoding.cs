@@ -48,6 +48,12 @@ internal sealed class EncodingGenerator
         _encoder = Encoder.Create(bitness, _buffer);
     }
 
+    /// <summary>When set, memory operands use this register and a small displacement only.</summary>
+    public Register FixedBase { get; init; }
+
+    /// <summary>Where the next instruction goes.</summary>
+    public ulong Address { get; set; } = Layout.Start;
+
     /// <summary>Makes an encoding, or null when the random choices do not fit together.</summary>
     /// <param name="code">Form.</param>
     /// <param name="memory">Whether an operand that can be register or memory is memory.</param>
@@ -59,7 +65,7 @@ internal sealed class EncodingGenerator
         int addressBits = _bitness;
         if (info.AddressSize != 0)
             addressBits = info.AddressSize;
-        else if (_rng.OneIn(5))
+        else if (_rng.OneIn(5) && FixedBase == Register.None)
             addressBits = _bitness == 64 ? 32 : 16;
         _addressBits = addressBits;
         _aligned = info.CanUseLockPrefix || info.Mnemonic is Mnemonic.Xchg || info.Mnemonic.ToString().StartsWith("Sha", StringComparison.Ordinal);
@@ -88,13 +94,13 @@ internal sealed class EncodingGenerator
     private Encoding? Encode(Instruction i, Code code, int addressBits)
     {
         _buffer.Bytes.Clear();
-        if (!_encoder.TryEncode(i, Layout.Start, out _, out _))
+        if (!_encoder.TryEncode(i, Address, out _, out _))
             return null;
         byte[] bytes = [.. _buffer.Bytes];
         if (bytes.Length > 15)
             return null;
         var decoder = Decoder.Create(_bitness, bytes);
-        decoder.IP = Layout.Start;
+        decoder.IP = Address;
         decoder.Decode(out Instruction decoded);
         if (decoded.Code != code || decoded.Length != bytes.Length)
             return null;
@@ -281,6 +287,16 @@ internal sealed class EncodingGenerator
     private bool SetMemory(ref Instruction i, int k)
     {
         i.SetOpKind(k, OpKind.Memory);
+        if (FixedBase != Register.None)
+        {
+            i.MemoryBase = FixedBase;
+            i.MemoryDisplSize = 1;
+            i.MemoryDisplacement64 = (ulong)(_rng.OneIn(4) && !_aligned ? (sbyte)_rng.Next() : 16 * (_rng.Below(8) - 4));
+            if (_bitness == 32)
+                i.MemoryDisplacement64 = (uint)i.MemoryDisplacement64;
+            return true;
+        }
+
         if (_addressBits == 16)
         {
             (Register b, Register x) = _rng.Pick<(Register, Register)>(Pairs16);
