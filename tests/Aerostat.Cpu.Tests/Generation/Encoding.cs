@@ -66,7 +66,7 @@ internal sealed class EncodingGenerator
         if (info.AddressSize != 0)
             addressBits = info.AddressSize;
         else if (_rng.OneIn(5) && FixedBase == Register.None)
-            addressBits = _bitness == 64 ? 32 : 16;
+            addressBits = _bitness == 32 ? 16 : 32;
         _addressBits = addressBits;
         _aligned = info.CanUseLockPrefix || info.Mnemonic is Mnemonic.Xchg || info.Mnemonic.ToString().StartsWith("Sha", StringComparison.Ordinal);
         for (int k = 0; k < info.OpCount; k++)
@@ -169,6 +169,30 @@ internal sealed class EncodingGenerator
                 return memory ? SetMemory(ref i, k) : SetRegister(ref i, k, Xmm());
             case OpCodeOperandKind.mem:
                 return SetMemory(ref i, k);
+            case OpCodeOperandKind.seg_reg:
+                return SetRegister(ref i, k, _rng.Pick<Register>([Register.ES, Register.SS, Register.DS, Register.FS, Register.GS]));
+            case OpCodeOperandKind.es:
+                return SetRegister(ref i, k, Register.ES);
+            case OpCodeOperandKind.cs:
+                return SetRegister(ref i, k, Register.CS);
+            case OpCodeOperandKind.ss:
+                return SetRegister(ref i, k, Register.SS);
+            case OpCodeOperandKind.ds:
+                return SetRegister(ref i, k, Register.DS);
+            case OpCodeOperandKind.fs:
+                return SetRegister(ref i, k, Register.FS);
+            case OpCodeOperandKind.gs:
+                return SetRegister(ref i, k, Register.GS);
+            case OpCodeOperandKind.farbr2_2:
+                i.SetOpKind(k, OpKind.FarBranch16);
+                i.FarBranch16 = (ushort)_rng.Next();
+                i.FarBranchSelector = (ushort)_rng.Next();
+                return true;
+            case OpCodeOperandKind.farbr4_2:
+                i.SetOpKind(k, OpKind.FarBranch32);
+                i.FarBranch32 = (uint)_rng.Next();
+                i.FarBranchSelector = (ushort)_rng.Next();
+                return true;
             case OpCodeOperandKind.cr_reg:
                 return SetRegister(ref i, k, _rng.Pick<Register>([Register.CR0, Register.CR2, Register.CR3, Register.CR4]));
             case OpCodeOperandKind.dr_reg:
@@ -230,7 +254,7 @@ internal sealed class EncodingGenerator
                 return true;
             case OpCodeOperandKind.br16_1 or OpCodeOperandKind.br16_2:
                 i.SetOpKind(k, OpKind.NearBranch16);
-                i.NearBranch16 = (ushort)(Layout.Start + (ulong)(_rng.OneIn(2) ? 0x40 : -0x40));
+                i.NearBranch16 = (ushort)(Address + (ulong)(_rng.OneIn(2) ? 0x40 : -0x40));
                 return true;
             case OpCodeOperandKind.br32_1 or OpCodeOperandKind.br32_4:
                 i.SetOpKind(k, OpKind.NearBranch32);
@@ -264,7 +288,7 @@ internal sealed class EncodingGenerator
         }
     }
 
-    private ulong BranchTarget() => Layout.Start + (ulong)((long)(_rng.OneIn(2) ? 0x20 + _rng.Below(0x50) : -0x20 - _rng.Below(0x40)));
+    private ulong BranchTarget() => Address + (ulong)((long)(_rng.OneIn(2) ? 0x20 + _rng.Below(0x50) : -0x20 - _rng.Below(0x40)));
 
     /// <summary>Where in the window an absolute operand lies.</summary>
     private int OperandOffset() => Layout.OperandOffset + (_rng.OneIn(3) && !_aligned ? -_rng.Below(40) : 16 * _rng.Below(8));

@@ -17,7 +17,7 @@ internal static class FormCatalog
         CpuidFeature.SYSCALL, CpuidFeature.FXSR, CpuidFeature.MMX, CpuidFeature.SSE, CpuidFeature.SSE2, CpuidFeature.SSE3, CpuidFeature.SSSE3,
         CpuidFeature.SSE4_1, CpuidFeature.SSE4_2, CpuidFeature.AES, CpuidFeature.PCLMULQDQ, CpuidFeature.SHA, CpuidFeature.POPCNT,
         CpuidFeature.LZCNT, CpuidFeature.BMI1, CpuidFeature.BMI2, CpuidFeature.ADX, CpuidFeature.MOVBE, CpuidFeature.RDRAND,
-        CpuidFeature.RDSEED, CpuidFeature.XSAVE, CpuidFeature.FSGSBASE, CpuidFeature.CLFSH, CpuidFeature.CLFLUSHOPT, CpuidFeature.CLWB,
+        CpuidFeature.RDSEED, CpuidFeature.XSAVE, CpuidFeature.XSAVEOPT, CpuidFeature.XSAVEC, CpuidFeature.XSAVES, CpuidFeature.FSGSBASE, CpuidFeature.CLFSH, CpuidFeature.CLFLUSHOPT, CpuidFeature.CLWB,
         CpuidFeature.PREFETCHW, CpuidFeature.PREFETCHWT1, CpuidFeature.PREFETCHITI, CpuidFeature.CLDEMOTE, CpuidFeature.CET_IBT, CpuidFeature.SMM,
         CpuidFeature.RDTSCP, CpuidFeature.RDPID, CpuidFeature.INVPCID, CpuidFeature.SMAP, CpuidFeature.RDPMC,
     ];
@@ -45,7 +45,7 @@ internal static class FormCatalog
                 return "depends on descriptor tables";
             case Mnemonic.Cli or Mnemonic.Sti:
                 return "depends on the host's I/O privilege level";
-            case Mnemonic.Xsave or Mnemonic.Xsave64 or Mnemonic.Xrstor or Mnemonic.Xrstor64:
+            case Mnemonic.Xsave or Mnemonic.Xsave64 or Mnemonic.Xsaveopt or Mnemonic.Xsaveopt64 or Mnemonic.Xsavec or Mnemonic.Xsavec64 or Mnemonic.Xrstor or Mnemonic.Xrstor64:
                 return "parts of an XSAVE area are the host's own";
             case Mnemonic.Clac or Mnemonic.Stac:
                 return "user code that uses it is told apart by host kernels";
@@ -63,7 +63,8 @@ internal static class FormCatalog
         return null;
     }
 
-    private static bool InModel(Code code)
+    /// <summary>Whether the model has the instruction sets of a form.</summary>
+    public static bool InModel(Code code)
     {
         foreach (CpuidFeature f in code.CpuidFeatures())
         {
@@ -79,11 +80,14 @@ internal static class FormCatalog
         foreach (Code code in Enum.GetValues<Code>())
         {
             OpCodeInfo info = code.ToOpCode();
-            if (info.IsInstruction && (bitness == 64 ? info.Mode64 : info.Mode32) && InModel(code)
+            if (info.IsInstruction && (bitness == 64 ? info.Mode64 : bitness == 32 ? info.Mode32 : info.Mode16) && InModel(code)
                 && info.Encoding is EncodingKind.Legacy or EncodingKind.VEX && info.DecoderOption == DecoderOptions.None && !info.Fwait)
                 yield return (code, info);
         }
     }
+
+    /// <summary>All forms of the model.</summary>
+    public static IEnumerable<Code> AllCodes(int bitness) => All(bitness).Select(f => f.Code);
 
     /// <summary>Forms to compare.</summary>
     public static List<Code> Forms(int bitness) => [.. All(bitness).Where(f => Excluded(f.Code, f.Info, bitness) == null).Select(f => f.Code)];
