@@ -24,6 +24,9 @@ internal sealed class HostStubs : IDisposable
     // Legacy forms with an 8-bit immediate are the many: about 110 of them, 256 values, 64 bytes or less each.
     private const int CodeBytes = 16 << 20;
 
+    // No instruction's key has this bit.
+    private const ulong CompareExchange16Key = 1UL << 63;
+
     private static readonly bool IsX64 = RuntimeInformation.ProcessArchitecture == Architecture.X64 && X86Base.IsSupported;
     // Asked once: CPUID is slow on a host that is itself a guest.
     private static readonly (int Eax, int Ebx, int Ecx, int Edx) Leaf1 = Leaf(1), Leaf7 = Leaf(7);
@@ -77,6 +80,40 @@ internal sealed class HostStubs : IDisposable
             if (!memory.TryWrite(StubBuilder.Build(instruction, traits), 16, out address))
                 return 0;
             stubs.Add(key, address);
+            return address;
+        }
+    }
+
+    /// <summary>
+    /// <c>ulong routine(void* target, ulong* expected, ulong low, ulong high)</c>, System V: CMPXCHG16B with LOCK. What was in memory goes to
+    /// <c>expected</c>; 1 if it was what was expected. 0 when this host cannot have it.
+    /// </summary>
+    public nint CompareExchange16()
+    {
+        if (!IsX64 || !Bit(Leaf1.Ecx, 13))
+            return 0;
+        lock (gate)
+        {
+            if (stubs.TryGetValue(CompareExchange16Key, out nint address))
+                return address;
+            ObjectDisposedException.ThrowIf(disposed, this);
+            memory ??= new ExecutableMemory(CodeBytes);
+            ReadOnlySpan<byte> code =
+            [
+                0x53,                         // push rbx
+                0x48, 0x89, 0xD3,             // mov rbx, rdx
+                0x48, 0x8B, 0x06,             // mov rax, [rsi]
+                0x48, 0x8B, 0x56, 0x08,       // mov rdx, [rsi+8]
+                0xF0, 0x48, 0x0F, 0xC7, 0x0F, // lock cmpxchg16b [rdi]
+                0x48, 0x89, 0x06,             // mov [rsi], rax
+                0x48, 0x89, 0x56, 0x08,       // mov [rsi+8], rdx
+                0x0F, 0x94, 0xC0,             // sete al
+                0x0F, 0xB6, 0xC0,             // movzx eax, al
+                0x5B, 0xC3,                   // pop rbx; ret
+            ];
+            if (!memory.TryWrite(code, 16, out address))
+                return 0;
+            stubs.Add(CompareExchange16Key, address);
             return address;
         }
     }

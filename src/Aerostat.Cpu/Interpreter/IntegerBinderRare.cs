@@ -24,7 +24,9 @@ internal static unsafe partial class IntegerBinder
             case Mnemonic.Movnti or Mnemonic.Movdiri: return Size(i, 1) == 8 ? Move<ulong>(i, op) : Move<uint>(i, op);
             case Mnemonic.Bswap: return Pick(Size(i, 0), &MoveHandlers.Swap16, &MoveHandlers.Swap32, &MoveHandlers.Swap64);
             case Mnemonic.Cmpxchg8b: return &WideExchangeHandlers.Compare8;
-            case Mnemonic.Cmpxchg16b: return &WideExchangeHandlers.Compare16;
+            case Mnemonic.Cmpxchg16b:
+                op->Aux = c.Stubs.CompareExchange16();
+                return &WideExchangeHandlers.Compare16;
             case Mnemonic.Xlatb: return Xlat(i, op, c);
             case Mnemonic.Cbw: return &MoveHandlers.Cbw;
             case Mnemonic.Cwde: return &MoveHandlers.Cwde;

@@ -109,19 +109,32 @@ internal static unsafe class WideExchangeHandlers
         ulong* p = (ulong*)cpu.MapRmwAt<UInt128>(s, linear, op->Segment);
         if (p == null)
             return Outcome.Fault;
-        ulong low = p[0], high = p[1];
-        if (low == s->Gpr[0] && high == s->Gpr[2])
+        ulong* seen = stackalloc ulong[2];
+        seen[0] = s->Gpr[0];
+        seen[1] = s->Gpr[2];
+        if (CompareExchange(op->Aux, p, seen, s->Gpr[3], s->Gpr[1]))
         {
-            p[0] = s->Gpr[3];
-            p[1] = s->Gpr[1];
             s->FlagZero = 0;
         }
         else
         {
-            s->Gpr[0] = low;
-            s->Gpr[2] = high;
+            s->Gpr[0] = seen[0];
+            s->Gpr[2] = seen[1];
             s->FlagZero = 1;
         }
         return cpu.FinishRmw(s);
+    }
+
+    private static bool CompareExchange(nint routine, ulong* p, ulong* seen, ulong low, ulong high)
+    {
+        // SAFETY: HostStubs gives the routine this signature; p is 16 aligned bytes of guest memory or of the bounce buffer.
+        if (routine != 0)
+            return ((delegate* unmanaged[SuppressGCTransition]<ulong*, ulong*, ulong, ulong, ulong>)routine)(p, seen, low, high) != 0;
+        // .NET has no exchange of 16 bytes, so a host without the instruction has it for one vCPU only.
+        bool equal = p[0] == seen[0] && p[1] == seen[1];
+        (seen[0], seen[1]) = (p[0], p[1]);
+        if (equal)
+            (p[0], p[1]) = (low, high);
+        return equal;
     }
 }

@@ -5,6 +5,18 @@ using static Aerostat.Cpu.IntegerFlags;
 
 namespace Aerostat.Cpu;
 
+/// <content>Translation without an access.</content>
+internal sealed unsafe partial class Interpreter
+{
+    /// <summary>Whether a byte may be read at <paramref name="linear"/>; reads nothing, so MMIO notices nothing. False: fault recorded.</summary>
+    internal bool ProbeRead(CpuState* s, ulong linear, int segment)
+    {
+        TlbEntry* e = s->Tlb + ((linear >> 12) & (TlbEntries - 1));
+        return (linear ^ e->ReadTag) < 4096
+            || (CheckLinear(s, linear, segment, 1) && Translate(s, linear, DataAccess(s), out _));
+    }
+}
+
 /// <summary>Decimal adjustment, single flags, fences, hints and random numbers.</summary>
 internal static unsafe class MiscHandlers
 {
@@ -26,7 +38,7 @@ internal static unsafe class MiscHandlers
 
     /// <summary>CLFLUSH and its kind: caches are not modelled, but the address is translated as for a read of one byte.</summary>
     public static Outcome Flush(Interpreter cpu, CpuState* s, MicroOp* op) =>
-        cpu.LoadOperand<byte>(s, op, out _) ? Outcome.Next : Outcome.Fault;
+        cpu.ProbeRead(s, cpu.Linear(s, op, 1), op->Segment) ? Outcome.Next : Outcome.Fault;
 
     public static Outcome Clc(Interpreter cpu, CpuState* s, MicroOp* op)
     {
