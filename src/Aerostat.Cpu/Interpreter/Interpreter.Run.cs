@@ -33,6 +33,23 @@ internal sealed unsafe partial class Interpreter
         }
     }
 
+    /// <summary>
+    /// As <see cref="Run"/>, for one instruction at most: takes what is pending, then executes. Null when there is nothing to tell.
+    /// </summary>
+    internal ProcessorExit? RunOne(IExitHandler handler)
+    {
+        guestHandler.Inner = handler;
+        gate.Enter(this);
+        try
+        {
+            return Attend(State, out ProcessorExit exit) || Step(State, out exit) ? exit : null;
+        }
+        finally
+        {
+            ExecutionGate.Leave(this);
+        }
+    }
+
     private ProcessorExit Loop(CpuState* s)
     {
         while (true)
