@@ -15,6 +15,7 @@ internal sealed class ExecutionGate
     private readonly List<Interpreter> members = [];
     private volatile Interpreter[] snapshot = [];
     private volatile bool taken;
+    private volatile Interpreter? owner;
 
     public void Add(Interpreter member)
     {
@@ -43,7 +44,8 @@ internal sealed class ExecutionGate
         while (true)
         {
             Interlocked.Exchange(ref self.InGuest, 1);
-            if (!taken)
+            // The owner comes by here when it calls a handler in the middle of its exclusive section.
+            if (!taken || owner == self)
                 return;
             Interlocked.Exchange(ref self.InGuest, 0);
             lock (exclusive)
@@ -65,6 +67,7 @@ internal sealed class ExecutionGate
         if (self != null)
             Leave(self);
         exclusive.Enter();
+        owner = self;
         taken = true;
         Interlocked.MemoryBarrier();
         foreach (Interpreter other in snapshot)
@@ -81,6 +84,7 @@ internal sealed class ExecutionGate
     /// <summary>Ends what <see cref="BeginExclusive"/> began; the calling vCPU is in the guest again.</summary>
     public void EndExclusive(Interpreter? self)
     {
+        owner = null;
         taken = false;
         if (self != null)
             Volatile.Write(ref self.InGuest, 1);

@@ -15,7 +15,7 @@ public sealed unsafe class HostileGuestTests
     private const int MemoryBytes = 1 << 20, StepsPerGuest = 600;
 
     /// <summary>Seeds that have found something before.</summary>
-    private static readonly int[] Kept = [];
+    private static readonly int[] Kept = [74];
 
     // First bytes worth trying more often than chance: prefixes, two- and three-byte maps, system groups, far transfers, strings, x87.
     private static readonly byte[] Favoured =
@@ -32,7 +32,7 @@ public sealed unsafe class HostileGuestTests
         long end = Environment.TickCount64 + (seconds * 1000L);
         foreach (int seed in Kept)
             RunGuest(seed);
-        for (int seed = first; seed < first + 200 || Environment.TickCount64 < end; seed++)
+        for (int seed = first; seed < first + 1500 || Environment.TickCount64 < end; seed++)
         {
             try
             {
