@@ -11,7 +11,8 @@ internal static unsafe class VectorBinder
     /// <summary>Binds one instruction; false when it is none of these, or this host cannot run it.</summary>
     public static bool Bind(in Instruction i, MicroOp* op, DecodeContext c)
     {
-        if (i.Encoding != EncodingKind.Legacy)
+        // The string instruction CMPSD shares its mnemonic with the comparison of doubles.
+        if (i.Encoding != EncodingKind.Legacy || i.IsStringInstruction)
             return false;
         op->OperandSize = (byte)i.MemorySize.GetSize();
         if (BindState(i, op) || X87Binder.Bind(i, op, c) || BindMove(i, op) || MmxBinder.Bind(i, op, c) || BindPacked(i, op) || BindStub(i, op, c))
