@@ -32,7 +32,8 @@ internal unsafe interface IStubDestination
 /// Intel SDM vol. 1 sections 11.5.2 and 11.5.3. An unmasked invalid, denormal or divide-by-zero exception in any element leaves the
 /// flags of rounding (overflow, underflow, precision) as they were. Unmasked underflow means a tiny result even if it is exact: a second run
 /// with FTZ tells. Approximated: with overflow or underflow unmasked the precision flag is that of the masked result, where a processor
-/// looks at the result with its exponent wrapped.
+/// looks at the result with its exponent wrapped; and DPPS and DPPD, which consist of several operations, report the flags of all of
+/// them where a processor stops at the first with an unmasked exception.
 /// </remarks>
 internal static unsafe class SseHandlers
 {

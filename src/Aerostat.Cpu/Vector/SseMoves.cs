@@ -191,29 +191,17 @@ internal static unsafe class SseMoves
         ulong linear = cpu.SegmentLinear(s, op->Segment, offset, size, write: true);
         int first = System.Numerics.BitOperations.TrailingZeroCount(mask);
         int last = 31 - System.Numerics.BitOperations.LeadingZeroCount(mask);
-        Outcome result = Probe(cpu, s, linear + (uint)first, linear + (uint)last, op->Segment);
+        if (!cpu.ProbeWrite(s, VectorState.Advance(s, linear, first), op->Segment, 1) || !cpu.ProbeWrite(s, VectorState.Advance(s, linear, last), op->Segment, 1))
+            return Outcome.Fault;
+        Outcome result = Outcome.Next;
         for (int k = first; k <= last && result != Outcome.Fault; k++)
         {
             if ((mask >> k & 1) == 0)
                 continue;
-            Outcome o = cpu.Store<byte>(s, linear + (uint)k, op->Segment, data[k]);
+            Outcome o = cpu.Store<byte>(s, VectorState.Advance(s, linear, k), op->Segment, data[k]);
             if (o != Outcome.Next)
                 result = o;
         }
         return result;
-    }
-
-    /// <summary>Checks that the pages of two addresses can be written, changing nothing: Next, Fault or Stop.</summary>
-    public static Outcome Probe(Interpreter cpu, CpuState* s, ulong first, ulong last, int segment)
-    {
-        if (cpu.MapRmwAt<byte>(s, first, segment) == null)
-            return Outcome.Fault;
-        Outcome o = cpu.FinishRmw(s);
-        if (o == Outcome.Fault || ((first ^ last) >> 12) == 0)
-            return o;
-        if (cpu.MapRmwAt<byte>(s, last, segment) == null)
-            return Outcome.Fault;
-        Outcome p = cpu.FinishRmw(s);
-        return p == Outcome.Next ? o : p;
     }
 }

@@ -35,6 +35,10 @@ internal static unsafe class VectorState
     public static Outcome Unusable(Interpreter cpu, CpuState* s) =>
         (s->Cr0 & Cr0.Em) != 0 || (s->Cr4 & Cr4.OsFxsr) == 0 ? cpu.RaiseUd() : cpu.Raise(Vector.DeviceNotAvailable);
 
+    /// <summary>A linear address further on in an operand: wraps at 4 GiB outside 64-bit mode, and a segment violation stays one.</summary>
+    public static ulong Advance(CpuState* s, ulong linear, int distance) =>
+        linear == Interpreter.SegmentViolation ? linear : s->Bitness == 64 ? linear + (uint)distance : (uint)linear + (uint)distance;
+
     /// <summary>Reads 16 bytes; false: fault recorded.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool Load128(Interpreter cpu, CpuState* s, ulong linear, int segment, out Vector128<byte> value)

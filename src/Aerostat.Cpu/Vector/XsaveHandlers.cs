@@ -90,9 +90,10 @@ internal static unsafe class XsaveHandlers
         ulong linear = cpu.Linear(s, op, end, write: true);
         if ((linear & 63) != 0)
             return cpu.RaiseGp();
-        Outcome result = SseMoves.Probe(cpu, s, linear, linear + (uint)end - 1, op->Segment);
-        if (result == Outcome.Fault)
-            return result;
+        // All or nothing as far as the pages go; the area is written in pieces.
+        if (!cpu.ProbeWrite(s, linear, op->Segment, 1) || !cpu.ProbeWrite(s, VectorState.Advance(s, linear, end - 1), op->Segment, 1))
+            return Outcome.Fault;
+        Outcome result = Outcome.Next;
 
         byte* area = s->Xsave;
         ulong used = InUse(s) & requested;
@@ -137,7 +138,7 @@ internal static unsafe class XsaveHandlers
         else
         {
             // XSTATE_BV keeps its bits for what was not asked for; XCOMP_BV is not written (section 13.7).
-            if (!cpu.Load<ulong>(s, linear + LegacyBytes, op->Segment, out ulong old))
+            if (!cpu.Load<ulong>(s, VectorState.Advance(s, linear, LegacyBytes), op->Segment, out ulong old))
                 return Outcome.Fault;
             header[0] = (old & ~requested) | used;
             Write(cpu, s, op, linear, LegacyBytes, (byte*)header, 8, ref result);
@@ -154,7 +155,7 @@ internal static unsafe class XsaveHandlers
         if ((linear & 63) != 0)
             return cpu.RaiseGp();
         ulong* header = stackalloc ulong[8];
-        if (!cpu.LoadBytes(s, linear + LegacyBytes, op->Segment, (byte*)header, HeaderBytes))
+        if (!cpu.LoadBytes(s, VectorState.Advance(s, linear, LegacyBytes), op->Segment, (byte*)header, HeaderBytes))
             return Outcome.Fault;
         ulong present = header[0], layout = header[1];
         bool compacted = (layout & Compacted) != 0;
@@ -174,9 +175,7 @@ internal static unsafe class XsaveHandlers
         byte* image = stackalloc byte[CpuState.XsaveBytes];
         int end = compacted ? EndOf(layout & ~Compacted & s->Xcr0, true) : EndOf(load, false);
         if (end > ExtendedStart)
-        {
             linear = cpu.Linear(s, op, end);
-        }
         bool mxcsrLoaded = compacted ? (load & Sse) != 0 : (requested & (Sse | Avx)) != 0;
         if (((load & (X87 | Sse)) != 0 || mxcsrLoaded) && !cpu.LoadBytes(s, linear, op->Segment, image, LegacyBytes))
             return Outcome.Fault;
@@ -188,7 +187,7 @@ internal static unsafe class XsaveHandlers
             if (((compacted ? layout : load) >> bit & 1) == 0)
                 continue;
             place = compacted ? aligned ? (place + 63) & ~63 : place : offset;
-            if ((load >> bit & 1) != 0 && !cpu.LoadBytes(s, linear + (uint)place, op->Segment, image + offset, size))
+            if ((load >> bit & 1) != 0 && !cpu.LoadBytes(s, VectorState.Advance(s, linear, place), op->Segment, image + offset, size))
                 return Outcome.Fault;
             place += size;
         }
@@ -240,7 +239,7 @@ internal static unsafe class XsaveHandlers
 
     private static void Write(Interpreter cpu, CpuState* s, MicroOp* op, ulong linear, int offset, byte* source, int bytes, ref Outcome result)
     {
-        Outcome o = cpu.StoreBytes(s, linear + (uint)offset, op->Segment, source, bytes);
+        Outcome o = cpu.StoreBytes(s, VectorState.Advance(s, linear, offset), op->Segment, source, bytes);
         // The probe has shown that the pages can be written: a fault here means another processor took one away meanwhile. It stands.
         if (o != Outcome.Next && result != Outcome.Fault)
             result = o;
