@@ -50,6 +50,7 @@ internal static class StubBuilder
     {
         Assembler c = new(64);
         Instruction n = source;
+        n.IP = 0; // Iced's assembler numbers labels by IP
         n.SegmentPrefix = Register.None;
         n.HasLockPrefix = n.HasRepPrefix = n.HasRepnePrefix = false;
         if ((traits & StubTraits.X87) != 0)
