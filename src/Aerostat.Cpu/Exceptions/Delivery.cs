@@ -75,6 +75,14 @@ internal sealed unsafe partial class Interpreter
         return false;
     }
 
+    /// <summary>The single-step trap after an instruction that has set RIP and returns Jump; a triple fault shows in the activity state.</summary>
+    internal void TrapSingleStep(CpuState* s)
+    {
+        s->Dr[6] |= Dr6SingleStep;
+        if (!Deliver(s, EventKind.HardwareException, Vector.Debug, hasError: false, 0))
+            s->Activity = (int)Aerostat.Processors.ActivityState.Shutdown;
+    }
+
     /// <summary>Delivers an event once; false: it faulted, the fault is recorded and the state is as before.</summary>
     internal bool TryDeliver(CpuState* s, EventKind kind, int vector, bool hasError, uint error, ulong rip)
     {

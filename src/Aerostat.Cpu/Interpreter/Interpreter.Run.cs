@@ -197,7 +197,7 @@ internal sealed unsafe partial class Interpreter
 
         // Traps after the instruction. A repeated string instruction traps after each iteration it made; software interrupts clear TF
         // on the way in and do not trap (Intel SDM vol. 3 section 18.3.1.4).
-        if ((before & RFlags.Tf) != 0 && outcome != Outcome.Trap && !IsSoftwareInterrupt(op))
+        if (((IsSystemCall(op) ? s->SystemFlags : before) & RFlags.Tf) != 0 && outcome != Outcome.Trap && !IsSoftwareInterrupt(op))
             s->PendingDebug |= Dr6SingleStep;
         if (s->PendingDebug != 0 && s->Shadow < MovSsShadow)
         {
@@ -224,6 +224,10 @@ internal sealed unsafe partial class Interpreter
 
     private static bool IsSoftwareInterrupt(MicroOp* op) =>
         (Iced.Intel.Code)op->Code is Iced.Intel.Code.Int_imm8 or Iced.Intel.Code.Int3 or Iced.Intel.Code.Into or Iced.Intel.Code.Int1;
+
+    // SYSCALL and SYSRET look at TF when they are done: IA32_FMASK can keep the trap out of the kernel, and the way back takes it.
+    private static bool IsSystemCall(MicroOp* op) =>
+        (Iced.Intel.Code)op->Code is Iced.Intel.Code.Syscall or Iced.Intel.Code.Sysretd or Iced.Intel.Code.Sysretq;
 
     private bool HitsExecuteBreakpoint(CpuState* s, ulong linear)
     {

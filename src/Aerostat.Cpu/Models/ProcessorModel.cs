@@ -49,6 +49,7 @@ internal sealed class ProcessorModel
         HasXsaves = (table.Get(0xD, 1).Eax & 8) != 0;
         int bits = (int)(extended[8].Eax & 0xFF);
         PhysicalBits = bits == 0 ? 36 : bits;
+        LinearBits = Ecx7(16) ? 57 : 48;
         HasTscAdjust = Ebx7(1);
         HasRdtscp = (ext1.Edx >> 27 & 1) != 0 || Ecx7(22);
         HasSpecCtrl = (seven.Edx >> 26 & 1) != 0;
@@ -70,6 +71,7 @@ internal sealed class ProcessorModel
     public ulong EferMask { get; }
     public ulong Xcr0Mask { get; }
     public int PhysicalBits { get; }
+    public int LinearBits { get; }
     public bool HasLongMode { get; }
     public bool HasXgetbv1 { get; }
     public bool HasXsaves { get; }

@@ -75,7 +75,7 @@ internal static unsafe class DescriptorTables
             return false;
         limit = *(ushort*)data;
         b = op->OperandSize == 8 ? *(ulong*)(data + 2) : op->OperandSize == 4 ? *(uint*)(data + 2) : *(uint*)(data + 2) & 0xFF_FFFF;
-        if (op->OperandSize == 8 && !Interpreter.IsCanonical(s, b))
+        if (op->OperandSize == 8 && !cpu.IsLoadable(b))
         {
             cpu.RaiseGp();
             return false;

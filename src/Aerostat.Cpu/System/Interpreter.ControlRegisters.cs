@@ -13,6 +13,16 @@ internal sealed unsafe partial class Interpreter
     /// <summary>What the CPUID table means for control registers and instructions.</summary>
     internal ProcessorModel Model => model ??= new ProcessorModel(Cpuid);
 
+    /// <summary>
+    /// Whether a register that holds an address takes this value: what counts is the width that the processor has, not the one that
+    /// CR4.LA57 selects (Intel SDM vol. 1 section 3.3.7.1).
+    /// </summary>
+    internal bool IsLoadable(ulong linear)
+    {
+        int unused = 64 - Model.LinearBits;
+        return (ulong)((long)(linear << unused) >> unused) == linear;
+    }
+
     internal Outcome SetCr0(CpuState* s, ulong value)
     {
         if (value >> 32 != 0)

@@ -144,11 +144,11 @@ internal sealed unsafe partial class Interpreter
         switch (index)
         {
             case Msr.FsBase:
-                return WriteCanonical(s, ref s->Fs.Base, value);
+                return WriteAddress(ref s->Fs.Base, value);
             case Msr.GsBase:
-                return WriteCanonical(s, ref s->Gs.Base, value);
+                return WriteAddress(ref s->Gs.Base, value);
             case Msr.KernelGsBase:
-                return WriteCanonical(s, ref s->KernelGsBase, value);
+                return WriteAddress(ref s->KernelGsBase, value);
             case Msr.Tsc:
                 Timestamp.Write(value);
                 return true;
@@ -161,9 +161,9 @@ internal sealed unsafe partial class Interpreter
                 s->Star = value;
                 return true;
             case Msr.Lstar:
-                return WriteCanonical(s, ref s->Lstar, value);
+                return WriteAddress(ref s->Lstar, value);
             case Msr.Cstar:
-                return WriteCanonical(s, ref s->Cstar, value);
+                return WriteAddress(ref s->Cstar, value);
             case Msr.Fmask:
                 s->Fmask = (uint)value;
                 return true;
@@ -171,9 +171,9 @@ internal sealed unsafe partial class Interpreter
                 s->SysenterCs = value;
                 return true;
             case Msr.SysenterEsp:
-                return WriteCanonical(s, ref s->SysenterEsp, value);
+                return WriteAddress(ref s->SysenterEsp, value);
             case Msr.SysenterEip:
-                return WriteCanonical(s, ref s->SysenterEip, value);
+                return WriteAddress(ref s->SysenterEip, value);
             case Msr.TscAux when Model.HasRdtscp && value >> 32 == 0:
                 s->TscAux = value;
                 return true;
@@ -219,9 +219,9 @@ internal sealed unsafe partial class Interpreter
         }
     }
 
-    private static bool WriteCanonical(CpuState* s, ref ulong register, ulong value)
+    private bool WriteAddress(ref ulong register, ulong value)
     {
-        if (!IsCanonical(s, value))
+        if (!IsLoadable(value))
             return false;
         register = value;
         return true;

@@ -66,6 +66,6 @@ internal sealed unsafe partial class Interpreter
             return false;
         b |= high << 32;
         // Bits 8..12 of the last word must be zero: a type there would make it a descriptor of its own.
-        return ((high >> 40 & 0x1F) == 0 && IsCanonical(s, b)) || Fail(Vector.GeneralProtection, selector, 0);
+        return ((high >> 40 & 0x1F) == 0 && IsLoadable(b)) || Fail(Vector.GeneralProtection, selector, 0);
     }
 }

@@ -158,7 +158,7 @@ internal static unsafe class ModelRegisters
         if ((s->Cr4 & Cr4.FsGsBase) == 0)
             return cpu.RaiseUd();
         ulong value = Interpreter.ReadRegister<T>(s, op->Dst);
-        if (!Interpreter.IsCanonical(s, value))
+        if (!cpu.IsLoadable(value))
             return cpu.RaiseGp();
         CpuStateExtensions.Segment(s, op->Src2)->Base = value;
         return Outcome.Next;

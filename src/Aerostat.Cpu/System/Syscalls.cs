@@ -124,6 +124,8 @@ internal static unsafe class Syscalls
             Interpreter.SetFlatStack(s, (selector + 8) | 3, 3);
         }
         cpu.UpdateMode();
+        if ((s->SystemFlags & RFlags.Tf) != 0)
+            cpu.TrapSingleStep(s);
         return Outcome.Jump;
     }
 

@@ -331,7 +331,10 @@ internal sealed class RecordingHandler : IExitHandler
         return true;
     }
 
-    public int AcknowledgeInterrupt() => -1;
+    /// <summary>Vectors that wait to be acknowledged.</summary>
+    public Queue<int> Interrupts { get; } = [];
+
+    public int AcknowledgeInterrupt() => Interrupts.TryDequeue(out int vector) ? vector : -1;
 
     public ulong TaskPriority { get; set; }
 

@@ -41,10 +41,10 @@ public class SystemTestsModel
     }
 
     [Theory]
-    [InlineData(Msr.Lstar, 1UL << 47)]
+    [InlineData(Msr.Lstar, 1UL << 56)]
     [InlineData(Msr.GsBase, 1UL << 63)]
-    [InlineData(Msr.KernelGsBase, 1UL << 50)]
-    [InlineData(Msr.SysenterEsp, 1UL << 47)]
+    [InlineData(Msr.KernelGsBase, 1UL << 60)]
+    [InlineData(Msr.SysenterEsp, 1UL << 56)]
     [InlineData(Msr.Efer, 0x502UL)] // reserved bit
     [InlineData(Msr.Efer, 0x401UL)] // LME cannot change while paging
     [InlineData(Msr.Pat, 0x02UL)]
@@ -61,6 +61,16 @@ public class SystemTestsModel
     {
         using var g = new SystemGuest(GuestMode.Long);
         WriteMsr(g, index, value).Raised(Vector.GeneralProtection);
+    }
+
+    [Theory]
+    [InlineData("max", true)]
+    [InlineData("aerostat-v2-1", false)]
+    public void AddressesInMsrsHaveTheWidthOfTheProcessor(string model, bool fits)
+    {
+        using var g = new SystemGuest(GuestMode.Long, model);
+        WriteMsr(g, Msr.GsBase, 1UL << 50);
+        Assert.Equal(fits ? -1 : Vector.GeneralProtection, g.Stopped);
     }
 
     [Fact]
