@@ -72,7 +72,8 @@ internal sealed unsafe partial class Interpreter
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page == null)
         {
-            value = Handler.ReadMmio(t.Gpa, size);
+            // A device may leave anything above the bytes that were asked for.
+            value = Handler.ReadMmio(t.Gpa, size) & (ulong.MaxValue >> (64 - (size * 8)));
             mmioReads++;
             return true;
         }

@@ -207,6 +207,11 @@ internal sealed unsafe class TestMachine : IDisposable
     {
         State.Cr0 = Cr0.Et | Cr0.Ne | Cr0.Mp;
         State.Rflags = 2;
+        // As after FNINIT: at power-on the x87 stack is full (Intel SDM vol. 3 table 10-1).
+        State.Xsave.AsSpan(0, 512).Clear();
+        BinaryPrimitives.WriteUInt16LittleEndian(State.Xsave, 0x37F);
+        BinaryPrimitives.WriteUInt32LittleEndian(State.Xsave.AsSpan(24), 0x1F80);
+        State.Xsave[512] = 3;
         State.Dr[6] = 0xFFFF0FF0;
         State.Dr[7] = 0x400;
         for (int v = 0; v < 256; v++)
