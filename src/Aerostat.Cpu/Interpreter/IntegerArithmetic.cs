@@ -317,6 +317,8 @@ internal static unsafe class SameRegister<T>
 /// <summary>Host atomics on guest memory; x86 hosts have them at any alignment.</summary>
 internal static unsafe class Atomic
 {
+    // SAFETY: callers pass what MapRmw gave for an operand of this size.
+
     /// <summary>Stores <paramref name="value"/> if memory holds <paramref name="expected"/>; returns what was there.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static ulong CompareExchange<T>(byte* p, ulong value, ulong expected)

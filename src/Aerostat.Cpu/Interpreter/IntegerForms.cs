@@ -59,6 +59,9 @@ internal enum AddressForm
 /// </summary>
 internal static unsafe class FastMemory
 {
+    // SAFETY: an entry whose tag matches holds the host address of a whole mapped page, and the comparison leaves room for the operand. The
+    // operand bytes of an operation are register offsets inside CpuState, as OperandDecoder makes them.
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static bool TryLoad<T>(CpuState* s, ulong linear, out ulong value)
         where T : unmanaged

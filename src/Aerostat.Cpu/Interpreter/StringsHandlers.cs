@@ -11,6 +11,7 @@ namespace Aerostat.Cpu;
 internal static unsafe class StringHandlers<T>
     where T : unmanaged
 {
+    // SAFETY: Peek gives the host address of a page; Run keeps every piece inside it, in the direction of DF.
     private const ulong ByteBudget = 64 << 10;
     private const int SlowBudget = 4096;
     private const byte Rcx = 1 * 8, Rsi = 6 * 8, Rdi = 7 * 8;
