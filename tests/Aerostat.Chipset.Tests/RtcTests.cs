@@ -170,6 +170,8 @@ public sealed class RtcTests
     [Fact]
     public void AlarmMatchesOnceADay()
     {
+        int alarms = 0;
+        _rtc.AlarmRaised += () => alarms++;
         Write(5, 0x00);
         Write(3, 0x00);
         Write(1, 0x05);
@@ -182,6 +184,7 @@ public sealed class RtcTests
         Assert.Equal(1, _irq.Edges);
         _time.AdvanceMilliseconds(1_000);
         Assert.Equal(2, _irq.Edges);
+        Assert.Equal(2, alarms);
     }
 
     [Theory]

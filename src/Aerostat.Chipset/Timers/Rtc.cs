@@ -85,6 +85,12 @@ public sealed class Rtc : BytePortDevice, IDevice, ISavable<RtcSavedState>
     /// <inheritdoc/>
     public string Name => "rtc";
 
+    /// <summary>
+    /// Raised when an enabled alarm comes up, for RTC_STS of <see cref="AcpiPm.SignalRtcAlarm"/>. On a timer or vCPU thread, under
+    /// the device's lock: handlers may drive lines and raise ACPI events, nothing else.
+    /// </summary>
+    public event Action? AlarmRaised;
+
     /// <summary>Bit 7 of port 0x70: the guest wants no NMI.</summary>
     public bool IsNmiMasked
     {
@@ -317,7 +323,11 @@ public sealed class Rtc : BytePortDevice, IDevice, ISavable<RtcSavedState>
             {
                 _flags |= FlagUpdate;
                 if (NextAlarm(before) is long alarm && alarm <= after)
+                {
                     _flags |= FlagAlarm;
+                    if ((_cmos[RegB] & FlagAlarm) != 0)
+                        AlarmRaised?.Invoke();
+                }
             }
         }
         _seen = now;
@@ -395,22 +405,18 @@ public sealed class Rtc : BytePortDevice, IDevice, ISavable<RtcSavedState>
             _level = level;
             _irq.Set(level);
         }
-        if (level)
-        {
-            // Nothing more can happen until register C is read.
-            _timer.Disarm();
-            return;
-        }
+        // While the wire is up, further flags can wait until register C is read; only the alarm has a second listener.
+        byte awaited = (byte)(enabled & ~_flags & (level ? FlagAlarm : FlagMask));
         long next = long.MaxValue;
         int rate = PeriodicRate;
-        if ((enabled & FlagPeriodic) != 0 && rate != 0 && DividerRuns)
+        if ((awaited & FlagPeriodic) != 0 && rate != 0 && DividerRuns)
             next = _origin + VmClock.TimeOfTick(PeriodIndex(_seen, rate) + 1, rate);
-        if (!_held && (enabled & (FlagUpdate | FlagAlarm)) != 0)
+        if (!_held && (awaited & (FlagUpdate | FlagAlarm)) != 0)
         {
             long second = SecondsAt(_seen);
-            if ((enabled & FlagUpdate) != 0)
+            if ((awaited & FlagUpdate) != 0)
                 next = Math.Min(next, _origin + (second + 1) * VmClock.Second);
-            if ((enabled & FlagAlarm) != 0 && NextAlarm(second) is long alarm)
+            if ((awaited & FlagAlarm) != 0 && NextAlarm(second) is long alarm)
                 next = Math.Min(next, _origin + alarm * VmClock.Second);
         }
         _timer.Arm(next);
