@@ -5,6 +5,8 @@ namespace Aerostat.Cpu;
 /// <summary>Binds instructions with an MMX register.</summary>
 internal static unsafe class MmxBinder
 {
+    // SAFETY: writes the one MicroOp that the block decoder hands over.
+
     /// <summary>Binds one instruction; false when it is none of these.</summary>
     public static bool Bind(in Instruction i, MicroOp* op, DecodeContext c)
     {

@@ -28,6 +28,9 @@ internal enum MmxForm : byte
 /// </summary>
 internal static unsafe class MmxHandlers
 {
+    // SAFETY: all pointers go into the vCPU's XSAVE area or register file: register numbers come from the decoder (0..7, 0..15), and stubs
+    // only follow these.
+
     /// <summary>An instruction that runs in a stub.</summary>
     public static Outcome Run(Interpreter cpu, CpuState* s, MicroOp* op)
     {

@@ -13,6 +13,8 @@ internal interface IPacked
 /// <summary>The packed integer operations that are frequent enough to skip the stub.</summary>
 internal static unsafe class SseIntegers
 {
+    // SAFETY: register numbers are 0..15 from the decoder, and memory operands go through the TLB; as VectorState.
+
     /// <summary>Register, register.</summary>
     public static Outcome Registers<TOp>(Interpreter cpu, CpuState* s, MicroOp* op)
         where TOp : struct, IPacked

@@ -8,6 +8,9 @@ namespace Aerostat.Cpu;
 /// <summary>SSE data movement, in C# because it is what kernels and memory copies do most. Dst and Src are XMM numbers or GPR offsets.</summary>
 internal static unsafe class SseMoves
 {
+    // SAFETY: register numbers are 0..15 from the decoder, general registers are byte offsets inside CpuState; memory operands go through
+    // the TLB.
+
     /// <summary>MOVAPS and the like between registers.</summary>
     public static Outcome Copy(Interpreter cpu, CpuState* s, MicroOp* op)
     {

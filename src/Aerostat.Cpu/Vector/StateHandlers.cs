@@ -5,6 +5,8 @@ namespace Aerostat.Cpu;
 /// <summary>FXSAVE, FXRSTOR and the XSAVE family's legacy region (Intel SDM vol. 1 sections 10.5 and 13.5).</summary>
 internal static unsafe class StateHandlers
 {
+    // SAFETY: an area is the vCPU's own (XsaveBytes long), an image a local buffer that covers the bytes that are touched.
+
     /// <summary>Bytes of the legacy region that the processor writes outside 64-bit mode: XMM8 to XMM15 are not there.</summary>
     private const int Bytes32 = 288, Bytes64 = 416;
 

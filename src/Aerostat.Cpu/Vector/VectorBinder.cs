@@ -8,6 +8,8 @@ namespace Aerostat.Cpu;
 /// </summary>
 internal static unsafe class VectorBinder
 {
+    // SAFETY: writes the one MicroOp that the block decoder hands over.
+
     /// <summary>Binds one instruction; false when it is none of these, or this host cannot run it.</summary>
     public static bool Bind(in Instruction i, MicroOp* op, DecodeContext c)
     {

@@ -7,6 +7,9 @@ namespace Aerostat.Cpu;
 /// <summary>Checks and places that all vector and floating-point handlers share.</summary>
 internal static unsafe class VectorState
 {
+    // SAFETY: the XSAVE area is XsaveBytes (1024) long and 64-byte aligned; register numbers are 0..15. PeekRead and PeekWrite tell how
+    // many bytes a pointer is good for.
+
     /// <summary>
     /// Two 32-byte operands and 64 bytes for results behind the architectural state in the XSAVE area (which ends at 832 with AVX): aligned
     /// host memory of this vCPU, where memory operands are brought before anything looks at them.

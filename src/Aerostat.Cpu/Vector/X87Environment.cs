@@ -8,6 +8,8 @@ namespace Aerostat.Cpu;
 /// </summary>
 internal static unsafe class X87Environment
 {
+    // SAFETY: an area is the vCPU's own or a 512-byte copy; an image has the 14 or 28 bytes of its format.
+
     /// <summary>FCW after FNINIT.</summary>
     public const ushort DefaultControl = 0x37F;
 

@@ -26,6 +26,9 @@ internal enum X87Form : byte
 /// </remarks>
 internal static unsafe class X87Handlers
 {
+    // SAFETY: images are local buffers of the size that is read or written; the stub gets a 512-byte aligned image and a bounce buffer in
+    // the XSAVE area.
+
     private const int ImageBytes = 512, X87Bytes = 160;
 
     /// <summary>An instruction that runs in a stub: OperandSize is the size of its memory operand, Immediate its FOP.</summary>

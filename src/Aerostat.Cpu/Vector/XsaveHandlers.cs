@@ -10,6 +10,8 @@ namespace Aerostat.Cpu;
 /// <remarks>The modified optimisation is not used: XSAVEOPT and XSAVES write every component in use.</remarks>
 internal static unsafe class XsaveHandlers
 {
+    // SAFETY: components lie within the vCPU's area of XsaveBytes; local images have the same layout and size.
+
     private const ulong X87 = 1, Sse = 2, Avx = 4, Compacted = 1UL << 63;
     private const int LegacyBytes = 512, HeaderBytes = 64, ExtendedStart = 576;
 
