@@ -89,7 +89,7 @@ internal sealed class MachineSession(MachineOptions options)
                 error.WriteLine($"{verb}: the monitor failed, please report it: {exit.Report}");
                 break;
             case MachineExitKind.TimedOut:
-                error.WriteLine($"{verb}: the guest was still running after {Timeout!.Value.TotalSeconds:0.###} s (--timeout) and was stopped");
+                error.WriteLine($"{verb}: the guest was still running after {Timeout!.Value.TotalSeconds:0.###} s (--timeout) and was stopped\n{exit.Report}");
                 break;
         }
     }

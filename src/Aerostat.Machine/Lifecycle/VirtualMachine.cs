@@ -3,6 +3,7 @@ using System.Threading.Channels;
 using Aerostat.Memory;
 using Aerostat.Platform;
 using Aerostat.Processors;
+using Aerostat.X86;
 
 namespace Aerostat.Machine;
 
@@ -111,7 +112,11 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
 
     /// <summary>Ends the run at once; does nothing when it is over already.</summary>
     /// <param name="kind">What <see cref="Exit"/> shall say.</param>
-    public Task StopAsync(MachineExitKind kind = MachineExitKind.Stopped) => Enqueue(() => End(new MachineExit(kind)));
+    public Task StopAsync(MachineExitKind kind = MachineExitKind.Stopped) => Enqueue(async () =>
+    {
+        string? report = kind == MachineExitKind.TimedOut && state != MachineState.Ended ? await DescribeProcessors().ConfigureAwait(false) : null;
+        await End(new MachineExit(kind, 0, report)).ConfigureAwait(false);
+    });
 
     /// <summary>
     /// Waits for the end of the run; when it has not come after <paramref name="timeout"/>, stops the machine
@@ -258,20 +263,41 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     // Before there are threads the caller owns the processors.
     private async Task ResetProcessors(Func<ProcessorState, ProcessorState>? start, bool direct)
     {
+        ulong? memoryTypes = null;
         for (int i = 0; i < processors.Length; i++)
         {
             IVirtualProcessor processor = processors[i];
             void ResetOne()
             {
                 processor.Reset();
-                if (start is not null && processor.Index == 0)
-                    processor.SetState(start(processor.GetState()));
+                if (start is null)
+                    return;
+                ProcessorState state = processor.GetState();
+                if (processor.Index == 0)
+                {
+                    state = start(state);
+                    memoryTypes = state.Msrs.TryGetValue(Msr.MtrrDefType, out ulong value) ? value : null;
+                }
+                else if (memoryTypes is { } types)
+                {
+                    // Firmware gives every processor the same memory types; INIT leaves them (Intel SDM vol. 3 table 10-1).
+                    state.Msrs[Msr.MtrrDefType] = types;
+                }
+                processor.SetState(state);
             }
             if (direct)
                 ResetOne();
             else
                 await vcpus[i].InvokeAsync(ResetOne).ConfigureAwait(false);
         }
+    }
+
+    // Where everybody is: what one wants to know of a guest that hangs.
+    private async Task<string> DescribeProcessors()
+    {
+        string[] lines = new string[vcpus.Length];
+        await Task.WhenAll(vcpus.Select((vcpu, i) => vcpu.InvokeAsync(() => lines[i] = CrashReport.Summarize(vcpu.Processor)))).ConfigureAwait(false);
+        return string.Join('\n', lines);
     }
 
     private async Task End(MachineExit how)

@@ -21,6 +21,13 @@ internal static class CrashReport
         _ => $"vCPU {vcpu}: exit '{exit.Reason}' (0x{exit.Detail:x}), which nothing asked for",
     };
 
+    /// <summary>One line: where a vCPU is. On its thread.</summary>
+    public static string Summarize(IVirtualProcessor processor)
+    {
+        ProcessorState s = processor.GetState();
+        return $"vCPU {processor.Index}: {s.Activity}, CS:RIP={s.Segments[1].Selector:x4}:{s.Rip:x16} RSP={s.Gpr[4]:x16} RFLAGS={s.Rflags:x} CR0={s.Cr0:x8} CR3={s.Cr3:x}";
+    }
+
     /// <summary>Registers, the bytes at RIP, and the last branches. On the vCPU's thread.</summary>
     public static string Write(IVirtualProcessor processor, GuestMemory memory)
     {
