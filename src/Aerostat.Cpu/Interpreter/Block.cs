@@ -28,7 +28,7 @@ internal unsafe struct Block
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct JumpEntry
 {
-    /// <summary>Linear address, changed for user mode so that it cannot match a supervisor's.</summary>
+    /// <summary>Linear address, changed by privilege and code size so that it matches only in the same mode.</summary>
     public ulong Key;
     public ulong Epoch;
     public Block* Block;

@@ -12,7 +12,9 @@ internal sealed unsafe partial class Interpreter
     private readonly uint* zeroGeneration;
     private readonly BlockCache blocks;
     private readonly BlockDecoder decoder;
-    private ulong userKey;
+    // Told apart in the jump cache: privilege (bit 62) and 16- and 32-bit code (bits 58 and 59). Canonical addresses have bits 57 to 63 all
+    // alike, so no two modes share a key.
+    private ulong modeKey;
 
     /// <summary>How often the decoded-block cache was full.</summary>
     internal long BlockEvictions => blocks.Evictions;
@@ -39,7 +41,7 @@ internal sealed unsafe partial class Interpreter
                 return null;
         }
         JumpEntry* e = jumpCache + JumpIndex(linear);
-        e->Key = linear ^ userKey;
+        e->Key = linear ^ modeKey;
         e->Epoch = epoch;
         e->Block = block;
         jumpMisses++;

@@ -76,7 +76,7 @@ internal sealed unsafe partial class Interpreter
             ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
             JumpEntry* e = jumpCache + JumpIndex(linear);
             Block* block = e->Block;
-            if (e->Key != (linear ^ userKey) || e->Epoch != epoch || !block->IsValid)
+            if (e->Key != (linear ^ modeKey) || e->Epoch != epoch || !block->IsValid)
             {
                 block = FetchBlock(s, linear);
                 if (block == null)

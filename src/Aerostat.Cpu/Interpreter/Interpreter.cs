@@ -129,12 +129,8 @@ internal sealed unsafe partial class Interpreter : IDisposable
         else
             bitness = (s->Cs.Attributes & SegmentRegister.Db) != 0 ? 32 : 16;
         s->StackMask = bitness == 64 ? ulong.MaxValue : (s->Ss.Attributes & SegmentRegister.Db) != 0 ? uint.MaxValue : 0xFFFFu;
-        if (bitness != s->Bitness)
-        {
-            s->Bitness = bitness;
-            epoch++;
-        }
-        userKey = s->Cpl == 3 ? 1UL << 62 : 0;
+        s->Bitness = bitness;
+        modeKey = (s->Cpl == 3 ? 1UL << 62 : 0) | (bitness == 64 ? 0 : (ulong)bitness << 54);
         debug = 0;
         if ((s->Dr[7] & 0xFF) != 0)
             for (int i = 0; i < 4; i++)
