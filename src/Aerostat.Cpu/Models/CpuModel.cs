@@ -53,6 +53,9 @@ internal sealed record CpuModel
     /// <summary>Width of linear addresses: 48, or 57 with 5-level paging.</summary>
     public int LinearBits { get; init; } = 48;
 
+    /// <summary>The model less some feature bits.</summary>
+    public CpuModel Without((uint Leaf1Ecx, uint Leaf7Ebx) bits) => this with { Leaf1Ecx = Leaf1Ecx & ~bits.Leaf1Ecx, Leaf7Ebx = Leaf7Ebx & ~bits.Leaf7Ebx };
+
     /// <summary>The CPUID table of vCPU <paramref name="index"/> of <paramref name="count"/>.</summary>
     public CpuidTable CreateTable(int index, int count, bool hypervisor)
     {

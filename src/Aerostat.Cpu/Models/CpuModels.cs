@@ -1,4 +1,5 @@
 using Aerostat.Processors;
+using Iced.Intel;
 
 namespace Aerostat.Cpu;
 
@@ -90,6 +91,16 @@ public static class CpuModels
         ArgumentOutOfRangeException.ThrowIfGreaterThan(count, 64);
         ArgumentOutOfRangeException.ThrowIfNegative(index);
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(index, count);
-        return m.CreateTable(index, count, hypervisor: personality != "none");
+        return m.Without(MissingOnHost).CreateTable(index, count, hypervisor: personality != "none");
     }
+
+    // Instructions that run as themselves on the host cannot be offered where the host lacks them; everything else is emulated.
+    private static readonly (CpuidFeature Feature, uint Leaf1Ecx, uint Leaf7Ebx)[] HostBound =
+    [
+        (CpuidFeature.SSE3, Sse3, 0), (CpuidFeature.SSSE3, Ssse3, 0), (CpuidFeature.SSE4_1, Sse41, 0), (CpuidFeature.SSE4_2, Sse42, 0),
+        (CpuidFeature.AES, Aes, 0), (CpuidFeature.PCLMULQDQ, Pclmul, 0), (CpuidFeature.SHA, 0, Sha),
+    ];
+
+    private static readonly (uint Leaf1Ecx, uint Leaf7Ebx) MissingOnHost = HostBound.Where(h => !HostStubs.CanRun(h.Feature))
+        .Aggregate((0u, 0u), (sum, h) => (sum.Item1 | h.Leaf1Ecx, sum.Item2 | h.Leaf7Ebx));
 }
