@@ -19,7 +19,7 @@ internal sealed class FakeProcessor(int index = 0) : IVirtualProcessor
 
     public int Index => index;
 
-    public ITimestampCounter Timestamp => throw new InvalidOperationException();
+    public ITimestampCounter Timestamp { get; } = new FixedTimestamp();
 
     public bool HasWork
     {
@@ -77,4 +77,18 @@ internal sealed class FakeProcessor(int index = 0) : IVirtualProcessor
     public void Dispose()
     {
     }
+}
+
+/// <summary>A time-stamp counter that stands still.</summary>
+internal sealed class FixedTimestamp : ITimestampCounter
+{
+    public long FrequencyHz => 1_000_000_000;
+
+    public event Action? Adjusted
+    {
+        add { }
+        remove { }
+    }
+
+    public ulong Read() => 0;
 }
