@@ -15,6 +15,8 @@ internal sealed class Board
     // What a BIOS leaves open on the 8259 pair: timer, keyboard, serial port, RTC.
     private const ushort FirmwareIrqs = (1 << 0) | (1 << PcLayout.KeyboardIrq) | (1 << PcLayout.Com1Irq) | (1 << PcLayout.RtcIrq);
 
+    private const int TestDeviceIrq = 11;
+
     // ELCR 2, IRQ 8..15: the ACPI interrupt is level-triggered (PIIX data sheet, 2.5.3.6).
     private const ushort EdgeLevelPort2 = 0x4D1;
 
@@ -24,6 +26,7 @@ internal sealed class Board
     private readonly List<IDevice> devices = [];
     private readonly Pic pic;
     private readonly AcpiPm acpiPm;
+    private readonly ushort firmwareIrqs = FirmwareIrqs;
 
     /// <summary>Builds the board around its processors.</summary>
     /// <param name="options">What was asked for.</param>
@@ -89,6 +92,14 @@ internal sealed class Board
                     DebugExit port = Add(new DebugExit(exit.Port, status => request(new GuestRequest(MachineExitKind.DebugExit, status))));
                     Claim(port, new PortRange(exit.Port, 1));
                     break;
+                case TestDeviceOptions:
+                    TestDevice test = Add(new TestDevice(Enumerable.Range(0, TestDevice.InterruptPortCount).Select(router.Connect)));
+                    Claim(test, TestDevice.LatchPorts);
+                    Ports.Add(test.Name, TestDevice.InterruptPorts, TestDevice.InterruptPortCount, test.Interrupts, widest: 1);
+                    Mmio.Add(test.Name, TestDevice.MmioBase, TestDevice.MmioSize, test);
+                    // Its real-mode test waits for IRQ 11 without having programmed the 8259 pair.
+                    firmwareIrqs |= 1 << TestDeviceIrq;
+                    break;
                 default:
                     throw new ConfigurationException($"--device: {device.GetType().Name} cannot be put on this board");
             }
@@ -127,7 +138,7 @@ internal sealed class Board
     private void ConfigureLikeFirmware()
     {
         LocalApics[0].ConfigureVirtualWire();
-        pic.ConfigureLikeFirmware(FirmwareIrqs);
+        pic.ConfigureLikeFirmware(firmwareIrqs);
         pic.WritePort(EdgeLevelPort2, 1, 1u << (PcLayout.SciIrq - 8));
     }
 

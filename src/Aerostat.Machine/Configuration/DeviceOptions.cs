@@ -9,6 +9,7 @@ public abstract record DeviceOptions
     public static IReadOnlyList<(string Syntax, string Meaning)> Known { get; } =
     [
         ("debug-exit[,port=0xf4]", "a write of VALUE to the port ends the run with exit status (VALUE << 1) | 1"),
+        ("testdev", "what kvm-unit-tests expects: interrupt lines at port 0x2000, latches at 0xe0, bytes at 0xff000000"),
     ];
 
     /// <summary>Throws for impossible values.</summary>
@@ -31,7 +32,11 @@ public abstract record DeviceOptions
                         ? result with { Port = ParsePort(value) }
                         : throw new ConfigurationException($"--device debug-exit: unknown key '{part}'; it has port=NUMBER");
                 return result;
-            case "rng" or "console" or "vsock" or "testdev" or "hyperv-testdev":
+            case "testdev":
+                return parts.Length == 1
+                    ? new TestDeviceOptions()
+                    : throw new ConfigurationException($"--device testdev: unknown key '{parts[1]}'; it has none");
+            case "rng" or "console" or "vsock" or "hyperv-testdev":
                 throw new ConfigurationException($"--device: '{parts[0]}' comes with a later version; '--device help' lists what there is");
             default:
                 throw new ConfigurationException($"--device: there is no device '{parts[0]}'; '--device help' lists what there is");
@@ -53,3 +58,6 @@ public sealed record DebugExitOptions : DeviceOptions
     /// <summary>The port.</summary>
     public ushort Port { get; init; } = 0xF4;
 }
+
+/// <summary>The device that kvm-unit-tests expects.</summary>
+public sealed record TestDeviceOptions : DeviceOptions;

@@ -1,0 +1,192 @@
+using System.Diagnostics;
+using System.Text;
+using Aerostat.Loader;
+using Aerostat.Machine;
+
+namespace Aerostat.Cli;
+
+/// <summary>How an entry ended.</summary>
+internal enum UnitTestStatus
+{
+    Pass,
+    Fail,
+    Skip,
+    TimedOut,
+}
+
+/// <summary>What came of one entry.</summary>
+internal sealed record UnitTestResult(string Name, UnitTestStatus Status, int Passed, int Failed, int Skipped, double Seconds, string Remark)
+{
+    /// <summary>The last part of what the guest printed.</summary>
+    public string Output { get; init; } = "";
+
+    /// <summary>What the monitor says of a crash.</summary>
+    public string? Report { get; init; }
+}
+
+/// <summary>Runs entries of a kvm-unit-tests build, each in a machine of its own.</summary>
+internal sealed class UnitTestRunner
+{
+    private const int ExitPass = 1, ExitSkip = 77, ExitAbort = (127 << 1) | 1;
+
+    /// <summary>The build.</summary>
+    public required string Directory { get; init; }
+
+    /// <summary>A 32-bit build for the entries that are for i386 only, or null.</summary>
+    public string? Directory32 { get; init; }
+
+    /// <summary>What runs the guests, with its usual CPU model.</summary>
+    public required Accelerator Accelerator { get; init; }
+
+    /// <summary>The same with its widest CPU model.</summary>
+    public required Accelerator Widest { get; init; }
+
+    /// <summary>The name of the personality the guests see.</summary>
+    public string Personality { get; init; } = "none";
+
+    /// <summary>Takes the place of the limits in the file.</summary>
+    public TimeSpan? Timeout { get; init; }
+
+    /// <summary>Whether entries outside the suite's default run are run.</summary>
+    public bool All { get; init; }
+
+    /// <summary>Runs one entry.</summary>
+    public async Task<UnitTestResult> RunAsync(UnitTest test, CancellationToken cancellation)
+    {
+        bool legacy = test.Architecture == "i386";
+        string kernel = Path.Combine(legacy ? Directory32 ?? Directory : Directory, "x86", test.File);
+        if (Unmet(test) is { } reason)
+            return Skipped(test, reason);
+        if (legacy && Directory32 is null)
+            return Skipped(test, "is for a 32-bit build: give one with --i386");
+        if (!File.Exists(kernel))
+            return Skipped(test, $"{test.File} has not been built");
+
+        GuestOutput output = new();
+        Stopwatch watch = Stopwatch.StartNew();
+        MachineExit exit;
+        try
+        {
+            MachineOptions options = new()
+            {
+                Name = "conformance",
+                MemoryBytes = test.MemoryBytes,
+                Cpus = test.Cpus,
+                Boot = new KernelBootOptions(kernel)
+                {
+                    CommandLine = $"{test.File} {test.Arguments}".TrimEnd(),
+                    InitrdBytes = Encoding.ASCII.GetBytes($"NR_CPUS={test.Cpus}\nMEMSIZE={test.MemoryBytes >> 20}\nMEMLIMIT=0\nTEST_DEVICE=1\n"),
+                },
+                Devices = [new DebugExitOptions(), new TestDeviceOptions()],
+                NoReboot = true,
+                Personality = Personality,
+                Serial = output.Write,
+            };
+            VirtualMachine machine = new(options, CpuFlags.Apply(test, Accelerator, Widest));
+            await using (machine.ConfigureAwait(false))
+            {
+                await machine.StartAsync().ConfigureAwait(false);
+                using CancellationTokenRegistration stop = cancellation.Register(() => _ = machine.StopAsync());
+                exit = await machine.WaitForExitAsync(Timeout ?? test.Timeout ?? UnitTest.DefaultTimeout).ConfigureAwait(false);
+            }
+        }
+        catch (BootException e)
+        {
+            exit = new MachineExit(MachineExitKind.VmmFailed, 0, e.Message);
+        }
+        cancellation.ThrowIfCancellationRequested();
+        return output.Judge(test.Name, exit, watch.Elapsed.TotalSeconds);
+    }
+
+    private static UnitTestResult Skipped(UnitTest test, string reason) => new(test.Name, UnitTestStatus.Skip, 0, 0, 0, 0, reason);
+
+    // What the entry needs and no machine of ours has.
+    private string? Unmet(UnitTest test)
+    {
+        if (!All && test.Groups.Contains("nodefault"))
+            return "is not in the default run: give --all";
+        if (test.CpuFlags.Contains("+vmx") || test.CpuFlags.Contains("+svm") || test.File is "svm.flat" or "vmx.flat" or "svm_npt.flat")
+            return "needs nested virtualization";
+        if (test.CpuFlags.Contains("hv_passthrough") && Personality != "hyperv")
+            return "needs the Hyper-V personality";
+        if (test.Machine.Contains("vmport=on"))
+            return Personality == "vmware" ? null : "needs the VMware personality";
+        if (test.Devices.FirstOrDefault(d => d is not ("hyperv-testdev" or "pc-testdev" or "isa-debug-exit")) is { } device)
+            return $"needs the device {device}";
+        if (test.Accelerator is { } accelerator && accelerator != Accelerator.Name)
+            return $"is for {accelerator} only";
+        return null;
+    }
+
+    /// <summary>The guest's serial output: counted as it comes, its end kept.</summary>
+    private sealed class GuestOutput
+    {
+        private const int Kept = 1 << 20, LongestLine = 4096;
+        private readonly Lock gate = new();
+        private readonly StringBuilder text = new();
+        private readonly StringBuilder line = new();
+        private string lastFailure = "", lastSkip = "";
+        private int passed, failed, skipped;
+
+        public void Write(ReadOnlySpan<byte> bytes)
+        {
+            lock (gate)
+            {
+                foreach (byte b in bytes)
+                {
+                    char c = b is (byte)'\n' or (byte)'\t' or (>= 32 and < 127) ? (char)b : b == '\r' ? '\0' : '?';
+                    if (c == '\0')
+                        continue;
+                    text.Append(c);
+                    if (c == '\n')
+                    {
+                        Count(line.ToString());
+                        line.Clear();
+                    }
+                    else if (line.Length < LongestLine)
+                    {
+                        line.Append(c);
+                    }
+                }
+                if (text.Length > 2 * Kept)
+                    text.Remove(0, text.Length - Kept);
+            }
+        }
+
+        private void Count(string s)
+        {
+            if (s.StartsWith("PASS", StringComparison.Ordinal))
+            {
+                passed++;
+            }
+            else if (s.StartsWith("FAIL", StringComparison.Ordinal))
+            {
+                failed++;
+                lastFailure = s;
+            }
+            else if (s.StartsWith("SKIP", StringComparison.Ordinal))
+            {
+                skipped++;
+                lastSkip = s;
+            }
+        }
+
+        public UnitTestResult Judge(string name, MachineExit exit, double seconds)
+        {
+            lock (gate)
+            {
+                (UnitTestStatus status, string remark) = exit switch
+                {
+                    { Kind: MachineExitKind.DebugExit, Code: ExitPass } => failed == 0 ? (UnitTestStatus.Pass, "") : (UnitTestStatus.Fail, lastFailure),
+                    { Kind: MachineExitKind.DebugExit, Code: ExitSkip } => (UnitTestStatus.Skip, lastSkip),
+                    { Kind: MachineExitKind.DebugExit, Code: ExitAbort } => (UnitTestStatus.Fail, "the guest aborted"),
+                    { Kind: MachineExitKind.DebugExit } => (UnitTestStatus.Fail, lastFailure),
+                    { Kind: MachineExitKind.TimedOut } => (UnitTestStatus.TimedOut, lastFailure),
+                    { Kind: MachineExitKind.Crashed } => (UnitTestStatus.Fail, "triple fault"),
+                    _ => (UnitTestStatus.Fail, $"{exit.Kind}: {exit.Report?.Split('\n')[0]}"),
+                };
+                return new UnitTestResult(name, status, passed, failed, skipped, seconds, remark) { Output = text.ToString(), Report = exit.Report };
+            }
+        }
+    }
+}
