@@ -63,8 +63,8 @@ public sealed class ProcessorState
     public ulong Xcr0 { get; set; } = 1;
     /// <summary>DR0..DR3, then DR6 and DR7 at index 6 and 7.</summary>
     public ulong[] Dr { get; init; } = new ulong[8];
-    /// <summary>x87, MMX, SSE and AVX state: an XSAVE area in the standard format, 832 bytes (legacy 512, header 64, AVX 256).</summary>
-    public byte[] Xsave { get; init; } = new byte[832];
+    /// <summary>x87, MMX, SSE, AVX and PKRU state: an XSAVE area in the standard format, 840 bytes (legacy 512, header 64, AVX 256, PKRU 8).</summary>
+    public byte[] Xsave { get; init; } = new byte[840];
     /// <summary>Other MSRs the processor holds, by index (SYSENTER, STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE, PAT, TSC, TSC_ADJUST, TSC_AUX, MISC_ENABLE, MTRRs...).</summary>
     public SortedDictionary<uint, ulong> Msrs { get; init; } = [];
     /// <summary>Running, halted, waiting.</summary>

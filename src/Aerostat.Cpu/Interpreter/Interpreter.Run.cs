@@ -8,7 +8,8 @@ namespace Aerostat.Cpu;
 internal sealed unsafe partial class Interpreter
 {
     private const int ExecuteBreakpoints = 1, DataBreakpoints = 2;
-    private const ulong Dr6SingleStep = 1 << 14;
+    // A debug exception says which breakpoints were hit by it alone; the other bits are for software to clear.
+    private const ulong Dr6SingleStep = 1 << 14, Dr6Breakpoints = 15;
     private const int BranchRing = 16;
 
     private readonly ulong[] branches = new ulong[BranchRing];
@@ -195,13 +196,17 @@ internal sealed unsafe partial class Interpreter
         if (outcome == Outcome.Fault || (leave && exit.Reason == ExitReason.Shutdown))
             return leave;
 
+        // INT1 takes the place of traps that MOV SS has held off.
+        if ((Iced.Intel.Code)op->Code == Iced.Intel.Code.Int1 && outcome == Outcome.Jump)
+            s->PendingDebug = 0;
+
         // Traps after the instruction. A repeated string instruction traps after each iteration it made; software interrupts clear TF
         // on the way in and do not trap (Intel SDM vol. 3 section 18.3.1.4).
         if (((IsSystemCall(op) ? s->SystemFlags : before) & RFlags.Tf) != 0 && outcome != Outcome.Trap && !IsSoftwareInterrupt(op))
             s->PendingDebug |= Dr6SingleStep;
         if (s->PendingDebug != 0 && s->Shadow < MovSsShadow)
         {
-            s->Dr[6] |= s->PendingDebug;
+            s->Dr[6] = (s->Dr[6] & ~Dr6Breakpoints) | s->PendingDebug;
             s->PendingDebug = 0;
             Raise(Vector.Debug);
             if (!DeliverOrShutdown(s, EventKind.HardwareException, out ProcessorExit shutdown))
@@ -237,7 +242,7 @@ internal sealed unsafe partial class Interpreter
                 hits |= 1UL << i;
         if (hits == 0)
             return false;
-        s->Dr[6] |= hits;
+        s->Dr[6] = (s->Dr[6] & ~Dr6Breakpoints) | hits;
         return true;
     }
 

@@ -95,7 +95,7 @@ internal sealed unsafe partial class Interpreter
 
     /// <summary>Whether data writes through the present set are allowed for this translation without another look.</summary>
     private static bool WriteAllowed(CpuState* s, in Translation t) =>
-        t.Writable || (s->Cpl != 3 && (s->Cr0 & Cr0.Wp) == 0);
+        (t.Writable || (s->Cpl != 3 && (s->Cr0 & Cr0.Wp) == 0)) && !IsWriteDisabledByKey(s, t, s->Cpl == 3);
 
     private TlbEntry* AllocateTlb(out TlbEntry* empty)
     {

@@ -24,12 +24,14 @@ internal struct Translation
     /// <summary>Bytes the leaf entry maps; 2^52 with paging off.</summary>
     public ulong PageSize;
     public bool User, Writable, NoExecute, Dirty;
+    /// <summary>What the page's protection key takes away from data accesses: bit 0 all, bit 1 writes.</summary>
+    public uint KeyRights;
 }
 
 /// <content>
 /// Paging (Intel SDM vol. 3 chapter 5): 32-bit, PAE, 4-level and 5-level page tables in guest memory. Accessed and dirty flags are set,
 /// atomically, once an access is known to be allowed. Not emulated: the PDPTE registers of PAE paging (the entries are read from
-/// memory at each walk, as AMD does), protection keys (their place is <see cref="CheckRights"/>).
+/// memory at each walk, as AMD does).
 /// </content>
 internal sealed unsafe partial class Interpreter
 {
@@ -140,8 +142,11 @@ internal sealed unsafe partial class Interpreter
         t.User = (rights & PageTableEntry.U) != 0;
         t.Writable = (rights & PageTableEntry.W) != 0;
         t.NoExecute = noExecute != 0;
-        if (!CheckRights(s, access, t))
-            return PageFaultError.Present;
+        if (longMode && (s->Cr4 & (Cr4.Pke | Cr4.Pks)) != 0)
+            t.KeyRights = KeyRights(s, (int)(entries[depth - 1] >> 59) & 15, t.User);
+        uint denied = CheckRights(s, access, t);
+        if (denied != 0)
+            return denied;
         for (int i = 0; i < depth; i++)
         {
             if (!longMode && i == 0)
@@ -191,8 +196,9 @@ internal sealed unsafe partial class Interpreter
         }
         t.User = (rights & PageTableEntry.U) != 0;
         t.Writable = (rights & PageTableEntry.W) != 0;
-        if (!CheckRights(s, access, t))
-            return PageFaultError.Present;
+        uint denied = CheckRights(s, access, t);
+        if (denied != 0)
+            return denied;
         if (!large && !SetFlags32(directory, pde, (uint)PageTableEntry.A))
             return Retry;
         uint want = (uint)PageTableEntry.A | ((access & Access.Write) != 0 ? (uint)PageTableEntry.D : 0);
@@ -212,8 +218,28 @@ internal sealed unsafe partial class Interpreter
         return true;
     }
 
-    /// <summary>Access rights of a present, well-formed translation (Intel SDM vol. 3 section 5.6).</summary>
-    private static bool CheckRights(CpuState* s, Access access, in Translation t)
+    /// <summary>Rights of one protection key (Intel SDM vol. 3 section 5.6.2): user pages have theirs in PKRU, the others in IA32_PKRS.</summary>
+    private uint KeyRights(CpuState* s, int key, bool user)
+    {
+        ulong all = user ? (s->Cr4 & Cr4.Pke) != 0 ? *(uint*)(s->Xsave + CpuState.PkruOffset) : 0
+            : (s->Cr4 & Cr4.Pks) != 0 ? registers.Pkrs : 0;
+        return (uint)(all >> (key * 2)) & 3;
+    }
+
+    private static bool IsWriteDisabledByKey(CpuState* s, in Translation t, bool user) =>
+        (t.KeyRights & 2) != 0 && (user || (s->Cr0 & Cr0.Wp) != 0);
+
+    /// <summary>Access rights of a present, well-formed translation (Intel SDM vol. 3 section 5.6): 0, or the page fault's error bits.</summary>
+    private static uint CheckRights(CpuState* s, Access access, in Translation t)
+    {
+        uint error = CheckMode(s, access, t) ? 0 : PageFaultError.Present;
+        if (t.KeyRights != 0 && (access & Access.Fetch) == 0
+            && ((t.KeyRights & 1) != 0 || ((access & Access.Write) != 0 && IsWriteDisabledByKey(s, t, (access & Access.User) != 0))))
+            error = PageFaultError.Present | PageFaultError.ProtectionKey;
+        return error;
+    }
+
+    private static bool CheckMode(CpuState* s, Access access, in Translation t)
     {
         if ((access & Access.Fetch) != 0)
         {

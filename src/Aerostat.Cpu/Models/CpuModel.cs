@@ -118,6 +118,8 @@ internal sealed record CpuModel
         t.Set(0xD, 1, new(XsaveVariants, 0, 0, 0));
         if ((Xcr0 & ExtendedState.Avx) != 0)
             t.Set(0xD, 2, new(256, 576, 0, 0));
+        if ((Xcr0 & ExtendedState.Pkru) != 0)
+            t.Set(0xD, 9, new(8, CpuState.PkruOffset, 0, 0));
     }
 
     private static void AddBrand(CpuidTable t, string brand)
@@ -138,8 +140,9 @@ internal sealed record CpuModel
 /// <summary>State components of XSAVE (Intel SDM vol. 1 chapter 13).</summary>
 internal static class ExtendedState
 {
-    public const ulong X87 = 1, Sse = 2, Avx = 4;
+    public const ulong X87 = 1, Sse = 2, Avx = 4, Pkru = 1 << 9;
 
     /// <summary>Bytes of a standard-format XSAVE area for these components.</summary>
-    public static uint AreaSize(ulong components) => (components & Avx) != 0 ? 832u : 576;
+    public static uint AreaSize(ulong components) =>
+        (components & Pkru) != 0 ? 840u : (components & Avx) != 0 ? 832u : 576;
 }

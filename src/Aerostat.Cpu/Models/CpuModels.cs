@@ -23,7 +23,7 @@ public static class CpuModels
     private const uint Rdseed = 1 << 18, Adx = 1 << 19, Smap = 1 << 20, ClflushOpt = 1 << 23, Clwb = 1 << 24, Sha = 1 << 29;
 
     // CPUID.7.0:ECX
-    private const uint Umip = 1 << 2, La57 = 1 << 16, Rdpid = 1 << 22;
+    private const uint Umip = 1 << 2, Pku = 1 << 3, La57 = 1 << 16, Rdpid = 1 << 22, Pks = 1u << 31;
 
     // CPUID.7.0:EDX. SPEC_CTRL and PRED_CMD exist because "enhanced IBRS", which spares a guest its retpolines, is announced through them.
     private const uint Fsrm = 1 << 4, SpecCtrl = 1 << 26, ArchCapabilities = 1 << 29;
@@ -66,8 +66,9 @@ public static class CpuModels
     private static readonly CpuModel Max = V2 with
     {
         Name = "max",
-        Description = "everything the software processor can do, 5-level paging included; changes between versions",
-        Leaf7Ecx = V2.Leaf7Ecx | La57,
+        Description = "everything the software processor can do, 5-level paging and protection keys included; changes between versions",
+        Leaf7Ecx = V2.Leaf7Ecx | La57 | Pku | Pks,
+        Xcr0 = V2.Xcr0 | ExtendedState.Pkru,
         LinearBits = 57,
     };
 

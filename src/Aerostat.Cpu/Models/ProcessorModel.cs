@@ -62,6 +62,7 @@ internal sealed class ProcessorModel
         HasMce = Edx1(7) || Edx1(14);
         HasSyscall = (ext1.Edx >> 11 & 1) != 0;
         HasMonitor = Ecx1(3);
+        HasPks = Ecx7(31);
     }
 
     public Vendor Vendor { get; }
@@ -89,6 +90,7 @@ internal sealed class ProcessorModel
     public bool HasMce { get; }
     public bool HasSyscall { get; }
     public bool HasMonitor { get; }
+    public bool HasPks { get; }
 
     /// <summary>CPUID without the dynamic bits.</summary>
     public CpuidResult Cpuid(uint leaf, uint subleaf)

@@ -94,12 +94,12 @@ internal unsafe struct CpuState
     public ulong SysenterCs, SysenterEsp, SysenterEip, Star, Lstar, Cstar, Fmask, KernelGsBase, TscAux, Pat;
     /// <summary>
     /// x87, MMX, XMM and YMM: an XSAVE area in the standard format, 64-byte aligned, always current. MXCSR at 24, ST/MM at 32 + 16 n,
-    /// XMM at 160 + 16 n, upper halves of YMM at 576 + 16 n. The x87 tag byte is in FXSAVE form at 4.
+    /// XMM at 160 + 16 n, upper halves of YMM at 576 + 16 n, PKRU at 832. The x87 tag byte is in FXSAVE form at 4.
     /// </summary>
     public byte* Xsave;
 
     public const int ZeroRegister = 16 * 8, BlockRip = 17 * 8;
-    public const int XsaveBytes = 1024, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576;
+    public const int XsaveBytes = 1024, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576, PkruOffset = 832;
 }
 
 /// <summary>Access to the packed parts of <see cref="CpuState"/>.</summary>

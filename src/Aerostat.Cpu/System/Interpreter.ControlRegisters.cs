@@ -6,7 +6,7 @@ namespace Aerostat.Cpu;
 internal sealed unsafe partial class Interpreter
 {
     private const ulong Cr0Known = Cr0.Pe | Cr0.Mp | Cr0.Em | Cr0.Ts | Cr0.Et | Cr0.Ne | Cr0.Wp | Cr0.Am | Cr0.Nw | Cr0.Cd | Cr0.Pg;
-    private const ulong Cr4Paging = Cr4.Pse | Cr4.Pae | Cr4.Pge | Cr4.La57 | Cr4.Pcide | Cr4.Smep | Cr4.Smap | Cr4.Pke;
+    private const ulong Cr4Paging = Cr4.Pse | Cr4.Pae | Cr4.Pge | Cr4.La57 | Cr4.Pcide | Cr4.Smep | Cr4.Smap | Cr4.Pke | Cr4.Pks;
 
     private ProcessorModel? model;
 

@@ -143,8 +143,9 @@ internal sealed unsafe partial class Interpreter
     private static void DropInner(CpuState* s, SegmentRegister* r)
     {
         bool conforming = (r->Attributes & 0xC) == 0xC;
+        // Only the selector and the attributes go: 64-bit code that set FS or GS base by MSR still finds it.
         if (r->Dpl < s->Cpl && !conforming && (r->Attributes & SegmentRegister.Unusable) == 0)
-            SetNull(s, r, 0, keepBase: false);
+            SetNull(s, r, 0, keepBase: true);
         else if ((r->Selector & 0xFFFC) == 0 && (r->Attributes & SegmentRegister.Unusable) != 0)
             r->Selector = 0;
     }

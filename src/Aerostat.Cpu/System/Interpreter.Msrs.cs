@@ -9,6 +9,7 @@ internal sealed unsafe partial class Interpreter
     private const uint MsrP5Address = 0, MsrP5Type = 1, MsrEblPowerOn = 0x2A, MsrSmiCount = 0x34, MsrMicrocodeTrigger = 0x79, MsrPlatformInfo = 0xCE;
     private const uint MsrFlushCmd = 0x10B, MsrDebugControl = 0x1D9;
     private const uint AmdSyscfg = 0xC001_0010, AmdHwcr = 0xC001_0015, AmdTopMem = 0xC001_001A, AmdNbCfg = 0xC001_001F;
+    private const uint AmdFirstCounter = 0xC001_0000, AmdCounters = 8;
     private const uint AmdIntPending = 0xC001_0055, AmdLsCfg = 0xC001_1020, AmdDcCfg = 0xC001_1022, AmdBuCfg2 = 0xC001_102A, AmdDeCfg = 0xC001_1029;
 
     // High enough that no guest wants to load newer microcode.
@@ -132,7 +133,14 @@ internal sealed unsafe partial class Interpreter
                 value = registers.AmdDeCfg;
                 known = Model.Vendor == Vendor.Amd;
                 break;
+            case Msr.Pkrs:
+                value = registers.Pkrs;
+                known = Model.HasPks;
+                break;
             default:
+                // The four counters that every AMD processor has count nothing.
+                if (Model.Vendor == Vendor.Amd && index - AmdFirstCounter < AmdCounters)
+                    break;
                 return Model.HasMtrr && registers.ReadMtrr(index, out value);
         }
         return known;
@@ -195,7 +203,7 @@ internal sealed unsafe partial class Interpreter
                 registers.McgStatus = value & 7;
                 return true;
             case Msr.MiscEnable when Model.Vendor == Vendor.Intel:
-                registers.MiscEnable = (value & 1) | ModelRegisterFile.MiscEnableFixed;
+                registers.MiscEnable = (value & ModelRegisterFile.MiscEnableWritable) | ModelRegisterFile.MiscEnableFixed;
                 return true;
             case MsrDebugControl when (value & ~3UL) == 0:
                 registers.DebugControl = value;
@@ -210,10 +218,19 @@ internal sealed unsafe partial class Interpreter
                 return true;
             case AmdSyscfg or AmdNbCfg or AmdIntPending or AmdLsCfg or AmdDcCfg or AmdBuCfg2 when Model.Vendor == Vendor.Amd:
                 return true;
-            case Msr.TscAdjust or Msr.TscAux or Msr.Pat or Msr.Xss or Msr.SpecCtrl or Msr.PredCmd or MsrFlushCmd or MsrDebugControl:
+            case Msr.Pkrs when Model.HasPks && value >> 32 == 0:
+                if (registers.Pkrs != value)
+                {
+                    registers.Pkrs = value;
+                    FlushTlb();
+                }
+                return true;
+            case Msr.TscAdjust or Msr.TscAux or Msr.Pat or Msr.Pkrs or Msr.Xss or Msr.SpecCtrl or Msr.PredCmd or MsrFlushCmd or MsrDebugControl:
             case Msr.MtrrCap or Msr.ArchCapabilities or Msr.McgCap or Msr.FeatureControl or Msr.PlatformId or MsrSmiCount or MsrPlatformInfo:
                 return false;
             default:
+                if (Model.Vendor == Vendor.Amd && index - AmdFirstCounter < AmdCounters)
+                    return true;
                 return (Model.HasMtrr && registers.ReadMtrr(index, out _))
                     ? registers.WriteMtrr(index, value, Model.PhysicalBits) : Handler.WriteMsr(index, value);
         }

@@ -7,14 +7,14 @@ namespace Aerostat.Cpu;
 /// <content>The whole state as plain data.</content>
 internal sealed unsafe partial class Interpreter
 {
-    private const int XsaveHeader = 512, SavedXsaveBytes = 832;
+    private const int XsaveHeader = 512, SavedXsaveBytes = 840;
     private const uint DefaultMxcsr = 0x1F80;
 
     // The registers that a saved state carries in its list; FS_BASE, GS_BASE and EFER have places of their own.
     private static ReadOnlySpan<uint> SavedMsrs =>
     [
         Msr.SysenterCs, Msr.SysenterEsp, Msr.SysenterEip, Msr.Star, Msr.Lstar, Msr.Cstar, Msr.Fmask, Msr.KernelGsBase, Msr.Pat,
-        Msr.SpecCtrl, Msr.McgStatus, Msr.MiscEnable, MsrDebugControl, Msr.TscAux, AmdHwcr, AmdDeCfg,
+        Msr.SpecCtrl, Msr.Pkrs, Msr.McgStatus, Msr.MiscEnable, MsrDebugControl, Msr.TscAux, AmdHwcr, AmdDeCfg,
     ];
 
     internal ProcessorState GetState()
@@ -143,8 +143,10 @@ internal sealed unsafe partial class Interpreter
             saved.AsSpan(CpuState.MxcsrOffset, 8).CopyTo(area[CpuState.MxcsrOffset..]);
         if ((present & ExtendedState.Sse) != 0)
             saved.AsSpan(CpuState.XmmOffset, 256).CopyTo(area[CpuState.XmmOffset..]);
-        if ((present & ExtendedState.Avx) != 0 && saved.Length >= SavedXsaveBytes)
+        if ((present & ExtendedState.Avx) != 0 && saved.Length >= CpuState.PkruOffset)
             saved.AsSpan(CpuState.YmmHighOffset, 256).CopyTo(area[CpuState.YmmHighOffset..]);
+        if ((present & ExtendedState.Pkru) != 0 && saved.Length >= SavedXsaveBytes)
+            saved.AsSpan(CpuState.PkruOffset, 4).CopyTo(area[CpuState.PkruOffset..]);
         StateHandlers.Sanitize(s->Xsave);
     }
 }

@@ -185,7 +185,7 @@ internal static unsafe class Miscellany
         ulong pcid = descriptor[0];
         if (type > 3 || (type < 2 && (pcid >> 12 != 0 || (pcid != 0 && (s->Cr4 & Cr4.Pcide) == 0))))
             return cpu.RaiseGp();
-        if (type == 0 && !Interpreter.IsCanonical(s, descriptor[1]))
+        if (type == 0 && !cpu.IsLoadable(descriptor[1]))
             return cpu.RaiseGp();
         // Translations of other PCIDs are never kept.
         if (type == 0)

@@ -22,6 +22,10 @@ internal sealed class ModelRegisterFile
     public ulong MtrrDefaultType { get; set; }
     public ulong MiscEnable { get; set; }
     public ulong SpecCtrl { get; set; }
+
+    /// <summary>Rights of the supervisor's protection keys; unlike the others it has an effect, see the page walk.</summary>
+    public ulong Pkrs { get; set; }
+
     public ulong McgStatus { get; set; }
     public ulong DebugControl { get; set; }
 
@@ -36,11 +40,17 @@ internal sealed class ModelRegisterFile
     {
         Array.Clear(VariableMtrrValues);
         Array.Clear(FixedMtrrs);
-        MtrrDefaultType = SpecCtrl = McgStatus = DebugControl = AmdHwcr = 0;
+        MtrrDefaultType = SpecCtrl = Pkrs = McgStatus = DebugControl = AmdHwcr = 0;
         MiscEnable = MiscEnableFixed | 1;
         // LFENCE is serializing, as Linux wants it.
         AmdDeCfg = 1 << 1;
     }
+
+    /// <summary>
+    /// IA32_MISC_ENABLE bits that hold what is written: fast strings, thermal control, SpeedStep, MONITOR, limited CPUID, xTPR, no XD. Nothing
+    /// follows from them.
+    /// </summary>
+    public const ulong MiscEnableWritable = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1UL << 34;
 
     /// <summary>IA32_MISC_ENABLE bits that never change: no branch trace store, no PEBS.</summary>
     public const ulong MiscEnableFixed = 3 << 11;

@@ -32,6 +32,12 @@ internal static unsafe class ModelRegisters
             case Code.Rdpmc:
                 op->Handler = &Rdpmc;
                 return true;
+            case Code.Rdpkru:
+                op->Handler = &Rdpkru;
+                return true;
+            case Code.Wrpkru:
+                op->Handler = &Wrpkru;
+                return true;
             case Code.Xgetbv:
                 op->Handler = &Xgetbv;
                 return true;
@@ -140,6 +146,31 @@ internal static unsafe class ModelRegisters
             || (value & (ExtendedState.Avx | ExtendedState.Sse)) == ExtendedState.Avx)
             return cpu.RaiseGp();
         s->Xcr0 = value;
+        return Outcome.Stop;
+    }
+
+    private static Outcome Rdpkru(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        if ((s->Cr4 & Cr4.Pke) == 0)
+            return cpu.RaiseUd();
+        if ((uint)s->Gpr[1] != 0)
+            return cpu.RaiseGp();
+        SetEdxEax(s, *(uint*)(s->Xsave + CpuState.PkruOffset));
+        return Outcome.Next;
+    }
+
+    private static Outcome Wrpkru(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        if ((s->Cr4 & Cr4.Pke) == 0)
+            return cpu.RaiseUd();
+        if ((uint)s->Gpr[1] != 0 || (uint)s->Gpr[2] != 0)
+            return cpu.RaiseGp();
+        var pkru = (uint*)(s->Xsave + CpuState.PkruOffset);
+        if (*pkru == (uint)s->Gpr[0])
+            return Outcome.Next;
+        // The TLB holds rights with the key's part worked in.
+        *pkru = (uint)s->Gpr[0];
+        cpu.FlushTlb();
         return Outcome.Stop;
     }
 

@@ -12,14 +12,14 @@ internal static unsafe class XsaveHandlers
 {
     // SAFETY: components lie within the vCPU's area of XsaveBytes; local images have the same layout and size.
 
-    private const ulong X87 = 1, Sse = 2, Avx = 4, Compacted = 1UL << 63;
+    private const ulong X87 = 1, Sse = 2, Avx = 4, Pkru = 1 << 9, Compacted = 1UL << 63;
     private const int LegacyBytes = 512, HeaderBytes = 64, ExtendedStart = 576;
 
     /// <summary>State components from bit 2 on: offset in the standard format (also in the vCPU's own area), size, 64-byte alignment in the compacted one.</summary>
-    private static readonly (int Bit, int Offset, int Size, bool Aligned)[] Components = [(2, CpuState.YmmHighOffset, 256, false)];
+    private static readonly (int Bit, int Offset, int Size, bool Aligned)[] Components = [(2, CpuState.YmmHighOffset, 256, false), (9, CpuState.PkruOffset, 8, false)];
 
     /// <summary>Components that exist here; XCR0 must stay within.</summary>
-    public const ulong Supported = X87 | Sse | Avx;
+    public const ulong Supported = X87 | Sse | Avx | Pkru;
 
     /// <summary>XSAVE: standard format. OperandSize is 8 for the 64-bit forms of all of these.</summary>
     public static Outcome Save(Interpreter cpu, CpuState* s, MicroOp* op) => Save(cpu, s, op, compacted: false, onlyUsed: false);
@@ -195,6 +195,7 @@ internal static unsafe class XsaveHandlers
         }
 
         byte* area = s->Xsave;
+        uint pkru = *(uint*)(area + CpuState.PkruOffset);
         if ((load & X87) != 0)
             StateHandlers.ReadX87(area, image, op->OperandSize == 8);
         else if ((requested & X87) != 0)
@@ -214,6 +215,11 @@ internal static unsafe class XsaveHandlers
                 Buffer.MemoryCopy(image + offset, area + offset, size, bytes);
             else if ((requested >> bit & 1) != 0)
                 new Span<byte>(area + offset, bytes).Clear();
+        }
+        if (*(uint*)(area + CpuState.PkruOffset) != pkru)
+        {
+            cpu.FlushTlb();
+            return Outcome.Stop;
         }
         return Outcome.Next;
     }
