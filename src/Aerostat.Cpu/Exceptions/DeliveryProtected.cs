@@ -2,7 +2,7 @@ using Aerostat.X86;
 
 namespace Aerostat.Cpu;
 
-/// <content>Delivery in protected mode outside IA-32e mode (Intel SDM vol. 3 section 7.12). Task gates and virtual-8086 mode come with part 3.</content>
+/// <content>Delivery in protected mode outside IA-32e mode (Intel SDM vol. 3 section 7.12).</content>
 internal sealed unsafe partial class Interpreter
 {
     private bool DeliverProtected(CpuState* s, EventKind kind, int vector, bool hasError, uint error, ulong rip)
@@ -21,7 +21,7 @@ internal sealed unsafe partial class Interpreter
             return FailIdt(Vector.SegmentNotPresent, vector, ext);
         ulong selector = raw >> 16 & 0xFFFF;
         if (gate.Type == Descriptor.TaskGate)
-            return Fail(Vector.InvalidTss, selector, ext); // comes with task switches, part 3
+            return SwitchTask(s, selector, TaskSwitchCause.Interrupt, rip, FlagsToPush(s, kind, vector), hasError, error, ext);
 
         if ((selector & 0xFFFC) == 0)
             return Fail(Vector.GeneralProtection, 0, ext);
@@ -35,6 +35,9 @@ internal sealed unsafe partial class Interpreter
         ulong target = size == 4 ? (raw & 0xFFFF) | (raw >> 32 & 0xFFFF_0000) : raw & 0xFFFF;
         int cpl = code.IsConforming ? s->Cpl : code.Dpl;
         bool inner = cpl < s->Cpl;
+        bool vm86 = (s->SystemFlags & RFlags.Vm) != 0;
+        if (vm86 && cpl != 0)
+            return Fail(Vector.GeneralProtection, selector, ext);
 
         ulong oldSs = s->Ss.Selector, oldSp = s->Gpr[4], oldCs = s->Cs.Selector;
         uint flags = FlagsToPush(s, kind, vector);
@@ -62,15 +65,25 @@ internal sealed unsafe partial class Interpreter
             stack.CopyTo(&s->Ss, (ushort)stackSelector);
             s->Gpr[4] = stackPointer;
         }
+        s->SystemFlags &= ~RFlags.Vm;
         UpdateMode();
-        bool pushed = (!inner || (PushSized(s, size, oldSs) && PushSized(s, size, oldSp)))
+        bool pushed = (!vm86 || (PushSized(s, size, s->Gs.Selector) && PushSized(s, size, s->Fs.Selector)
+            && PushSized(s, size, s->Ds.Selector) && PushSized(s, size, s->Es.Selector))) && (!inner || (PushSized(s, size, oldSs) && PushSized(s, size, oldSp)))
             && PushSized(s, size, flags) && PushSized(s, size, oldCs) && PushSized(s, size, rip) && (!hasError || PushSized(s, size, error));
         if (!pushed)
         {
+            s->SystemFlags |= flags & RFlags.Vm;
             RestoreMode(s, saved);
             if (raisedVector == Vector.StackFault)
                 raisedError = (inner ? (uint)stackSelector & 0xFFFC : 0) | ext;
             return false;
+        }
+        if (vm86)
+        {
+            SetNull(s, &s->Es, 0, keepBase: false);
+            SetNull(s, &s->Ds, 0, keepBase: false);
+            SetNull(s, &s->Fs, 0, keepBase: false);
+            SetNull(s, &s->Gs, 0, keepBase: false);
         }
         s->Rip = target;
         uint clear = RFlags.Tf | RFlags.Nt | RFlags.Rf | RFlags.Vm;

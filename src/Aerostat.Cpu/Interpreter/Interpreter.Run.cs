@@ -9,7 +9,8 @@ internal sealed unsafe partial class Interpreter
 {
     private const int ExecuteBreakpoints = 1, DataBreakpoints = 2;
     // A debug exception says which breakpoints were hit by it alone; the other bits are for software to clear.
-    private const ulong Dr6SingleStep = 1 << 14, Dr6Breakpoints = 15;
+    private const ulong Dr6Breakpoints = 15;
+    internal const ulong Dr6SingleStep = 1 << 14;
     private const int BranchRing = 16;
 
     private readonly ulong[] branches = new ulong[BranchRing];
@@ -166,6 +167,8 @@ internal sealed unsafe partial class Interpreter
         steps++;
         ulong rip = s->Rip;
         ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
+        if (s->PendingDebug != 0 && s->Shadow < MovSsShadow)
+            return !DeliverPendingDebug(s, out exit);
         if ((debug & ExecuteBreakpoints) != 0 && (s->SystemFlags & RFlags.Rf) == 0 && s->Shadow < MovSsShadow && HitsExecuteBreakpoint(s, linear))
         {
             Raise(Vector.Debug);
@@ -181,7 +184,6 @@ internal sealed unsafe partial class Interpreter
             return !DeliverOrShutdown(s, EventKind.HardwareException, out exit);
         }
         uint before = s->SystemFlags;
-        ulong pendingBefore = s->PendingDebug;
         s->SystemFlags &= ~RFlags.Rf;
         s->Shadow = 0;
         branches[branchNext++ & (BranchRing - 1)] = rip;
@@ -191,7 +193,7 @@ internal sealed unsafe partial class Interpreter
             s->SystemFlags |= before & RFlags.Rf;
         instructions++;
         if (outcome == Outcome.Fault)
-            s->PendingDebug = pendingBefore;
+            s->PendingDebug = 0; // the fault takes the place of traps, and so do those of the restarted instruction
         bool leave = outcome != Outcome.Jump && Finish(s, op, outcome, out exit);
         if (outcome == Outcome.Fault || (leave && exit.Reason == ExitReason.Shutdown))
             return leave;
@@ -206,10 +208,7 @@ internal sealed unsafe partial class Interpreter
             s->PendingDebug |= Dr6SingleStep;
         if (s->PendingDebug != 0 && s->Shadow < MovSsShadow)
         {
-            s->Dr[6] = (s->Dr[6] & ~Dr6Breakpoints) | s->PendingDebug;
-            s->PendingDebug = 0;
-            Raise(Vector.Debug);
-            if (!DeliverOrShutdown(s, EventKind.HardwareException, out ProcessorExit shutdown))
+            if (!DeliverPendingDebug(s, out ProcessorExit shutdown))
             {
                 exit = shutdown;
                 return true;
@@ -222,6 +221,14 @@ internal sealed unsafe partial class Interpreter
             }
         }
         return leave;
+    }
+
+    private bool DeliverPendingDebug(CpuState* s, out ProcessorExit exit)
+    {
+        s->Dr[6] = (s->Dr[6] & ~Dr6Breakpoints) | s->PendingDebug;
+        s->PendingDebug = 0;
+        Raise(Vector.Debug);
+        return DeliverOrShutdown(s, EventKind.HardwareException, out exit);
     }
 
     /// <summary>Value of <see cref="CpuState.Shadow"/> after MOV SS and POP SS, which hold debug exceptions off too; STI leaves 1.</summary>

@@ -27,6 +27,7 @@ internal readonly struct Descriptor(ulong raw)
     public bool IsPresent => (raw >> 47 & 1) != 0;
     public bool IsLong => (raw >> 53 & 1) != 0;
     public bool IsBig => (raw >> 54 & 1) != 0;
+    public bool IsSystem => (Type & 0x10) == 0;
     public bool IsCode => (Type & 0x18) == 0x18;
     public bool IsConforming => (Type & 0x1C) == 0x1C;
     public bool IsWritableData => (Type & 0x1A) == 0x12;

@@ -59,8 +59,9 @@ internal static unsafe class FarTransfers
     private static Outcome SoftwareEvent(Interpreter cpu, CpuState* s, MicroOp* op, EventKind kind, int vector) =>
         cpu.TryDeliver(s, kind, vector, hasError: false, 0, Interpreter.NextRip(s, op)) ? Outcome.Jump : Outcome.Fault;
 
+    // In virtual-8086 mode INT n, unlike INT3 and INTO, needs IOPL 3 (Intel SDM vol. 3 section 21.2.7).
     private static Outcome Int(Interpreter cpu, CpuState* s, MicroOp* op) =>
-        SoftwareEvent(cpu, s, op, EventKind.SoftwareInterrupt, (byte)op->Immediate);
+        Interpreter.IsVm86Restricted(s) ? cpu.RaiseGp() : SoftwareEvent(cpu, s, op, EventKind.SoftwareInterrupt, (byte)op->Immediate);
 
     private static Outcome Int3(Interpreter cpu, CpuState* s, MicroOp* op) => SoftwareEvent(cpu, s, op, EventKind.SoftwareException, Vector.Breakpoint);
 
@@ -70,19 +71,22 @@ internal static unsafe class FarTransfers
     private static Outcome Int1(Interpreter cpu, CpuState* s, MicroOp* op) =>
         SoftwareEvent(cpu, s, op, EventKind.PrivilegedSoftwareException, Vector.Debug);
 
-    private static Outcome Iret(Interpreter cpu, CpuState* s, MicroOp* op) => cpu.InterruptReturn(s, op->OperandSize);
+    private static Outcome Iret(Interpreter cpu, CpuState* s, MicroOp* op) => 
+        cpu.InterruptReturn(s, op->OperandSize, Interpreter.NextRip(s, op));
 
     private static Outcome IretLong(Interpreter cpu, CpuState* s, MicroOp* op) => cpu.InterruptReturn64(s, 8);
 
     private static Outcome ReturnFar(Interpreter cpu, CpuState* s, MicroOp* op) => cpu.ReturnFar(s, op->OperandSize, (ushort)op->Immediate);
 
-    private static Outcome JumpDirect(Interpreter cpu, CpuState* s, MicroOp* op) => cpu.JumpFar(s, (ushort)op->Aux, op->Immediate);
+    private static Outcome JumpDirect(Interpreter cpu, CpuState* s, MicroOp* op) => 
+        cpu.JumpFar(s, (ushort)op->Aux, op->Immediate, Interpreter.NextRip(s, op));
 
     private static Outcome CallDirect(Interpreter cpu, CpuState* s, MicroOp* op) =>
         cpu.CallFar(s, (ushort)op->Aux, op->Immediate, op->OperandSize, Interpreter.NextRip(s, op));
 
     private static Outcome JumpIndirect(Interpreter cpu, CpuState* s, MicroOp* op) =>
-        cpu.LoadFarPointer(s, op, out ushort selector, out ulong offset) ? cpu.JumpFar(s, selector, offset) : Outcome.Fault;
+        cpu.LoadFarPointer(s, op, out ushort selector, out ulong offset)
+            ? cpu.JumpFar(s, selector, offset, Interpreter.NextRip(s, op)) : Outcome.Fault;
 
     private static Outcome CallIndirect(Interpreter cpu, CpuState* s, MicroOp* op) =>
         cpu.LoadFarPointer(s, op, out ushort selector, out ulong offset)

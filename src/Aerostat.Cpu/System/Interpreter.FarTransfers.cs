@@ -20,24 +20,35 @@ internal sealed unsafe partial class Interpreter
         return true;
     }
 
-    /// <summary>JMP to another code segment at the same privilege level.</summary>
-    internal Outcome JumpFar(CpuState* s, ushort selector, ulong offset)
+    /// <summary>JMP to another code segment at the same privilege level, through a gate or to a task.</summary>
+    internal Outcome JumpFar(CpuState* s, ushort selector, ulong offset, ulong nextRip)
     {
         if (!IsProtected(s))
             return EnterReal(s, selector, offset);
-        if (!CheckFarTarget(s, selector, offset, out Descriptor d, out ulong address) || !MarkAccessed(s, d, address))
+        if (!FetchFarTarget(s, selector, out Descriptor d, out ulong address))
+            return Outcome.Fault;
+        if (d.IsSystem)
+            return ThroughGate(s, selector, d, call: false, nextRip);
+        if (!CheckFarTarget(s, d, selector, offset) || !MarkAccessed(s, d, address))
             return Outcome.Fault;
         EnterCode(s, d, selector, offset);
         return Outcome.Jump;
     }
 
-    /// <summary>CALL to another code segment at the same privilege level.</summary>
+    /// <summary>CALL to another code segment at the same privilege level, through a gate or to a task.</summary>
     internal Outcome CallFar(CpuState* s, ushort selector, ulong offset, int size, ulong returnRip)
     {
         bool real = !IsProtected(s);
         Descriptor d = default;
         ulong address = 0;
-        if (real ? offset > s->Cs.Limit : !CheckFarTarget(s, selector, offset, out d, out address))
+        if (!real)
+        {
+            if (!FetchFarTarget(s, selector, out d, out address))
+                return Outcome.Fault;
+            if (d.IsSystem)
+                return ThroughGate(s, selector, d, call: true, returnRip);
+        }
+        if (real ? offset > s->Cs.Limit : !CheckFarTarget(s, d, selector, offset))
             return real ? RaiseGp() : Outcome.Fault;
         ulong rsp = s->Gpr[4];
         if (!PushSized(s, size, s->Cs.Selector) || !PushSized(s, size, returnRip) || (!real && !MarkAccessed(s, d, address)))
@@ -69,15 +80,17 @@ internal sealed unsafe partial class Interpreter
         UpdateMode();
     }
 
-    private bool CheckFarTarget(CpuState* s, ushort selector, ulong offset, out Descriptor d, out ulong address)
+    private bool FetchFarTarget(CpuState* s, ushort selector, out Descriptor d, out ulong address)
     {
         d = default;
         address = 0;
-        if ((selector & 0xFFFC) == 0)
-            return Fail(Vector.GeneralProtection, 0, 0);
-        if (!RequireDescriptor(s, selector, Vector.GeneralProtection, 0, out d, out address))
-            return false;
-        // Call gates, task gates and TSSs come with part 3.
+        return (selector & 0xFFFC) == 0
+            ? Fail(Vector.GeneralProtection, 0, 0)
+            : RequireDescriptor(s, selector, Vector.GeneralProtection, 0, out d, out address);
+    }
+
+    private bool CheckFarTarget(CpuState* s, in Descriptor d, ushort selector, ulong offset)
+    {
         if (!d.IsCode)
             return Fail(Vector.GeneralProtection, selector, 0);
         if (d.IsConforming ? d.Dpl > s->Cpl : (selector & 3) > s->Cpl || d.Dpl != s->Cpl)

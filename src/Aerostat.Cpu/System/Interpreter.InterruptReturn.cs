@@ -9,22 +9,22 @@ internal sealed unsafe partial class Interpreter
     private const uint IretFlags32 = IretFlags16 | RFlags.Rf | RFlags.Ac | RFlags.Id;
 
     /// <summary>IRET with 16- or 32-bit operands in any mode, 64-bit code included.</summary>
-    internal Outcome InterruptReturn(CpuState* s, int size)
+    internal Outcome InterruptReturn(CpuState* s, int size, ulong nextRip)
     {
         if (s->Bitness == 64)
             return InterruptReturn64(s, size);
         if (!IsProtected(s) && (s->SystemFlags & RFlags.Vm) == 0)
             return InterruptReturnReal(s, size);
         if ((s->SystemFlags & RFlags.Vm) != 0)
-            return RaiseGp(); // virtual-8086 mode comes with part 3
+            return IsVm86Restricted(s) ? RaiseGp() : InterruptReturnReal(s, size);
         s->NmiBlocked = 0;
         if ((s->SystemFlags & RFlags.Nt) != 0)
-            return IsLongMode(s) ? RaiseGp() : RaiseSelector(Vector.InvalidTss, s->Tr.Selector); // returning from a task comes with part 3
+            return IsLongMode(s) ? RaiseGp() : ReturnFromTask(s, nextRip);
         if (!PeekSized(s, size, 0, out ulong rip) || !PeekSized(s, size, size, out ulong selector) || !PeekSized(s, size, 2 * size, out ulong flags))
             return Outcome.Fault;
         selector &= 0xFFFF;
         if (size == 4 && (flags & RFlags.Vm) != 0 && s->Cpl == 0 && !IsLongMode(s))
-            return RaiseGp(); // virtual-8086 mode comes with part 3
+            return ReturnToVm86(s, rip, (uint)selector, (uint)flags);
         if (!CheckReturnCode(s, selector, out Descriptor code, out ulong codeAddress))
             return Outcome.Fault;
         int rpl = (int)selector & 3;
@@ -56,6 +56,41 @@ internal sealed unsafe partial class Interpreter
         return Outcome.Jump;
     }
 
+    /// <summary>Virtual-8086 mode with IOPL below 3, where POPF, PUSHF, CLI, STI, INT n and IRET fault (Intel SDM vol. 3 section 21.2.7).</summary>
+    internal static bool IsVm86Restricted(CpuState* s) =>
+        (s->SystemFlags & RFlags.Vm) != 0 && (s->SystemFlags & RFlags.Iopl) != RFlags.Iopl;
+
+    // Back to the task that the link field of this one's TSS names.
+    private Outcome ReturnFromTask(CpuState* s, ulong nextRip)
+    {
+        if (!LoadSystem<ushort>(s, s->Tr.Base, out ulong link))
+            return Outcome.Fault;
+        return SwitchTask(s, link, TaskSwitchCause.Return, nextRip, CpuStateExtensions.GetRflags(s), hasError: false, 0, 0)
+            ? Outcome.Jump : Outcome.Fault;
+    }
+
+    private Outcome ReturnToVm86(CpuState* s, ulong rip, uint cs, uint flags)
+    {
+        ulong* rest = stackalloc ulong[6];
+        for (int i = 0; i < 6; i++)
+            if (!PeekSized(s, 4, (3 + i) * 4, out rest[i]))
+                return Outcome.Fault;
+        // ESP, SS, ES, DS, FS, GS lie above EFLAGS.
+        ushort* selectors = stackalloc ushort[6];
+        selectors[Seg.Es] = (ushort)rest[2];
+        selectors[Seg.Cs] = (ushort)cs;
+        selectors[Seg.Ss] = (ushort)rest[1];
+        selectors[Seg.Ds] = (ushort)rest[3];
+        selectors[Seg.Fs] = (ushort)rest[4];
+        selectors[Seg.Gs] = (ushort)rest[5];
+        CpuStateExtensions.SetRflags(s, flags);
+        EnterVm86(s, selectors);
+        s->Gpr[4] = (uint)rest[0];
+        s->Rip = rip;
+        UpdateMode();
+        return Outcome.Jump;
+    }
+
     private Outcome InterruptReturnReal(CpuState* s, int size)
     {
         s->NmiBlocked = 0;
@@ -64,7 +99,10 @@ internal sealed unsafe partial class Interpreter
         if (rip > s->Cs.Limit)
             return RaiseGp();
         MoveStackPointer(s, 3 * size);
-        ReplaceFlags(s, (uint)flags, (size == 2 ? IretFlags16 : IretFlags32) | RFlags.If | RFlags.Iopl);
+        uint mask = (size == 2 ? IretFlags16 : IretFlags32) | RFlags.If;
+        if ((s->SystemFlags & RFlags.Vm) == 0)
+            mask |= RFlags.Iopl;
+        ReplaceFlags(s, (uint)flags, mask);
         return EnterReal(s, (ushort)selector, rip);
     }
 

@@ -9,7 +9,7 @@ internal sealed unsafe partial class Interpreter
     /// <summary>Whether the present code may use these ports; false: the fault is recorded.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     internal bool MayUsePort(CpuState* s, ushort port, int size) =>
-        s->Cpl <= (int)((s->SystemFlags & RFlags.Iopl) >> 12) || CheckPortBitmap(s, port, size);
+        (s->Cpl <= (int)((s->SystemFlags & RFlags.Iopl) >> 12) && (s->SystemFlags & RFlags.Vm) == 0) || CheckPortBitmap(s, port, size);
 
     // Intel SDM vol. 1 section 19.5.2: the map starts where the 32- or 64-bit TSS says, and the processor reads two bytes of it.
     private bool CheckPortBitmap(CpuState* s, ushort port, int size)

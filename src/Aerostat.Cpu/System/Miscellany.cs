@@ -85,7 +85,7 @@ internal static unsafe class Miscellany
 
     private static int Iopl(CpuState* s) => (int)((s->SystemFlags & RFlags.Iopl) >> 12);
 
-    // CR4.PVI and VME (VIF in place of IF) come with virtual-8086 mode; no model has them.
+    // CR4.PVI and VME (VIF in place of IF) are in no model.
     private static Outcome Cli(Interpreter cpu, CpuState* s, MicroOp* op)
     {
         if (s->Cpl > Iopl(s))
@@ -124,11 +124,13 @@ internal static unsafe class Miscellany
     }
 
     private static Outcome Pushf<T>(Interpreter cpu, CpuState* s, MicroOp* op)
-        where T : unmanaged => cpu.Push<T>(s, CpuStateExtensions.GetRflags(s) & ~(RFlags.Rf | RFlags.Vm));
+        where T : unmanaged => Interpreter.IsVm86Restricted(s) ? cpu.RaiseGp() : cpu.Push<T>(s, CpuStateExtensions.GetRflags(s) & ~(RFlags.Rf | RFlags.Vm));
 
     private static Outcome Popf<T>(Interpreter cpu, CpuState* s, MicroOp* op)
         where T : unmanaged
     {
+        if (Interpreter.IsVm86Restricted(s))
+            return cpu.RaiseGp();
         if (!cpu.Pop<T>(s, out ulong value))
             return Outcome.Fault;
         uint mask = RFlags.Tf | RFlags.Df | RFlags.Nt;

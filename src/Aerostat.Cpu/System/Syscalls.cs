@@ -78,8 +78,11 @@ internal static unsafe class Syscalls
         return Outcome.Jump;
     }
 
+    // The trap of single-stepping follows from TF as it is at the end of SYSCALL and SYSRET (Intel SDM vol. 3 section 7.8.1).
     private static void SetFlags(CpuState* s, uint flags)
     {
+        if ((flags & RFlags.Tf) != 0)
+            s->PendingDebug |= Interpreter.Dr6SingleStep;
         CpuStateExtensions.SetStatusFlags(s, flags);
         s->SystemFlags = flags & ~(RFlags.Status | RFlags.Fixed1);
     }

@@ -33,14 +33,15 @@ internal sealed class Board
     /// <param name="memory">Guest memory; CMOS tells its size.</param>
     /// <param name="clock">VM time.</param>
     /// <param name="processors">The vCPUs; each gets a local APIC.</param>
+    /// <param name="x2Apic">Whether CPUID announces the x2APIC.</param>
     /// <param name="request">Where a guest's wish to reset, power off or exit goes. Called on vCPU threads; returns at once.</param>
-    public Board(MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, Action<GuestRequest> request)
+    public Board(MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, bool x2Apic, Action<GuestRequest> request)
     {
         void RequestReset() => request(new GuestRequest(MachineExitKind.Reset));
 
         // Interrupts.
         InterruptFabric fabric = new();
-        LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index }, p, p.Timestamp, fabric, clock)))];
+        LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index, X2Apic = x2Apic }, p, p.Timestamp, fabric, clock)))];
         pic = Add(new Pic(fabric.ExternalInterrupt));
         fabric.ExternalInterruptController = pic;
         Claim(pic, PcPorts.Pic);

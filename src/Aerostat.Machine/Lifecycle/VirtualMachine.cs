@@ -17,6 +17,9 @@ namespace Aerostat.Machine;
 /// </remarks>
 public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
 {
+    // CPUID.1:ECX.
+    private const uint CpuidX2Apic = 1 << 21;
+
     private readonly Channel<Func<Task>> queue = Channel.CreateUnbounded<Func<Task>>(new() { SingleReader = true });
     private readonly TaskCompletionSource<MachineExit> exit = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly RunGate gate = new();
@@ -64,7 +67,8 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                     Clock = clock,
                 }));
             }
-            board = new Board(options, memory, clock, processors, OnGuestRequest);
+            bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
+            board = new Board(options, memory, clock, processors, x2Apic, OnGuestRequest);
             handlers = [.. board.LocalApics.Select(apic => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate))];
             ResetProcessors(boot.Load(memory), direct: true).GetAwaiter().GetResult();
             vcpus = [.. processors.Zip(handlers, (p, h) => new VcpuThread(p, h, this))];
