@@ -28,7 +28,7 @@ public class SystemTestsModes
     [Theory]
     [InlineData(Cr4.Vmxe | Cr4.Pae, "max")]
     [InlineData(Cr4.La57 | Cr4.Pae, "aerostat-v2-1")]
-    [InlineData(Cr4.Pke | Cr4.Pae, "max")]
+    [InlineData(Cr4.Pke | Cr4.Pae, "aerostat-v2-1")]
     [InlineData(1UL << 40 | Cr4.Pae, "max")]
     [InlineData(0UL, "max")] // PAE must stay
     [InlineData(Cr4.La57 | Cr4.Pae, "max")] // cannot change in long mode
@@ -463,7 +463,7 @@ public class SystemTestsModes
             a.invpcid(rax, __[SystemGuest.Data]);
         }).Raised(Vector.GeneralProtection); // PCIDs are off
         g.Memory.Write(descriptor, 0UL);
-        g.Memory.Write(new GuestAddress(SystemGuest.Data + 8), 1UL << 48);
+        g.Memory.Write(new GuestAddress(SystemGuest.Data + 8), 1UL << 57);
         g.Run(a =>
         {
             a.xor(eax, eax);
