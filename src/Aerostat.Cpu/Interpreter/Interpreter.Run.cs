@@ -149,6 +149,9 @@ internal sealed unsafe partial class Interpreter
             case Outcome.Repeat:
                 instructions--;
                 s->Rip = here;
+                // What comes between two iterations pushes RF = 1, so that the instruction does not meet its breakpoint again when it goes on
+                // (Intel SDM vol. 3 section 18.3.1.1).
+                s->SystemFlags |= RFlags.Rf;
                 return false;
             default:
                 s->Rip = next;
