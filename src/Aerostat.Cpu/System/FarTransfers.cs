@@ -71,14 +71,14 @@ internal static unsafe class FarTransfers
     private static Outcome Int1(Interpreter cpu, CpuState* s, MicroOp* op) =>
         SoftwareEvent(cpu, s, op, EventKind.PrivilegedSoftwareException, Vector.Debug);
 
-    private static Outcome Iret(Interpreter cpu, CpuState* s, MicroOp* op) => 
+    private static Outcome Iret(Interpreter cpu, CpuState* s, MicroOp* op) =>
         cpu.InterruptReturn(s, op->OperandSize, Interpreter.NextRip(s, op));
 
     private static Outcome IretLong(Interpreter cpu, CpuState* s, MicroOp* op) => cpu.InterruptReturn64(s, 8);
 
     private static Outcome ReturnFar(Interpreter cpu, CpuState* s, MicroOp* op) => cpu.ReturnFar(s, op->OperandSize, (ushort)op->Immediate);
 
-    private static Outcome JumpDirect(Interpreter cpu, CpuState* s, MicroOp* op) => 
+    private static Outcome JumpDirect(Interpreter cpu, CpuState* s, MicroOp* op) =>
         cpu.JumpFar(s, (ushort)op->Aux, op->Immediate, Interpreter.NextRip(s, op));
 
     private static Outcome CallDirect(Interpreter cpu, CpuState* s, MicroOp* op) =>

@@ -41,20 +41,20 @@ internal static class UndefinedFlags
             case Mnemonic.Rol or Mnemonic.Ror or Mnemonic.Rcl or Mnemonic.Rcr:
                 return Count(i, before, out _) is 0 or 1 ? 0 : O;
             case Mnemonic.Shl or Mnemonic.Sal or Mnemonic.Shr or Mnemonic.Sar:
-            {
-                int count = Count(i, before, out int size);
-                if (count == 0)
-                    return 0;
-                uint mask = A | (count == 1 ? 0 : O);
-                // CF after a logical shift by more than the operand's size.
-                return i.Mnemonic != Mnemonic.Sar && count > size ? mask | C : mask;
-            }
+                {
+                    int count = Count(i, before, out int size);
+                    if (count == 0)
+                        return 0;
+                    uint mask = A | (count == 1 ? 0 : O);
+                    // CF after a logical shift by more than the operand's size.
+                    return i.Mnemonic != Mnemonic.Sar && count > size ? mask | C : mask;
+                }
 
             case Mnemonic.Shld or Mnemonic.Shrd:
-            {
-                int count = Count(i, before, out int size);
-                return count == 0 ? 0 : count > size ? C | P | A | Z | S | O : A | (count == 1 ? 0 : O);
-            }
+                {
+                    int count = Count(i, before, out int size);
+                    return count == 0 ? 0 : count > size ? C | P | A | Z | S | O : A | (count == 1 ? 0 : O);
+                }
 
             default:
                 return 0;

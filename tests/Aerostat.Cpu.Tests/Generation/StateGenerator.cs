@@ -246,12 +246,12 @@ internal sealed unsafe class StateGenerator(Rng rng)
         switch (i.Mnemonic)
         {
             case Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc when i.Op0Kind == OpKind.Memory && i.Op1Kind == OpKind.Register:
-            {
-                // A bit offset reaches up to 2^63 bits away; keep it in the window, and locked ones in their cache line.
-                int distance = i.HasLockPrefix ? rng.Below(i.MemorySize.GetSize() * 8) : rng.Below(8192) - 4096;
-                SetRegister(ref s, i.Op1Register, (ulong)distance, i.Op1Register.GetSize() * 8);
-                break;
-            }
+                {
+                    // A bit offset reaches up to 2^63 bits away; keep it in the window, and locked ones in their cache line.
+                    int distance = i.HasLockPrefix ? rng.Below(i.MemorySize.GetSize() * 8) : rng.Below(8192) - 4096;
+                    SetRegister(ref s, i.Op1Register, (ulong)distance, i.Op1Register.GetSize() * 8);
+                    break;
+                }
 
             case Mnemonic.Cmpxchg when i.Op0Kind == OpKind.Register && rng.OneIn(2):
                 if (i.Op0Register is not (Register.AH or Register.BH or Register.CH or Register.DH))
@@ -300,33 +300,33 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 MemoryMarshal.Write(operand, (ushort)(0x340 | ((uint)rng.Next() & 0xF3F)));
                 break;
             case Mnemonic.Fxrstor or Mnemonic.Fxrstor64:
-            {
-                TestState image = default;
-                FillState(ref image, LaneKind.Integer);
-                new ReadOnlySpan<byte>(image.Fx, 512).CopyTo(operand);
-                if (rng.OneIn(16))
-                    operand[27] = 1;
-                break;
-            }
-
-            case Mnemonic.Fldenv or Mnemonic.Frstor:
-            {
-                bool wide = i.MemorySize is MemorySize.FpuEnv28 or MemorySize.FpuState108;
-                int step = wide ? 4 : 2;
-                operand[..(step * 7)].Clear();
-                TestState image = default;
-                FillState(ref image, LaneKind.Integer);
-                MemoryMarshal.Write(operand, image.Fcw);
-                MemoryMarshal.Write(operand[step..], image.Fsw);
-                MemoryMarshal.Write(operand[(2 * step)..], (ushort)rng.Next());
-                if (i.Mnemonic == Mnemonic.Frstor)
                 {
-                    for (int k = 0; k < 8; k++)
-                        ValuePool.Extended(rng, operand.Slice(7 * step + 10 * k, 10));
+                    TestState image = default;
+                    FillState(ref image, LaneKind.Integer);
+                    new ReadOnlySpan<byte>(image.Fx, 512).CopyTo(operand);
+                    if (rng.OneIn(16))
+                        operand[27] = 1;
+                    break;
                 }
 
-                break;
-            }
+            case Mnemonic.Fldenv or Mnemonic.Frstor:
+                {
+                    bool wide = i.MemorySize is MemorySize.FpuEnv28 or MemorySize.FpuState108;
+                    int step = wide ? 4 : 2;
+                    operand[..(step * 7)].Clear();
+                    TestState image = default;
+                    FillState(ref image, LaneKind.Integer);
+                    MemoryMarshal.Write(operand, image.Fcw);
+                    MemoryMarshal.Write(operand[step..], image.Fsw);
+                    MemoryMarshal.Write(operand[(2 * step)..], (ushort)rng.Next());
+                    if (i.Mnemonic == Mnemonic.Frstor)
+                    {
+                        for (int k = 0; k < 8; k++)
+                            ValuePool.Extended(rng, operand.Slice(7 * step + 10 * k, 10));
+                    }
+
+                    break;
+                }
 
             case Mnemonic.Jmp or Mnemonic.Call when i.Op0Kind is OpKind.Memory:
                 MemoryMarshal.Write(operand, Layout.Start + 0x20 + (ulong)rng.Below(64));
@@ -338,15 +338,15 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 MemoryMarshal.Write(c.Window.AsSpan(Layout.StackOffset), (rng.Next() & (RFlags.Status | RFlags.Df | RFlags.Ac | RFlags.Id | RFlags.Iopl)) | RFlags.If | 2);
                 break;
             case Mnemonic.Cmpsb or Mnemonic.Cmpsw or Mnemonic.Cmpsd or Mnemonic.Cmpsq or Mnemonic.Scasb or Mnemonic.Scasw or Mnemonic.Scasd or Mnemonic.Scasq when rng.OneIn(2):
-            {
-                // Long runs of equal elements, with an occasional difference.
-                Span<byte> area = c.Window.AsSpan(Operand - 512, 1024);
-                area.Clear();
-                for (int k = 0; k < 4; k++)
-                    area[rng.Below(1024)] = 1;
-                s.Gpr[0] &= rng.OneIn(4) ? ulong.MaxValue : 0;
-                break;
-            }
+                {
+                    // Long runs of equal elements, with an occasional difference.
+                    Span<byte> area = c.Window.AsSpan(Operand - 512, 1024);
+                    area.Clear();
+                    for (int k = 0; k < 4; k++)
+                        area[rng.Below(1024)] = 1;
+                    s.Gpr[0] &= rng.OneIn(4) ? ulong.MaxValue : 0;
+                    break;
+                }
         }
     }
 

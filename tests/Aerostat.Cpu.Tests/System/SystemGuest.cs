@@ -44,7 +44,10 @@ internal sealed class SystemGuest : IDisposable
         hypervisor = new InterpreterHypervisor(Memory);
         Processor = hypervisor.CreateProcessor(new VirtualProcessorOptions
         {
-            Index = 0, Count = 1, Cpuid = CpuModels.CreateCpuid(model, 0, 1, "none"), Clock = TimeProvider.System,
+            Index = 0,
+            Count = 1,
+            Cpuid = CpuModels.CreateCpuid(model, 0, 1, "none"),
+            Clock = TimeProvider.System,
         });
         Processor.Reset();
         State = Processor.GetState();

@@ -25,7 +25,10 @@ internal sealed unsafe class VectorBench : IDisposable
         hypervisor = new InterpreterHypervisor(memory);
         processor = hypervisor.CreateProcessor(new VirtualProcessorOptions
         {
-            Index = 0, Count = 1, Cpuid = CpuModels.CreateCpuid("max", 0, 1, "none"), Clock = TimeProvider.System,
+            Index = 0,
+            Count = 1,
+            Cpuid = CpuModels.CreateCpuid("max", 0, 1, "none"),
+            Clock = TimeProvider.System,
         });
         processor.Reset();
         Cpu = ((SoftwareProcessor)processor).Interpreter;
