@@ -8,6 +8,8 @@ internal sealed unsafe class BlockDecoder
     /// <summary>Longest block, in instructions.</summary>
     public const int MaxOps = 48;
 
+    private const int LongestInstruction = 15;
+
     private readonly PointerReader reader = new();
     private readonly Decoder decoder16, decoder32, decoder64;
     private readonly HostStubs stubs;
@@ -45,8 +47,7 @@ internal sealed unsafe class BlockDecoder
                 *op = default;
                 op->Offset = (ushort)length;
                 op->Length = (byte)Math.Max(1, i.Length);
-                // Iced gives up after 15 bytes, which the architecture answers with #GP, not #UD (Intel SDM vol. 3 section 7.15).
-                op->Handler = i.Length >= 15 ? &TooLong : &Undefined;
+                op->Handler = i.Length >= LongestInstruction && IsTooLong(decoder, code + length, available - length) ? &TooLong : &Undefined;
                 length += op->Length;
                 return count + 1;
             }
@@ -60,6 +61,15 @@ internal sealed unsafe class BlockDecoder
                 break;
         }
         return count;
+    }
+
+    // Iced gives up after 15 bytes without saying why: an instruction that goes on is #GP, one that ends there and does not exist is #UD (Intel
+    // SDM vol. 3 section 7.15). Its first byte can only be a prefix, so what follows it tells: is it, alone, within 14 bytes?
+    private bool IsTooLong(Decoder decoder, byte* code, int available)
+    {
+        reader.Set(code + 1, available - 1);
+        decoder.Decode(out Instruction rest);
+        return decoder.LastError == DecoderError.NoMoreBytes || rest.Length >= LongestInstruction;
     }
 
     private static bool Bind(in Instruction i, MicroOp* op, DecodeContext context) =>
