@@ -56,9 +56,7 @@ internal sealed class SequenceGenerator(int bitness, Rng rng)
 
         var c = new TestCase { Code = [.. code], Bitness = bitness };
         _states.FillState(ref c.State, rng.Pick<LaneKind>([LaneKind.Integer, LaneKind.Single, LaneKind.Double]));
-        rng.Fill(c.Window);
-        for (int k = 0; k < 16; k++)
-            ValuePool.Lanes(rng, LaneKind.Integer, c.Window.AsSpan(Layout.OperandOffset - 256 + 32 * k, 32));
+        _states.FillWindow(c.Window, LaneKind.Integer);
         Place(ref c.State, bitness);
         return c;
     }

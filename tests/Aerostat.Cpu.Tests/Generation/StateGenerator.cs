@@ -10,6 +10,14 @@ internal sealed unsafe class StateGenerator(Rng rng)
     private const int Operand = Layout.OperandOffset;
 
     private readonly InstructionInfoFactory _info = new();
+    private readonly byte[] _noise = MakeNoise();
+
+    private static byte[] MakeNoise()
+    {
+        byte[] noise = new byte[1 << 16];
+        new Rng(0).Fill(noise);
+        return noise;
+    }
 
     /// <summary>A case, or null when the choices would let the host reach memory that is not the case's.</summary>
     public TestCase? TryMake(Encoding e)
@@ -106,9 +114,11 @@ internal sealed unsafe class StateGenerator(Rng rng)
             s.Mxcsr = (s.Mxcsr & ~0x1F80u) | ((uint)rng.Next() & 0x1F80);
     }
 
-    private void FillWindow(Span<byte> window, LaneKind kind)
+    /// <summary>Fills a window with noise, and with values of a kind around the operand's place.</summary>
+    public void FillWindow(Span<byte> window, LaneKind kind)
     {
-        rng.Fill(window);
+        // Noise from a pool: making it anew for each case would cost more than running the case.
+        _noise.AsSpan(rng.Below(_noise.Length - window.Length), window.Length).CopyTo(window);
         ValuePool.Lanes(rng, kind, window.Slice(Operand - 256, 768));
     }
 
@@ -189,7 +199,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
         else if (i.MemoryBase.GetFullRegister() == Register.RSP)
         {
             if (segmented)
-                segmentBase = 8 * (ulong)rng.Below(8);
+                segmentBase = 16 * (ulong)rng.Below(8);
             s.Gpr[4] = Merge(s.Gpr[4], b + Layout.StackOffset, addressBits);
             target = ((s.Gpr[4] + displacement) & mask) + segmentBase;
         }
