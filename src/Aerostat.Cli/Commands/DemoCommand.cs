@@ -15,7 +15,7 @@ internal static class DemoCommand
     private const int DefaultTimeoutSeconds = 900;
 
     // Loaded to show that the stock kernel's own modules work; those it does not have are left out.
-    private static readonly string[] s_modules = ["loop", "ext4"];
+    private static readonly string[] s_modules = ["loop", "overlay"];
 
     private static readonly string[] s_session =
     [
