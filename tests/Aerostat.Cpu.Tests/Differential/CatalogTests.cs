@@ -15,7 +15,7 @@ public sealed unsafe class CatalogTests
     public void UncoveredFormsAreTheDocumentedOnes()
     {
         var text = new StringBuilder();
-        foreach (int bitness in (int[])[64, 32])
+        foreach (int bitness in (int[])[64, 32, 16])
         {
             foreach (IGrouping<string, Code> group in FormCatalog.Exclusions(bitness).GroupBy(e => e.Reason, e => e.Code).OrderBy(g => g.Key, StringComparer.Ordinal))
             {

@@ -73,6 +73,7 @@ internal static class Corpus
         string[] words = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
         var c = new TestCase { Bitness = int.Parse(words[0], CultureInfo.InvariantCulture), Code = Convert.FromHexString(words[1]), Low = words.Contains("low") };
         c.State = TestState.Clean();
+        c.State.Rip = Layout.StartRip(c.Bitness);
         foreach (string word in words.AsSpan(2))
         {
             if (word == "low")

@@ -142,7 +142,7 @@ internal sealed unsafe class DifferentialRunner : IDisposable
         for (int k = 0; k < (c.Bitness == 64 ? 16 : 8); k++)
         {
             ulong a = native.Gpr[k], b = guest.Gpr[k];
-            if (c.Bitness == 32)
+            if (c.Bitness != 64)
             {
                 a = (uint)a;
                 b = (uint)b;
@@ -272,12 +272,12 @@ internal sealed unsafe class DifferentialRunner : IDisposable
             >= Register.ES and <= Register.GS => 0,
             _ => Read(c, r),
         });
-        if (c.Bitness == 32)
+        if (c.Bitness != 64)
             address = (uint)address;
         int at = offset - (int)(address - c.WindowBase);
         return i.MemorySize switch
         {
-            MemorySize.Fxsave_512Byte or MemorySize.Fxsave64_512Byte => at is >= 6 and < 24 or >= 28 and < 32 or >= 416 || (at is >= 32 and < 160 && (at & 15) >= 10) || (c.Bitness == 32 && at >= 288),
+            MemorySize.Fxsave_512Byte or MemorySize.Fxsave64_512Byte => at is >= 6 and < 24 or >= 28 and < 32 or >= 416 || (at is >= 32 and < 160 && (at & 15) >= 10) || (c.Bitness != 64 && at >= 288),
             MemorySize.FpuEnv28 or MemorySize.FpuState108 => at is >= 12 and < 28 || (at is < 12 && (at & 3) >= 2),
             _ => at is >= 6 and < 14,
         };

@@ -23,11 +23,12 @@ public sealed class InstructionDifferentialTests
     [Theory]
     [InlineData(64)]
     [InlineData(32)]
+    [InlineData(16)]
     public void EveryFormAgreesWithTheHost(int bitness)
     {
         HostRequirements.Check();
         using DifferentialRunner runner = CreateRunner();
-        Assert.SkipUnless(bitness == 64 || runner.Native.CompatibilityMode, "the host does not run 32-bit code");
+        Assert.SkipUnless(runner.Native.CanRun(bitness), $"the host does not run {bitness}-bit code");
         var report = new Report(runner);
         string? only = Environment.GetEnvironmentVariable("AEROSTAT_FORMS");
         foreach (Code code in FormCatalog.Forms(bitness))
@@ -74,13 +75,15 @@ public sealed class InstructionDifferentialTests
         using DifferentialRunner runner = CreateRunner();
         var report = new Report(runner);
         _ = double.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_FUZZ_SECONDS"), CultureInfo.InvariantCulture, out double seconds);
-        List<Code> forms64 = FormCatalog.Forms(64), forms32 = FormCatalog.Forms(32);
+        List<Code> forms64 = FormCatalog.Forms(64), forms32 = FormCatalog.Forms(32), forms16 = FormCatalog.Forms(16);
         var rng = new Rng(Seed);
         var clock = Stopwatch.StartNew();
         for (int k = 0; k < 500 || clock.Elapsed.TotalSeconds < seconds; k++)
         {
-            int bitness = rng.OneIn(3) && runner.Native.CompatibilityMode ? 32 : 64;
-            List<Code> forms = bitness == 64 ? forms64 : forms32;
+            int bitness = rng.Pick<int>([64, 64, 32, 16]);
+            if (!runner.Native.CanRun(bitness))
+                continue;
+            List<Code> forms = bitness == 64 ? forms64 : bitness == 32 ? forms32 : forms16;
             RunForm(runner, report, new Rng(rng.Next()), forms[rng.Below(forms.Count)], bitness, encodings: 2, states: 8);
             if (report.IsFull)
                 break;
@@ -93,17 +96,18 @@ public sealed class InstructionDifferentialTests
     [Theory]
     [InlineData(64)]
     [InlineData(32)]
+    [InlineData(16)]
     public void SequencesAgreeWithTheHost(int bitness)
     {
         HostRequirements.Check();
         using DifferentialRunner runner = CreateRunner();
-        Assert.SkipUnless(bitness == 64 || runner.Native.CompatibilityMode, "the host does not run 32-bit code");
+        Assert.SkipUnless(runner.Native.CanRun(bitness), $"the host does not run {bitness}-bit code");
         var rng = new Rng(Seed + (ulong)bitness * 7919);
         var generator = new SequenceGenerator(bitness, rng);
         _ = double.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_FUZZ_SECONDS"), CultureInfo.InvariantCulture, out double seconds);
         var clock = Stopwatch.StartNew();
         var failures = new List<string>();
-        for (int k = 0; (k < 15000 || clock.Elapsed.TotalSeconds < seconds) && failures.Count < 10; k++)
+        for (int k = 0; (k < 12000 || clock.Elapsed.TotalSeconds < seconds) && failures.Count < 10; k++)
         {
             TestCase? c = generator.TryMake(2 + rng.Below(8));
             if (c == null || runner.Run(c) is not { } difference)
@@ -133,7 +137,7 @@ public sealed class InstructionDifferentialTests
             List<Instruction> list = c.Instructions();
             if (k >= list.Count || list.Count == 1)
                 return c;
-            int at = (int)(list[k].IP - Layout.Start);
+            int at = (int)(list[k].IP - Layout.StartRip(c.Bitness));
             var shorter = new TestCase { Code = [.. c.Code.AsSpan(0, at), .. c.Code.AsSpan(at + list[k].Length)], Bitness = c.Bitness, Window = c.Window };
             shorter.State = c.State;
             if (shorter.Instructions().Count == list.Count - 1 && !shorter.Instructions().Exists(i => i.IsIPRelativeMemoryOperand) && runner.Run(shorter) != null)
@@ -157,7 +161,7 @@ public sealed class InstructionDifferentialTests
                 if (line.Length == 0 || line[0] == '#')
                     continue;
                 TestCase c = Corpus.Parse(line);
-                if ((c.Bitness == 32 && !runner.Native.CompatibilityMode) || (c.Low && !runner.Native.HasLowWindow))
+                if (!runner.Native.CanRun(c.Bitness) || (c.Low && !runner.Native.HasLowWindow))
                     continue;
                 if (runner.Run(c) is { } difference)
                     failures.AppendLine(CultureInfo.InvariantCulture, $"{Path.GetFileName(file)}: {difference}\n  {line}");

@@ -15,6 +15,7 @@ public sealed unsafe class OpcodeMapTests
     {
         var c = new TestCase { Code = code, Bitness = bitness };
         c.State = TestState.Clean();
+        c.State.Rip = Layout.StartRip(bitness);
         for (int k = 0; k < (bitness == 64 ? 16 : 8); k++)
             c.State.Gpr[k] = Layout.Hole + 0x800;
         c.State.Gpr[4] = Layout.Window + Layout.StackOffset;
@@ -34,7 +35,7 @@ public sealed unsafe class OpcodeMapTests
     {
         HostRequirements.Check();
         using DifferentialRunner runner = CreateRunner();
-        Assert.SkipUnless(bitness == 64 || runner.Native.CompatibilityMode, "the host does not run 32-bit code");
+        Assert.SkipUnless(runner.Native.CanRun(bitness), $"the host does not run {bitness}-bit code");
         var compared = FormCatalog.Forms(bitness).ToHashSet();
         var states = new StateGenerator(new Rng(1));
         var wrong = new List<string>();
@@ -205,11 +206,12 @@ public sealed unsafe class OpcodeMapTests
     [Theory]
     [InlineData(64)]
     [InlineData(32)]
+    [InlineData(16)]
     public void IllegalLock(int bitness)
     {
         HostRequirements.Check();
         using DifferentialRunner runner = CreateRunner();
-        Assert.SkipUnless(bitness == 64 || runner.Native.CompatibilityMode, "the host does not run 32-bit code");
+        Assert.SkipUnless(runner.Native.CanRun(bitness), $"the host does not run {bitness}-bit code");
         var encodings = new EncodingGenerator(bitness, new Rng(3));
         var wrong = new List<string>();
         int count = 0;
@@ -245,7 +247,7 @@ public sealed unsafe class OpcodeMapTests
     {
         HostRequirements.Check();
         using DifferentialRunner runner = CreateRunner();
-        Assert.SkipUnless(bitness == 64 || runner.Native.CompatibilityMode, "the host does not run 32-bit code");
+        Assert.SkipUnless(runner.Native.CanRun(bitness), $"the host does not run {bitness}-bit code");
         var wrong = new List<string>();
         foreach (string hex in (string[])["90", "01D8", "89C8", "0FAFC3", "0F58C1", "C1E005", "B878563412", "81C078563412", "0F0B", "D9C0", "8B0424", "0F38F0C1", "F30FB8C1", "C7840B785634120DF0AD8B"])
         {

@@ -46,13 +46,14 @@ internal sealed class EncodingGenerator
         _bitness = bitness;
         _rng = rng;
         _encoder = Encoder.Create(bitness, _buffer);
+        Address = Layout.StartRip(bitness);
     }
 
     /// <summary>When set, memory operands use this register and a small displacement only.</summary>
     public Register FixedBase { get; init; }
 
     /// <summary>Where the next instruction goes.</summary>
-    public ulong Address { get; set; } = Layout.Start;
+    public ulong Address { get; set; }
 
     /// <summary>Makes an encoding, or null when the random choices do not fit together.</summary>
     /// <param name="code">Form.</param>
@@ -62,7 +63,7 @@ internal sealed class EncodingGenerator
         OpCodeInfo info = code.ToOpCode();
         Instruction i = default;
         i.Code = code;
-        int addressBits = _bitness;
+        int addressBits = FixedBase != Register.None ? FixedBase.GetSize() * 8 : _bitness;
         if (info.AddressSize != 0)
             addressBits = info.AddressSize;
         else if (_rng.OneIn(5) && FixedBase == Register.None)
@@ -316,7 +317,7 @@ internal sealed class EncodingGenerator
             i.MemoryBase = FixedBase;
             i.MemoryDisplSize = 1;
             i.MemoryDisplacement64 = (ulong)(_rng.OneIn(4) && !_aligned ? (sbyte)_rng.Next() : 16 * (_rng.Below(8) - 4));
-            if (_bitness == 32)
+            if (_bitness != 64)
                 i.MemoryDisplacement64 = (uint)i.MemoryDisplacement64;
             return true;
         }

@@ -25,7 +25,12 @@ internal static class FormCatalog
     /// <summary>Why a form of the model is not compared with the host; null: it is.</summary>
     private static string? Excluded(Code code, OpCodeInfo info, int bitness)
     {
-        if (bitness == 64 ? info.IntelDecoder64 != info.AmdDecoder64 : info.IntelDecoder32 != info.AmdDecoder32)
+        if (bitness switch
+            {
+                64 => info.IntelDecoder64 != info.AmdDecoder64,
+                32 => info.IntelDecoder32 != info.AmdDecoder32,
+                _ => info.IntelDecoder16 != info.AmdDecoder16,
+            })
             return "processors of different makers decode it differently";
         if (code is Code.Reservednop_rm16_r16_0F0D or Code.Reservednop_rm32_r32_0F0D or Code.Reservednop_rm64_r64_0F0D)
             return "processors of different makers decode it differently";

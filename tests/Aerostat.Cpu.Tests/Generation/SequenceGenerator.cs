@@ -45,7 +45,7 @@ internal sealed class SequenceGenerator(int bitness, Rng rng)
         uint undefined = 0;
         for (int attempts = 0, count = 0; count < length && attempts < 200; attempts++)
         {
-            _encodings.Address = Layout.Start + (ulong)code.Count;
+            _encodings.Address = Layout.StartRip(bitness) + (ulong)code.Count;
             Code form = _forms[rng.Below(_forms.Count)];
             Encoding? e = _encodings.TryMake(form, rng.OneIn(2));
             if (e == null || !IsAllowed(e.Instruction, ref undefined))
@@ -67,7 +67,8 @@ internal sealed class SequenceGenerator(int bitness, Rng rng)
         s.Gpr[3] = Layout.Window + Layout.OperandOffset;
         s.Gpr[4] = Layout.Window + Layout.StackOffset;
         s.Rflags &= ~(ulong)RFlags.Ac;
-        if (bitness == 32)
+        s.Rip = Layout.StartRip(bitness);
+        if (bitness != 64)
         {
             for (int k = 0; k < 16; k++)
                 s.Gpr[k] = k < 8 ? (uint)s.Gpr[k] : 0;

@@ -26,6 +26,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
         var c = new TestCase { Code = e.Bytes, Bitness = e.Bitness, Low = e.Low };
         LaneKind kind = KindOf(i);
         FillState(ref c.State, kind);
+        c.State.Rip = Layout.StartRip(e.Bitness);
         FillWindow(c.Window, kind);
         ref TestState s = ref c.State;
         ulong b = c.WindowBase;
@@ -48,7 +49,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
             address = PlaceOperand(ref s, i, b, e.Bitness);
         if (hasMemory || stack)
             SpecialMemory(c, ref s, i, address);
-        if (e.Bitness == 32)
+        if (e.Bitness != 64)
         {
             for (int k = 0; k < 16; k++)
                 s.Gpr[k] = k < 8 ? (uint)s.Gpr[k] : 0;
@@ -273,7 +274,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 s.Gpr[2] = (i.Mnemonic is Mnemonic.Idiv && (s.Gpr[0] >> (half - 1) & 1) != 0 ? ulong.MaxValue : 0) ^ (rng.OneIn(4) ? 1UL : 0);
                 break;
             case Mnemonic.Jmp or Mnemonic.Call when i.Op0Kind is OpKind.Register:
-                SetRegister(ref s, i.Op0Register, Layout.Start + 0x20 + (ulong)rng.Below(64), bitness == 64 ? 64 : i.Op0Register.GetSize() * 8);
+                SetRegister(ref s, i.Op0Register, Layout.StartRip(bitness) + 0x20 + (ulong)rng.Below(64), bitness == 64 ? 64 : i.Op0Register.GetSize() * 8);
                 break;
             case Mnemonic.Loop or Mnemonic.Loope or Mnemonic.Loopne or Mnemonic.Jcxz or Mnemonic.Jecxz or Mnemonic.Jrcxz when rng.OneIn(2):
                 s.Gpr[1] = (rng.Next() << rng.Pick<int>([16, 32])) | (uint)rng.Below(3);
@@ -339,10 +340,10 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 }
 
             case Mnemonic.Jmp or Mnemonic.Call when i.Op0Kind is OpKind.Memory:
-                MemoryMarshal.Write(operand, Layout.Start + 0x20 + (ulong)rng.Below(64));
+                MemoryMarshal.Write(operand, Layout.StartRip(c.Bitness) + 0x20 + (ulong)rng.Below(64));
                 break;
             case Mnemonic.Ret:
-                MemoryMarshal.Write(c.Window.AsSpan(Layout.StackOffset), Layout.Start + 0x20 + (ulong)rng.Below(64));
+                MemoryMarshal.Write(c.Window.AsSpan(Layout.StackOffset), Layout.StartRip(c.Bitness) + 0x20 + (ulong)rng.Below(64));
                 break;
             case Mnemonic.Popf or Mnemonic.Popfd or Mnemonic.Popfq:
                 MemoryMarshal.Write(c.Window.AsSpan(Layout.StackOffset), (rng.Next() & (RFlags.Status | RFlags.Df | RFlags.Ac | RFlags.Id | RFlags.Iopl)) | RFlags.If | 2);
@@ -377,7 +378,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 at += (ulong)(distance >> 3);
             }
 
-            if (c.Bitness == 32)
+            if (c.Bitness != 64)
                 at = (uint)at;
             bool inside = (at >= c.WindowBase - 0x100 && at <= c.WindowBase + Layout.WindowSize)
                 || (at >= Layout.Window - 0x100 && at <= Layout.Window + Layout.WindowSize)

@@ -23,8 +23,8 @@ internal sealed class TestCase
     {
         var list = new List<Instruction>();
         var decoder = Decoder.Create(Bitness, Code);
-        decoder.IP = Layout.Start;
-        while (decoder.IP < Layout.Start + (ulong)Code.Length)
+        decoder.IP = Layout.StartRip(Bitness);
+        while (decoder.IP < Layout.StartRip(Bitness) + (ulong)Code.Length)
             list.Add(decoder.Decode());
         return list;
     }

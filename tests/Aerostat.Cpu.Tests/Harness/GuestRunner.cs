@@ -96,7 +96,7 @@ internal sealed unsafe class GuestRunner : IDisposable
         s.Rip = _memory.Read<ulong>(new GuestAddress(frame));
         s.Rflags = _memory.Read<ulong>(new GuestAddress(frame + 16));
         s.Gpr[4] = _memory.Read<ulong>(new GuestAddress(frame + 24));
-        if (s.Vector == Vector.Breakpoint && s.Rip == Layout.Start + (ulong)codeLength + 1)
+        if (s.Vector == Vector.Breakpoint && s.Rip == Layout.StartRip(bitness) + (ulong)codeLength + 1)
         {
             s.Vector = -1;
             s.Rip--;
@@ -105,7 +105,8 @@ internal sealed unsafe class GuestRunner : IDisposable
 
     private static SegmentState CodeSegment(int bitness) => bitness == 64
         ? new SegmentState(0x33, 0, uint.MaxValue, 0xA0FB)
-        : new SegmentState(0x23, 0, uint.MaxValue, 0xC0FB);
+        : bitness == 32 ? new SegmentState(0x23, 0, uint.MaxValue, 0xC0FB)
+        : new SegmentState(7, Layout.Code, uint.MaxValue, 0x80FB);
 
     private void Load(in TestState s, int bitness)
     {
@@ -143,7 +144,7 @@ internal sealed unsafe class GuestRunner : IDisposable
         c->Rip = s.Rip;
         CpuStateExtensions.SetRflags(c, (uint)s.Rflags);
         SegmentState cs = CodeSegment(bitness);
-        c->Cs = new SegmentRegister { Selector = cs.Selector, Limit = cs.Limit, Attributes = cs.Attributes };
+        c->Cs = new SegmentRegister { Selector = cs.Selector, Base = cs.Base, Limit = cs.Limit, Attributes = cs.Attributes };
         c->Ss = c->Ds = c->Es = new SegmentRegister { Selector = 0x2B, Limit = uint.MaxValue, Attributes = UserData };
         c->Fs = new SegmentRegister { Base = s.FsBase, Attributes = SegmentState.Unusable };
         c->Gs = new SegmentRegister { Base = s.GsBase, Attributes = SegmentState.Unusable };

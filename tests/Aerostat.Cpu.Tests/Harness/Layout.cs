@@ -26,6 +26,9 @@ internal static class Layout
     /// <summary>Where the instructions of a case begin.</summary>
     public const ulong Start = Code + 0x800;
 
+    /// <summary>Where the instructions begin as RIP sees it: 16-bit code has a segment that starts at <see cref="Code"/>.</summary>
+    public static ulong StartRip(int bitness) => bitness == 16 ? Start - Code : Start;
+
     /// <summary>Never mapped, on either side.</summary>
     public const ulong Hole = 0x5000_0000;
 

@@ -21,7 +21,7 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         OldHandlers = 2112, CodeStart = 2104;
     private const int RflagsOffset = 128, RipOffset = 136, FsOffset = 144, GsOffset = 152, VectorOffset = 160, ErrorOffset = 168, Cr2Offset = 176,
         FxOffset = 192;
-    private const int UserCode32 = 0x23, UserData = 0x2B, UserCode64 = 0x33;
+    private const int UserCode32 = 0x23, UserData = 0x2B, UserCode64 = 0x33, LocalCode16 = 7;
 
     private static readonly int[] Signals = [4, 5, 7, 8, 11];
 
@@ -33,7 +33,7 @@ internal sealed unsafe partial class NativeRunner : IDisposable
     private readonly FixedMapping? _lowWindow;
     private readonly List<IDisposable> _guards = [];
     private readonly ulong _exit, _exit32;
-    private readonly delegate* unmanaged<void> _enter, _enter32;
+    private readonly delegate* unmanaged<void> _enter, _enter32, _enter16;
     private readonly byte[] _oldActions = new byte[Signals.Length * SigactionSize];
 
     private const int SigactionSize = 152;
@@ -62,11 +62,15 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         _exit = Emit(ref next, EmitExit);
         ulong tail = _tail;
         _exit32 = Emit(ref next, a => a.db(0xEA, (byte)_exit, (byte)(_exit >> 8), (byte)(_exit >> 16), (byte)(_exit >> 24), UserCode64, 0));
-        _enter = (delegate* unmanaged<void>)Emit(ref next, a => EmitEnter(a, false));
-        _enter32 = (delegate* unmanaged<void>)Emit(ref next, a => EmitEnter(a, true));
+        _enter = (delegate* unmanaged<void>)Emit(ref next, a => EmitEnter(a, 0));
+        _enter32 = (delegate* unmanaged<void>)Emit(ref next, a => EmitEnter(a, UserCode32));
+        _enter16 = (delegate* unmanaged<void>)Emit(ref next, a => EmitEnter(a, LocalCode16));
         ulong handler = Emit(ref next, a => EmitHandler(a, tail));
         InstallHandlers(handler);
-        CompatibilityMode = TryCompatibilityMode();
+        CompatibilityMode = TryCompatibilityMode(32);
+        // An LDT entry for 16-bit code (modify_ldt(2)): struct user_desc with base, limit in pages, contents 2 (code), usable.
+        uint* descriptor = stackalloc uint[4] { 0, (uint)Layout.Code, 0xFFFFF, 2 << 1 | 1 << 4 | 1 << 6 };
+        SixteenBitMode = CompatibilityMode && HasLowWindow && syscall(154, 0x11, descriptor, 16) == 0 && TryCompatibilityMode(16);
     }
 
     /// <summary>Whether the host lets user code read and write the FS and GS bases.</summary>
@@ -74,6 +78,12 @@ internal sealed unsafe partial class NativeRunner : IDisposable
 
     /// <summary>Whether 32-bit code can be run.</summary>
     public bool CompatibilityMode { get; }
+
+    /// <summary>Whether 16-bit code can be run.</summary>
+    public bool SixteenBitMode { get; }
+
+    /// <summary>Whether code of this size can be run.</summary>
+    public bool CanRun(int bitness) => bitness switch { 64 => true, 32 => CompatibilityMode, _ => SixteenBitMode };
 
     /// <summary>Whether there is memory that 16-bit addresses reach.</summary>
     public bool HasLowWindow => _lowWindow != null;
@@ -95,6 +105,13 @@ internal sealed unsafe partial class NativeRunner : IDisposable
             ((ReadOnlySpan<byte>)[0xFF, 0x24, 0x25]).CopyTo(after);
             MemoryMarshal.Write(after[3..], (uint)(StateAddress + ExitVector));
         }
+        else if (bitness == 16)
+        {
+            // JMP ptr16:32 in 16-bit code.
+            ((ReadOnlySpan<byte>)[0x66, 0xEA]).CopyTo(after);
+            MemoryMarshal.Write(after[2..], (uint)_exit);
+            MemoryMarshal.Write(after[6..], (ushort)UserCode64);
+        }
         else
         {
             after[0] = 0xE9;
@@ -115,22 +132,26 @@ internal sealed unsafe partial class NativeRunner : IDisposable
             *(ulong*)(block + ExitVector) = _exit;
             if (bitness == 64)
                 _enter();
-            else
+            else if (bitness == 32)
                 _enter32();
+            else
+                _enter16();
             NativeMemory.Copy(block + Out, s, (nuint)sizeof(TestState));
         }
 
         if (state.Vector < 0)
-            state.Rip = Layout.Start + (ulong)codeLength;
+            state.Rip = Layout.StartRip(bitness) + (ulong)codeLength;
     }
 
-    private bool TryCompatibilityMode()
+    private bool TryCompatibilityMode(int bitness)
     {
-        // INC EAX is 40h only in 32-bit code. Without the segment the far jump faults, and the handler brings us back.
-        SetCode([0x40], 32);
+        // INC EAX or AX is 40h only outside 64-bit code. Without the segment the far jump faults, and the handler brings us back.
+        SetCode([0x40], bitness);
         TestState s = TestState.Clean();
-        Run(ref s, 32, 1);
-        return s.Vector == -1 && (uint)s.Gpr[0] == 1;
+        s.Gpr[0] = 0xFFFF;
+        s.Rip = Layout.StartRip(bitness);
+        Run(ref s, bitness, 1);
+        return s.Vector == -1 && (uint)s.Gpr[0] == (bitness == 32 ? 0x10000 : 0u);
     }
 
     private ulong Emit(ref ulong next, Action<Assembler> body)
@@ -158,7 +179,7 @@ internal sealed unsafe partial class NativeRunner : IDisposable
 
     private static AssemblerMemoryOperand At(int offset) => __[(long)StateAddress + offset];
 
-    private void EmitEnter(Assembler a, bool compatibility)
+    private void EmitEnter(Assembler a, int compatibilityCs)
     {
         foreach (AssemblerRegister64 r in (AssemblerRegister64[])[rbx, rbp, r12, r13, r14, r15])
             a.push(r);
@@ -173,14 +194,14 @@ internal sealed unsafe partial class NativeRunner : IDisposable
             a.mov(__qword_ptr[At(SavedGs)], rax);
         }
 
-        if (compatibility)
+        if (compatibilityCs != 0)
         {
             a.mov(eax, UserData);
             a.mov(ds, eax);
             a.mov(es, eax);
             a.mov(rax, __qword_ptr[At(In + RipOffset)]);
             a.mov(__dword_ptr[At(FarTarget)], eax);
-            a.mov(__word_ptr[At(FarTarget + 4)], UserCode32);
+            a.mov(__word_ptr[At(FarTarget + 4)], compatibilityCs);
         }
         else if (HasFsGsBase)
         {
@@ -195,7 +216,7 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         a.popfq();
         for (int i = 0; i < 16; i++)
             a.mov(Registers[i], __qword_ptr[At(In + i * 8)]);
-        if (compatibility)
+        if (compatibilityCs != 0)
             a.jmp(__fword_ptr[At(FarTarget)]);
         else
             a.jmp(__qword_ptr[At(In + RipOffset)]);
@@ -330,6 +351,9 @@ internal sealed unsafe partial class NativeRunner : IDisposable
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int sigaction(int signal, byte* action, byte* old);
+
+    [LibraryImport("libc")]
+    private static partial long syscall(long number, long function, void* pointer, ulong size);
 
     [LibraryImport("libc")]
     private static partial ulong getauxval(ulong type);
