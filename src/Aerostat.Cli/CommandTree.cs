@@ -16,6 +16,7 @@ internal static class CommandTree
             DemoCommand.Create(),
             DoctorCommand.Create(),
             BenchCommand.Create(),
+            ConformanceCommand.Create(),
         };
         root.Add(CompletionCommand.Create(root));
         return root;

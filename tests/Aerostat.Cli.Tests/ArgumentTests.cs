@@ -34,7 +34,7 @@ public sealed class ArgumentTests
         { "run --kernel k --accel translator", "not yet in this version" },
         { "run --kernel k --accel warp", "no accelerator 'warp'" },
         { "run --kernel k --cpu pentium", "no model 'pentium'" },
-        { "run --kernel k --personality kvm", "later version" },
+        { "run --kernel k --personality hyperv", "later version" },
         { "run --kernel k --device rng", "later version" },
         { "run --kernel k --device teapot", "no device 'teapot'" },
         { "run --kernel k --device debug-exit,port=high", "not a port" },

@@ -79,6 +79,17 @@ public sealed class InterruptFabric : IMessageInterrupts
             OneOf: mode == DeliveryMode.LowestPriority || (address & 8) != 0));
     }
 
+    /// <summary>
+    /// Delivers what the low half of an interrupt command register asks for (fixed or NMI, SDM 11.6.1) to one APIC ID, whatever its
+    /// destination fields say; true if it was taken.
+    /// </summary>
+    public bool SendCommand(uint apicId, uint command)
+    {
+        var mode = (DeliveryMode)(command >> 8 & 7);
+        return mode is DeliveryMode.Fixed or DeliveryMode.Nmi && apicId != uint.MaxValue
+            && Deliver(new InterruptMessage(apicId, Wide: true, Logical: false, mode, (byte)command, Level: false, OneOf: false));
+    }
+
     /// <summary>Delivers to every matching local APIC; true if at least one took the message.</summary>
     internal bool Deliver(in InterruptMessage message)
     {

@@ -222,6 +222,8 @@ internal static unsafe class Miscellany
 
     private static Outcome Hypercall(Interpreter cpu, CpuState* s, MicroOp* op)
     {
+        if (s->Cpl != 0)
+            return cpu.RaiseUd();
         // SAFETY: the general registers are the first 16 elements of the state.
         var registers = new Span<ulong>(s->Gpr, 16);
         s->Rip = s->Gpr[17] + op->Offset;

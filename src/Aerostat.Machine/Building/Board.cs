@@ -40,7 +40,7 @@ internal sealed class Board
         void RequestReset() => request(new GuestRequest(MachineExitKind.Reset));
 
         // Interrupts.
-        InterruptFabric fabric = new();
+        InterruptFabric fabric = Fabric;
         LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index, X2Apic = x2Apic }, p, p.Timestamp, fabric, clock)))];
         pic = Add(new Pic(fabric.ExternalInterrupt));
         fabric.ExternalInterruptController = pic;
@@ -113,6 +113,9 @@ internal sealed class Board
 
     /// <summary>The memory-mapped devices, but for the local APICs, of which each vCPU sees its own.</summary>
     public MmioBus Mmio { get; } = new();
+
+    /// <summary>What carries interrupts between processors and controllers.</summary>
+    public InterruptFabric Fabric { get; } = new();
 
     /// <summary>The local APIC of each vCPU.</summary>
     public IReadOnlyList<LocalApic> LocalApics { get; }

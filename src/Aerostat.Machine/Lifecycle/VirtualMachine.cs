@@ -30,6 +30,8 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     private readonly Board board;
     private readonly IVirtualProcessor[] processors;
     private readonly VcpuExitHandler[] handlers;
+    private readonly IPersonality[] personalities;
+    private readonly KvmMasterClock kvmClock;
     private readonly VcpuThread[] vcpus;
     private readonly BootImage boot;
     private readonly Task lifecycle;
@@ -63,13 +65,17 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 {
                     Index = i,
                     Count = options.Cpus,
-                    Cpuid = accelerator.Cpuid(i, options.Cpus),
+                    Cpuid = IPersonality.AddCpuid(options.Personality, accelerator.Cpuid(i, options.Cpus)),
                     Clock = clock,
                 }));
             }
             bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
             board = new Board(options, memory, clock, processors, x2Apic, OnGuestRequest);
-            handlers = [.. board.LocalApics.Select(apic => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate))];
+            kvmClock = new KvmMasterClock(clock);
+            personalities = options.Personality == KvmPersonality.Name
+                ? [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, kvmClock))]
+                : [];
+            handlers = [.. board.LocalApics.Select((apic, i) => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate, personalities.ElementAtOrDefault(i)))];
             ResetProcessors(boot.Load(memory), direct: true).GetAwaiter().GetResult();
             vcpus = [.. processors.Zip(handlers, (p, h) => new VcpuThread(p, h, this))];
         }
@@ -253,6 +259,9 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         bool wasRunning = state == MachineState.Running;
         await Pause().ConfigureAwait(false);
         board.Reset();
+        kvmClock.Reset();
+        foreach (IPersonality personality in personalities)
+            personality.Reset();
         // Memory comes up empty, as after power-on; what must be there is loaded anew.
         foreach (MemoryRegion region in memory.Regions)
             memory.Discard(region.Base, region.Size);

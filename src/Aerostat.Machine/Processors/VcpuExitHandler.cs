@@ -7,7 +7,7 @@ namespace Aerostat.Machine;
 /// What one vCPU calls while it stays in the guest: its local APIC first, then the buses. Runs on the vCPU's thread and
 /// allocates nothing; the counters are the thread's own, and others read them for statistics.
 /// </summary>
-internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmio, RunGate gate) : IExitHandler
+internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmio, RunGate gate, IPersonality? personality = null) : IExitHandler
 {
     private long portReads, portWrites, mmioReads, mmioWrites, apicAccesses, msrReads, msrWrites, unknownMsrs, interrupts, hypercalls;
 
@@ -70,6 +70,8 @@ internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmi
         msrReads++;
         if (LocalApic.OwnsMsr(index))
             return apic.ReadMsr(index, out value);
+        if (personality is not null && personality.ReadMsr(index, out value))
+            return true;
         unknownMsrs++;
         value = 0;
         return false;
@@ -81,6 +83,8 @@ internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmi
         msrWrites++;
         if (LocalApic.OwnsMsr(index))
             return apic.WriteMsr(index, value);
+        if (personality is not null && personality.WriteMsr(index, value))
+            return true;
         unknownMsrs++;
         return false;
     }
@@ -98,7 +102,7 @@ internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmi
     public bool Hypercall(IVirtualProcessor processor, Span<ulong> registers)
     {
         hypercalls++;
-        return false;
+        return personality is not null && personality.Hypercall(registers);
     }
 
     /// <summary>What was served in place, by name.</summary>

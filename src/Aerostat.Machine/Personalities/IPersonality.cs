@@ -1,0 +1,26 @@
+using Aerostat.Processors;
+
+namespace Aerostat.Machine;
+
+/// <summary>
+/// The hypervisor that one vCPU's guest believes to run on: CPUID leaves from 0x40000000, MSRs and hypercalls. All members but
+/// <see cref="AddCpuid"/> are called on the vCPU's thread, or while it is not running.
+/// </summary>
+internal interface IPersonality
+{
+    /// <summary>RDMSR; false: not a register of this personality.</summary>
+    bool ReadMsr(uint index, out ulong value);
+
+    /// <summary>WRMSR; false: not a register of this personality, or a value it does not take.</summary>
+    bool WriteMsr(uint index, ulong value);
+
+    /// <summary>A hypercall at privilege level 0; false: the instruction does not exist.</summary>
+    bool Hypercall(Span<ulong> registers);
+
+    /// <summary>Back to the power-on state.</summary>
+    void Reset();
+
+    /// <summary>Adds what a personality announces to a vCPU's CPUID.</summary>
+    static CpuidTable AddCpuid(string personality, CpuidTable table) =>
+        personality == KvmPersonality.Name ? KvmPersonality.AddCpuid(table) : table;
+}

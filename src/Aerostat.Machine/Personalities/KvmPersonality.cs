@@ -1,0 +1,154 @@
+using Aerostat.Chipset;
+using Aerostat.Memory;
+using Aerostat.Processors;
+
+namespace Aerostat.Machine;
+
+/// <summary>
+/// What a guest of Linux's KVM finds, on one vCPU (the kernel's Documentation/virt/kvm/x86: cpuid.rst, msr.rst, hypercalls.rst): the
+/// signature, kvmclock in memory with the wall clock at boot, and the hypercall that sends IPIs.
+/// <para>
+/// Not announced: steal time (nothing is stolen that VM time does not show), asynchronous page faults, PV EOI, and the wake-up of
+/// halted processors.
+/// </para>
+/// </summary>
+internal sealed class KvmPersonality : IPersonality
+{
+    /// <summary>The name after <c>--personality</c>.</summary>
+    public const string Name = "kvm";
+
+    private const uint Signature = 0x4000_0000, Features = 0x4000_0001;
+
+    // CPUID 0x40000001:EAX: kvmclock under the old and the new MSRs, no delays needed after port I/O, IPIs by hypercall, kvmclock stable
+    // across vCPUs.
+    private const uint FeatureBits = 1u << 0 | 1u << 1 | 1u << 3 | 1u << 11 | 1u << 24;
+
+    private const uint OldWallClock = 0x11, OldSystemTime = 0x12, WallClock = 0x4B56_4D00, SystemTime = 0x4B56_4D01;
+    private const uint SendIpi = 10;
+    private const ulong NoSuchHypercall = unchecked((ulong)-1000L);
+
+    private readonly IVirtualProcessor processor;
+    private readonly GuestMemory memory;
+    private readonly InterruptFabric fabric;
+    private readonly KvmMasterClock clock;
+    private ulong systemTime, wallClock;
+    private uint version;
+
+    public KvmPersonality(IVirtualProcessor processor, GuestMemory memory, InterruptFabric fabric, KvmMasterClock clock)
+    {
+        this.processor = processor;
+        this.memory = memory;
+        this.fabric = fabric;
+        this.clock = clock;
+        processor.Timestamp.Adjusted += Publish;
+    }
+
+    /// <summary>The signature and the features.</summary>
+    public static CpuidTable AddCpuid(CpuidTable table) => table
+        // "KVMKVMKVM".
+        .Set(Signature, 0, new CpuidResult(Features, 0x4B4D_564B, 0x564B_4D56, 0x4D), anySubleaf: true)
+        .Set(Features, 0, new CpuidResult(FeatureBits, 0, 0, 0), anySubleaf: true);
+
+    /// <inheritdoc/>
+    public bool ReadMsr(uint index, out ulong value)
+    {
+        value = index is OldSystemTime or SystemTime ? systemTime : wallClock;
+        return index is OldSystemTime or SystemTime or OldWallClock or WallClock;
+    }
+
+    /// <inheritdoc/>
+    public bool WriteMsr(uint index, ulong value)
+    {
+        switch (index)
+        {
+            case OldSystemTime or SystemTime:
+                systemTime = value;
+                Publish();
+                return true;
+            case OldWallClock or WallClock:
+                wallClock = value;
+                PublishWallClock();
+                return true;
+            default:
+                return false;
+        }
+    }
+
+    /// <inheritdoc/>
+    public bool Hypercall(Span<ulong> registers)
+    {
+        registers[0] = registers[0] == SendIpi
+            ? (ulong)SendIpis(registers[3], registers[1], (uint)registers[2], (uint)registers[6])
+            : NoSuchHypercall;
+        return true;
+    }
+
+    /// <inheritdoc/>
+    public void Reset() => systemTime = wallClock = 0;
+
+    // 128 APIC IDs from a first one on; answers how many took it.
+    private long SendIpis(ulong low, ulong high, uint first, uint command)
+    {
+        long count = 0;
+        for (int i = 0; i < 128; i++)
+        {
+            if (((i < 64 ? low >> i : high >> (i - 64)) & 1) != 0 && first + (uint)i >= first && fabric.SendCommand(first + (uint)i, command))
+                count++;
+        }
+        return count;
+    }
+
+    /// <summary>Writes struct pvclock_vcpu_time_info: the version is odd while it changes.</summary>
+    private void Publish()
+    {
+        if ((systemTime & 1) == 0)
+            return;
+        GuestAddress at = new(systemTime & ~1UL);
+        KvmTimePair pair = clock.Read(processor.Timestamp);
+        (uint multiplier, int shift) = Scale(processor.Timestamp.FrequencyHz);
+        Span<byte> body = stackalloc byte[24];
+        BitConverter.TryWriteBytes(body, pair.Tsc);
+        BitConverter.TryWriteBytes(body[8..], pair.Nanoseconds);
+        BitConverter.TryWriteBytes(body[16..], multiplier);
+        body[20] = (byte)(sbyte)shift;
+        body[21] = pair.IsStable ? (byte)1 : (byte)0;
+        body[22] = body[23] = 0;
+        version = (version | 1) + 2;
+        // Where there is no memory there is nobody to read it either.
+        if (memory.TryWrite(at, version) && memory.TryWrite(new GuestAddress(at.Value + 8), body))
+            memory.TryWrite(at, ++version);
+    }
+
+    /// <summary>Writes struct pvclock_wall_clock: the time of day when VM time was zero.</summary>
+    private void PublishWallClock()
+    {
+        if (wallClock == 0)
+            return;
+        GuestAddress at = new(wallClock);
+        TimeSpan boot = clock.BootTime - DateTimeOffset.UnixEpoch;
+        Span<byte> body = stackalloc byte[8];
+        BitConverter.TryWriteBytes(body, (uint)(boot.Ticks / TimeSpan.TicksPerSecond));
+        BitConverter.TryWriteBytes(body[4..], (uint)(boot.Ticks % TimeSpan.TicksPerSecond * TimeSpan.NanosecondsPerTick));
+        uint number = memory.TryRead(at, out uint before) ? before | 1 : 1;
+        if (memory.TryWrite(at, number) && memory.TryWrite(new GuestAddress(at.Value + 4), body))
+            memory.TryWrite(at, number + 1);
+    }
+
+    /// <summary>nanoseconds = ((ticks shifted left) * multiplier) >> 32, with the multiplier's top bit set.</summary>
+    internal static (uint Multiplier, int Shift) Scale(long frequencyHz)
+    {
+        int shift = 0;
+        UInt128 factor = ((UInt128)1_000_000_000 << 32) / (UInt128)frequencyHz;
+        while (factor > uint.MaxValue)
+        {
+            factor >>= 1;
+            shift++;
+        }
+        while (factor < 1u << 31)
+        {
+            shift--;
+            factor = ((UInt128)1_000_000_000 << (32 - shift)) / (UInt128)frequencyHz;
+        }
+        return ((uint)factor, shift);
+    }
+}
