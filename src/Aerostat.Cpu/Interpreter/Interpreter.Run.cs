@@ -281,7 +281,7 @@ internal sealed unsafe partial class Interpreter
         }
         if ((request & Request.Init) != 0)
         {
-            ClearRequest(Request.Init | Request.Nmi);
+            ClearRequest(Request.Init | Request.Nmi | Request.SecondNmi);
             ResetState(init: true);
             UpdateMode();
             FlushTlb();
@@ -306,7 +306,7 @@ internal sealed unsafe partial class Interpreter
             ClearRequest(Request.Startup);
         if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
         {
-            ClearRequest(Request.Nmi);
+            ClearRequest((request & Request.SecondNmi) != 0 ? Request.SecondNmi : Request.Nmi);
             s->Activity = (int)ActivityState.Running;
             s->NmiBlocked = 1;
             if (!DeliverEvent(s, EventKind.Nmi, Vector.Nmi))
@@ -349,6 +349,17 @@ internal sealed unsafe partial class Interpreter
     }
 
     private volatile int startupVector;
+
+    /// <summary>
+    /// NMI; any thread. A processor that handles one latches one more. This one may look a block later than a real one would, and by then
+    /// two may have come, of which the first would be in its handler already.
+    /// </summary>
+    internal void RaiseNmi()
+    {
+        var before = (Request)Interlocked.Or(ref State->Request, (int)Request.Nmi);
+        if ((before & Request.Nmi) != 0 && Volatile.Read(ref State->NmiBlocked) == 0)
+            SetRequest(Request.SecondNmi);
+    }
 
     /// <summary>INIT; any thread. Start-up IPIs from before it are void; one that comes after it waits until INIT has been taken.</summary>
     internal void RaiseInit()

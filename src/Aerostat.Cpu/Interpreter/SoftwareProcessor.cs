@@ -75,7 +75,7 @@ internal sealed class SoftwareProcessor(Interpreter interpreter) : IVirtualProce
     /// <inheritdoc/>
     public void RaiseNmi()
     {
-        interpreter.SetRequest(Request.Nmi);
+        interpreter.RaiseNmi();
         WakeUp?.Invoke();
     }
 

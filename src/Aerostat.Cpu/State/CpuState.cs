@@ -44,6 +44,8 @@ internal enum Request
     TlbShootdown = 32,
     /// <summary>The exit handler wants Run to return once the instruction is complete.</summary>
     HandlerExit = 64,
+    /// <summary>A second NMI has come before the first was taken; see <see cref="Interpreter.RaiseNmi"/>.</summary>
+    SecondNmi = 128,
 }
 
 /// <summary>

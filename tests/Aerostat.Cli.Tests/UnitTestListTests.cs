@@ -1,0 +1,54 @@
+using Aerostat.Machine;
+using Xunit;
+
+namespace Aerostat.Cli.Tests;
+
+/// <summary>The reader of unittests.cfg.</summary>
+public sealed class UnitTestListTests : IDisposable
+{
+    private readonly string path = Path.GetTempFileName();
+
+    public void Dispose() => File.Delete(path);
+
+    [Fact]
+    public void KeysAndParametersAreRead()
+    {
+        File.WriteAllText(path, """
+            # a comment
+            [plain]
+            file = a.flat
+
+            [full]
+            file = b.flat
+            smp = 2
+            arch = x86_64
+            accel = kvm
+            timeout = 30
+            groups = one two
+            check = /sys/nothing=Y
+            test_args = "x y"
+            qemu_params = -cpu qemu64,+pcid,-x2apic,vendor=GenuineIntel -m 4g -device edu,addr=3 -M q35,vmport=on
+            """);
+        IReadOnlyList<UnitTest> tests = UnitTest.ReadAll(path);
+        Assert.Equal(["plain", "full"], tests.Select(t => t.Name));
+        Assert.Equal((1, 128UL << 20, "", null, null), (tests[0].Cpus, tests[0].MemoryBytes, tests[0].Arguments, tests[0].Timeout, tests[0].CpuModel));
+        UnitTest full = tests[1];
+        Assert.Equal(("b.flat", 2, "x86_64", "kvm", "x y"), (full.File, full.Cpus, full.Architecture, full.Accelerator, full.Arguments));
+        Assert.Equal(TimeSpan.FromSeconds(30), full.Timeout);
+        Assert.Equal(["one", "two"], full.Groups);
+        Assert.Equal(("qemu64", 4UL << 30), (full.CpuModel, full.MemoryBytes));
+        Assert.Equal(["+pcid", "-x2apic", "vendor=GenuineIntel"], full.CpuFlags);
+        Assert.Equal(["edu"], full.Devices);
+        Assert.Equal(["q35", "vmport=on"], full.Machine);
+    }
+
+    [Theory]
+    [InlineData("file = a.flat")]
+    [InlineData("[a]\nnonsense")]
+    [InlineData("[a]\nsmp = many")]
+    public void WhatCannotBeReadNamesItsLine(string text)
+    {
+        File.WriteAllText(path, text);
+        Assert.Contains($"{path}:", Assert.Throws<ConfigurationException>(() => UnitTest.ReadAll(path)).Message, StringComparison.Ordinal);
+    }
+}
