@@ -306,9 +306,10 @@ internal sealed unsafe partial class Interpreter
             ClearRequest(Request.Startup);
         if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
         {
-            ClearRequest((request & Request.SecondNmi) != 0 ? Request.SecondNmi : Request.Nmi);
-            s->Activity = (int)ActivityState.Running;
+            // In this order: one that comes in between must find either the first still there and not blocked, or the latch free.
+            TakeNmi();
             s->NmiBlocked = 1;
+            s->Activity = (int)ActivityState.Running;
             if (!DeliverEvent(s, EventKind.Nmi, Vector.Nmi))
             {
                 exit = new ProcessorExit(ExitReason.Shutdown);
@@ -356,9 +357,27 @@ internal sealed unsafe partial class Interpreter
     /// </summary>
     internal void RaiseNmi()
     {
-        var before = (Request)Interlocked.Or(ref State->Request, (int)Request.Nmi);
-        if ((before & Request.Nmi) != 0 && Volatile.Read(ref State->NmiBlocked) == 0)
-            SetRequest(Request.SecondNmi);
+        ref int word = ref State->Request;
+        int before, bit;
+        do
+        {
+            before = Volatile.Read(ref word);
+            bit = (int)((before & (int)Request.Nmi) != 0 && Volatile.Read(ref State->NmiBlocked) == 0 ? Request.SecondNmi : Request.Nmi);
+        }
+        while (Interlocked.CompareExchange(ref word, before | bit, before) != before);
+    }
+
+    // The second is set only beside the first, and goes first.
+    private void TakeNmi()
+    {
+        ref int word = ref State->Request;
+        int before, bit;
+        do
+        {
+            before = Volatile.Read(ref word);
+            bit = (int)((before & (int)Request.SecondNmi) != 0 ? Request.SecondNmi : Request.Nmi);
+        }
+        while (Interlocked.CompareExchange(ref word, before & ~bit, before) != before);
     }
 
     /// <summary>INIT; any thread. Start-up IPIs from before it are void; one that comes after it waits until INIT has been taken.</summary>

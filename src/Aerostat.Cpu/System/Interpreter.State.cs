@@ -103,7 +103,7 @@ internal sealed unsafe partial class Interpreter
         if (p.NmiPending)
             SetRequest(Request.Nmi);
         else
-            ClearRequest(Request.Nmi);
+            ClearRequest(Request.Nmi | Request.SecondNmi);
         RestoreXsave(s, p.Xsave);
         foreach ((uint index, ulong value) in p.Msrs)
         {
