@@ -106,7 +106,7 @@ internal static unsafe class StringHandlers<T>
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
             if (count == 0)
                 return o;
-            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || Volatile.Read(ref s->Request) != 0)
+            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -143,7 +143,7 @@ internal static unsafe class StringHandlers<T>
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
             if (count == 0)
                 return o;
-            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || Volatile.Read(ref s->Request) != 0)
+            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -158,7 +158,7 @@ internal static unsafe class StringHandlers<T>
             if (Load(cpu, s, op) == Outcome.Fault)
                 return Outcome.Fault;
             WriteAddress(s, op, Rcx, --count);
-            if (count != 0 && (--left <= 0 || Volatile.Read(ref s->Request) != 0))
+            if (count != 0 && (--left <= 0 || IsInterrupted(s)))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -203,7 +203,7 @@ internal static unsafe class StringHandlers<T>
             if (count == 0 || (s->FlagZero == 0) != whileEqual)
                 return Outcome.Next;
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
-            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || Volatile.Read(ref s->Request) != 0)
+            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -252,11 +252,14 @@ internal static unsafe class StringHandlers<T>
             if (count == 0 || (s->FlagZero == 0) != whileEqual)
                 return Outcome.Next;
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
-            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || Volatile.Read(ref s->Request) != 0)
+            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
     }
+
+    // Requests, and data breakpoints that this iteration has met.
+    private static bool IsInterrupted(CpuState* s) => Volatile.Read(ref s->Request) != 0 || s->PendingDebug != 0;
 
     private static ulong AddressMask(MicroOp* op) =>
         op->AddressBits == 64 ? ulong.MaxValue : op->AddressBits == 32 ? uint.MaxValue : ushort.MaxValue;

@@ -332,6 +332,28 @@ internal sealed unsafe partial class Interpreter
         }
     }
 
+    /// <summary>Notes I/O breakpoints that a port access has hit (Intel SDM vol. 3 section 18.2.4: with CR4.DE).</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal void CheckPortBreakpoints(CpuState* s, ushort port, int size)
+    {
+        if (debug != 0 && (s->Cr4 & Cr4.De) != 0)
+            FindPortBreakpoints(s, port, size);
+    }
+
+    private static void FindPortBreakpoints(CpuState* s, ushort port, int size)
+    {
+        for (int i = 0; i < 4; i++)
+        {
+            uint control = (uint)(s->Dr[7] >> (16 + (i * 4))) & 15;
+            if (((s->Dr[7] >> (i * 2)) & 3) == 0 || (control & 3) != 2)
+                continue;
+            ulong length = (control >> 2) switch { 0 => 1, 1 => 2, _ => 4u };
+            ulong start = s->Dr[i] & ~(length - 1);
+            if (port < start + length && port + (ulong)size > start)
+                s->PendingDebug |= 1UL << i;
+        }
+    }
+
     private static ulong ReadSized(byte* p, int size) => size switch
     {
         1 => *p,

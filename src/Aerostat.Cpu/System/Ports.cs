@@ -81,6 +81,7 @@ internal static unsafe class Ports
         if (!cpu.MayUsePort(s, port, sizeof(T)))
             return Outcome.Fault;
         Interpreter.WriteRegister<T>(s, 0, cpu.Handler.ReadPort(port, sizeof(T)));
+        cpu.CheckPortBreakpoints(s, port, sizeof(T));
         return Done(s);
     }
 
@@ -90,6 +91,7 @@ internal static unsafe class Ports
         if (!cpu.MayUsePort(s, port, sizeof(T)))
             return Outcome.Fault;
         cpu.Handler.WritePort(port, sizeof(T), (uint)Interpreter.ReadRegister<T>(s, 0));
+        cpu.CheckPortBreakpoints(s, port, sizeof(T));
         return Done(s);
     }
 
@@ -135,12 +137,13 @@ internal static unsafe class Ports
             if (p == null)
                 return Outcome.Fault;
             Interpreter.WriteAs<T>(p, cpu.Handler.ReadPort(port, sizeof(T)));
+            cpu.CheckPortBreakpoints(s, port, sizeof(T));
             Outcome o = cpu.FinishRmw(s);
             Advance(s, 7, mask, step);
             if (!repeated)
                 return o == Outcome.Next ? Done(s) : o;
             Advance(s, 1, mask, -1);
-            if (o != Outcome.Next || (s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0)
+            if (o != Outcome.Next || (s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0 || s->PendingDebug != 0)
                 break;
         }
         return (s->Gpr[1] & mask) == 0 ? Outcome.Stop : Outcome.Repeat;
@@ -163,11 +166,12 @@ internal static unsafe class Ports
             if (!cpu.Load<T>(s, linear, op->Segment, out ulong value))
                 return Outcome.Fault;
             cpu.Handler.WritePort(port, sizeof(T), (uint)value);
+            cpu.CheckPortBreakpoints(s, port, sizeof(T));
             Advance(s, 6, mask, step);
             if (!repeated)
                 return Done(s);
             Advance(s, 1, mask, -1);
-            if ((s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0)
+            if ((s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0 || s->PendingDebug != 0)
                 break;
         }
         return (s->Gpr[1] & mask) == 0 ? Outcome.Stop : Outcome.Repeat;

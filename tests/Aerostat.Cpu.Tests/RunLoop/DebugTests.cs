@@ -362,6 +362,63 @@ public sealed class DebugTests
         Assert.Equal(0UL, r.State.Dr[6] & 15);
     }
 
+    /// <summary>I/O breakpoints (kind 2) need CR4.DE, and trap after the access.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void PortBreakpoints(bool enabled)
+    {
+        using TestMachine m = CreateMachine();
+        ulong code = m.Assemble(a =>
+        {
+            a.@out(0x80, al);
+            a.@in(eax, 0x7D);
+            a.@in(al, 0x7F);
+            a.@out(0x82, ax);
+            a.int3();
+        });
+        m.State.Cr4 |= enabled ? Cr4.De : 0;
+        // Two bytes at 80h: the doubleword at 7Dh reaches it, 7Fh and 82h do not.
+        m.State.Dr[3] = 0x80;
+        m.State.Dr[7] = 0x400 | 0x80 | (0b0110UL << 28);
+        TestResult r = m.Run(0, code);
+        Assert.Equal(Vector.Breakpoint, r.Vector);
+        Assert.Equal(enabled ? [(code + 2, 8UL), (code + 4, 8UL)] : [], Traps(m, r));
+    }
+
+    /// <summary>A data breakpoint under a repeated string instruction traps after the iteration that met it.</summary>
+    [Theory]
+    [InlineData("movs")]
+    [InlineData("stos")]
+    [InlineData("lods")]
+    [InlineData("scas")]
+    [InlineData("cmps")]
+    public void DataBreakpointsUnderStrings(string kind)
+    {
+        using TestMachine m = CreateMachine();
+        ulong code = m.Assemble(a =>
+        {
+            switch (kind)
+            {
+                case "movs": a.rep.movsb(); break;
+                case "stos": a.rep.stosb(); break;
+                case "lods": a.rep.lodsb(); break;
+                case "scas": a.repe.scasb(); break;
+                default: a.repe.cmpsb(); break;
+            }
+
+            a.int3();
+        });
+        m.State.Gpr[1] = 10;
+        m.State.Gpr[6] = kind == "lods" ? TestMachine.Data : TestMachine.Data + 0x100;
+        m.State.Gpr[7] = TestMachine.Data;
+        m.State.Dr[0] = TestMachine.Data + 3;
+        m.State.Dr[7] = 0x400 | 1 | (0b0011 << 16);
+        TestResult r = m.Run(0, code);
+        Assert.Equal([(code, 1UL)], Traps(m, r));
+        Assert.Equal(0UL, r.State.Gpr[1]);
+    }
+
     /// <summary>Guest code sets the breakpoint itself, in the block that meets it.</summary>
     [Fact]
     public void BreakpointSetByTheSameBlock()
