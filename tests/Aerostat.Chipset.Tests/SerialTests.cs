@@ -235,4 +235,47 @@ public sealed class SerialTests
             write(_one);
         }
     }
+
+    [Fact]
+    public void WhatIsTypedBeforeTheGuestListensWaitsForIt()
+    {
+        Serial16550 uart = new("serial1", 0x2F8, _irq, _backend) { AwaitsListener = true };
+        int offers = 0;
+        uart.SpaceAvailable += () => offers++;
+        uart.WritePort(0x2FA, 1, 7);
+        Assert.Equal(0, uart.Receive("ab"u8));
+
+        // A driver's probe: every interrupt enabled for a moment, and the loopback test.
+        uart.WritePort(0x2F9, 1, 0x0F);
+        uart.WritePort(0x2F9, 1, 0);
+        uart.WritePort(0x2FC, 1, 0x1A);
+        uart.WritePort(0x2FC, 1, 0);
+        Assert.Equal(0, offers);
+        Assert.Equal(0, uart.Receive("ab"u8));
+
+        uart.WritePort(0x2FC, 1, 8);
+        uart.WritePort(0x2F9, 1, 1);
+        Assert.Equal(1, offers);
+        Assert.Equal(2, uart.Receive("ab"u8));
+    }
+
+    [Fact]
+    public void AGuestThatOnlyPollsIsHeardToo()
+    {
+        Serial16550 uart = new("serial1", 0x2F8, _irq, _backend) { AwaitsListener = true };
+        int offers = 0;
+        uart.SpaceAvailable += () => offers++;
+        Assert.Equal(0, uart.Receive("a"u8));
+        // Writing by polling is no listening, however long it goes on.
+        for (int i = 0; i < 1000; i++)
+        {
+            _ = uart.ReadPort(0x2FD, 1);
+            uart.WritePort(0x2F8, 1, '.');
+        }
+        Assert.Equal(0, offers);
+        for (int i = 0; i < 100; i++)
+            _ = uart.ReadPort(0x2FD, 1);
+        Assert.Equal(1, offers);
+        Assert.Equal(1, uart.Receive("a"u8));
+    }
 }

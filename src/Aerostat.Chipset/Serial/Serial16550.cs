@@ -16,6 +16,7 @@ namespace Aerostat.Chipset;
 public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550SavedState>
 {
     private const int FifoSize = 16;
+    private const int LooksOfAPoller = 64;
 
     private const byte IerReceive = 1;
     private const byte IerTransmit = 2;
@@ -57,6 +58,9 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
     private byte _deltas;
     private bool _starved;
     private bool _level;
+    // Looks for a character in vain since the guest last sent one. Drivers that write by polling look a few times for each.
+    private int _vainLooks;
+    private bool _polls;
 
     /// <summary>Makes a serial port.</summary>
     /// <param name="name">Unique name: "serial0".</param>
@@ -80,6 +84,12 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
     /// outside of the device's lock; handlers may call <see cref="Receive"/> at once.
     /// </summary>
     public event Action? SpaceAvailable;
+
+    /// <summary>
+    /// Whether the far end waits until the guest listens: has receive interrupts on, has raised RTS, or polls for characters. What is
+    /// typed earlier is kept at the far end instead of in a FIFO that drivers clear when they start.
+    /// </summary>
+    public bool AwaitsListener { get; init; }
 
     /// <summary>The modem status inputs: DSR, CTS and DCD are active from the start. Any thread.</summary>
     public ModemInputs Inputs
@@ -109,7 +119,7 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
     {
         lock (_lock)
         {
-            int room = (_mcr & McrLoop) != 0 ? 0 : Capacity - _count;
+            int room = Listening ? Capacity - _count : 0;
             int taken = Math.Clamp(room, 0, data.Length);
             for (int i = 0; i < taken; i++)
                 Push(data[i]);
@@ -158,6 +168,8 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
         _divisor = 12;
         _transmitPending = false;
         _deltas = 0;
+        _vainLooks = 0;
+        _polls = false;
     }
 
     private void ClearReceiver()
@@ -178,9 +190,13 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
 
     private void Push(byte value) => _fifo[(_head + _count++) % FifoSize] = value;
 
+    // Probing drivers enable interrupts for a moment, but not OUT2 with them.
+    private bool Listening => (_mcr & McrLoop) == 0
+        && (!AwaitsListener || _polls || (_mcr & McrRts) != 0 || ((_ier & IerReceive) != 0 && (_mcr & McrOut2) != 0));
+
     private bool TakeStarved()
     {
-        if (!_starved || _count != 0 || (_mcr & McrLoop) != 0)
+        if (!_starved || _count != 0 || !Listening)
             return false;
         _starved = false;
         return true;
@@ -215,6 +231,8 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
                     return _mcr;
                 case 5:
                     value = ReadLineStatus();
+                    _polls |= (value & LsrDataReady) == 0 && ++_vainLooks >= LooksOfAPoller;
+                    wake = TakeStarved();
                     break;
                 case 6:
                     value = (byte)(ModemLines() | _deltas);
@@ -244,6 +262,7 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
                 case 0:
                     // The holding register is empty again at once: the interrupt goes away and comes back.
                     _transmitPending = true;
+                    _vainLooks = 0;
                     if ((_mcr & McrLoop) != 0)
                         LoopBack(value);
                     else

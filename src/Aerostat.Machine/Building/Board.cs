@@ -67,7 +67,7 @@ internal sealed class Board
 
         // Serial line.
         Serial = new SerialPort(options.Serial);
-        Serial16550 uart = Add(new Serial16550("serial0", PcPorts.Com1.First, router.Connect(PcLayout.Com1Irq), Serial));
+        Serial16550 uart = Add(new Serial16550("serial0", PcPorts.Com1.First, router.Connect(PcLayout.Com1Irq), Serial) { AwaitsListener = true });
         Serial.Connect(uart);
         Claim(uart, PcPorts.Com1);
 
