@@ -13,8 +13,9 @@ internal sealed unsafe partial class Interpreter
     internal const ulong Dr6SingleStep = 1 << 14;
     private const int BranchRing = 16;
 
-    private readonly ulong[] branches = new ulong[BranchRing];
-    private int branchNext;
+    // From and to, in turn. The count is of both and never wraps in practice.
+    private readonly ulong[] branches = new ulong[2 * BranchRing];
+    private long branchNext;
     private int debug;
 
     internal long instructions;
@@ -94,7 +95,6 @@ internal sealed unsafe partial class Interpreter
                     return exit;
                 continue;
             }
-            branches[branchNext++ & (BranchRing - 1)] = rip;
             s->Gpr[17] = rip;
             MicroOp* op = block->Ops;
             MicroOp* end = op + block->Count;
@@ -115,7 +115,9 @@ internal sealed unsafe partial class Interpreter
             else
             {
                 instructions += op - block->Ops + 1;
-                if (outcome != Outcome.Jump && Finish(s, op, outcome, out ProcessorExit exit))
+                if (outcome == Outcome.Jump)
+                    NoteBranch(rip + op->Offset, op->Length, s->Rip);
+                else if (Finish(s, op, outcome, out ProcessorExit exit))
                     return exit;
             }
         }
@@ -189,9 +191,10 @@ internal sealed unsafe partial class Interpreter
         uint before = s->SystemFlags;
         s->SystemFlags &= ~RFlags.Rf;
         s->Shadow = 0;
-        branches[branchNext++ & (BranchRing - 1)] = rip;
         s->Gpr[17] = rip;
         Outcome outcome = op->Handler(this, s, op);
+        if (outcome == Outcome.Jump)
+            NoteBranch(rip + op->Offset, op->Length, s->Rip);
         if (outcome is Outcome.Fault or Outcome.Repeat)
             s->SystemFlags |= before & RFlags.Rf;
         instructions++;
@@ -397,7 +400,11 @@ internal sealed unsafe partial class Interpreter
     private bool DeliverRaised(CpuState* s, EventKind kind)
     {
         exceptions++;
-        return Deliver(s, kind, raisedVector, raisedHasError, raisedError) || Shutdown(s);
+        ulong from = s->Rip;
+        if (!Deliver(s, kind, raisedVector, raisedHasError, raisedError))
+            return Shutdown(s);
+        NoteBranch(from, 0, s->Rip);
+        return true;
     }
 
     private bool DeliverEvent(CpuState* s, EventKind kind, int vector) => Deliver(s, kind, vector, hasError: false, 0) || Shutdown(s);
@@ -434,12 +441,27 @@ internal sealed unsafe partial class Interpreter
         }
     }
 
-    /// <summary>Starts of the last blocks, newest first, as (from, to).</summary>
+    // A conditional branch that is not taken goes on behind itself.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private void NoteBranch(ulong from, uint length, ulong to)
+    {
+        if (to == from + length)
+            return;
+        long at = branchNext & ((2 * BranchRing) - 1);
+        branches[at] = from;
+        branches[at + 1] = to;
+        branchNext += 2;
+    }
+
+    /// <summary>The last branches taken and exceptions delivered, newest first.</summary>
     internal List<(ulong From, ulong To)> LastBranches()
     {
         var list = new List<(ulong, ulong)>();
-        for (int i = 1; i < BranchRing && branchNext - i - 1 >= 0; i++)
-            list.Add((branches[(branchNext - i - 1) & (BranchRing - 1)], branches[(branchNext - i) & (BranchRing - 1)]));
+        for (long next = branchNext - 2; next >= 0 && list.Count < BranchRing; next -= 2)
+        {
+            long at = next & ((2 * BranchRing) - 1);
+            list.Add((branches[at], branches[at + 1]));
+        }
         return list;
     }
 }

@@ -415,6 +415,11 @@ public sealed class RunLoopTests
         m.Run(0, code);
         // MOV, 1000 times DEC and JNZ, INT3 and the HLT of its handler.
         Assert.InRange(m.Processor.Counters.Instructions - before, 2001, 2003);
-        Assert.NotEmpty(m.Processor.LastBranches);
+
+        // Newest first: INT3 to its handler, then the last JNZs that were taken. JNZ is at 7, DEC at 5, INT3 at 9.
+        var branches = m.Processor.LastBranches;
+        Assert.Equal(16, branches.Count);
+        Assert.InRange(branches[0].From, code + 9, code + 10);
+        Assert.All(branches.Skip(1), b => Assert.Equal((code + 7, code + 5), b));
     }
 }
