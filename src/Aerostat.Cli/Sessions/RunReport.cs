@@ -21,46 +21,90 @@ internal sealed record RunReport(
     /// <summary>Million guest instructions a second of wall-clock time.</summary>
     public double Mips => Wall > TimeSpan.Zero ? Statistics.Instructions / Wall.TotalSeconds / 1e6 : 0;
 
-    /// <summary>Throws when a file could not be written there in the end.</summary>
+    /// <summary>Throws when the document could not be written there in the end.</summary>
     /// <exception cref="ConfigurationException">Not writable.</exception>
     public static void CheckPath(string path)
     {
+        if (path.Length == 0)
+            throw new ConfigurationException("--stats: the path is empty; give one in a folder that can be written");
         try
         {
-            if (Directory.Exists(path))
+            if (HostFile.KindOf(path) == HostFileKind.Directory)
                 throw new IOException("it is a directory");
-            string probe = TemporaryPath(path);
+            if (IsWrittenInPlace(path))
+            {
+                if (!HostFile.IsWritable(path))
+                    throw new IOException("permission denied");
+                return;
+            }
+            string probe = TemporaryPath(FinalPath(path));
             File.Create(probe).Dispose();
             File.Delete(probe);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
         {
-            throw new ConfigurationException($"--stats: {path} cannot be written ({e.Message.Split('\n')[0].TrimEnd('.')}); give a path in a folder that can", e);
+            throw new ConfigurationException($"--stats: {path} cannot be written ({Reason(e)}); give a path in a folder that can", e);
         }
     }
 
-    /// <summary>Writes the document; it appears only when it is complete.</summary>
+    /// <summary>Writes the document; a file appears only when it is complete.</summary>
     /// <exception cref="HostException">It cannot be written.</exception>
     public void Write(string path)
     {
-        string unfinished = TemporaryPath(path);
+        string? unfinished = null;
         try
         {
+            if (IsWrittenInPlace(path))
+            {
+                using FileStream there = new(path, FileMode.Append, FileAccess.Write);
+                WriteTo(there);
+                return;
+            }
+            string final = FinalPath(path);
+            unfinished = TemporaryPath(final);
             using (FileStream file = File.Create(unfinished))
-            using (Utf8JsonWriter json = new(file, new JsonWriterOptions { Indented = true }))
-                Write(json);
-            File.Move(unfinished, path, overwrite: true);
+                WriteTo(file);
+            File.Move(unfinished, final, overwrite: true);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            File.Delete(unfinished);
-            throw new HostException($"--stats: {path} could not be written ({e.Message.Split('\n')[0].TrimEnd('.')}); free some space or give another path", e);
+            if (unfinished is not null)
+                File.Delete(unfinished);
+            throw new HostException($"--stats: {path} could not be written ({Reason(e)}); free some space or give another path", e);
         }
     }
 
+    // Devices and pipes, and standard output by name, which may be a file that holds the console's text.
+    private static bool IsWrittenInPlace(string path) =>
+        HostFile.KindOf(path) == HostFileKind.Special
+        || (File.Exists(path) && (Path.GetFullPath(path).StartsWith("/dev/", StringComparison.Ordinal) || Path.GetFullPath(path).StartsWith("/proc/", StringComparison.Ordinal)));
+
+    // A link stays a link: what it leads to is replaced.
+    private static string FinalPath(string path)
+    {
+        // The runtime gets the target of a link that is named without its folder wrong when that does not exist.
+        string full = Path.GetFullPath(path);
+        return new FileInfo(full).LinkTarget is null ? full : File.ResolveLinkTarget(full, returnFinalTarget: true)!.FullName;
+    }
+
+    private static string Reason(Exception e) => e switch
+    {
+        DirectoryNotFoundException or FileNotFoundException => "there is no such folder",
+        UnauthorizedAccessException => "permission denied",
+        _ => e.Message.Split(" : '")[0].Split('\n')[0].TrimEnd('.'),
+    };
+
     private static string TemporaryPath(string path) => $"{path}.{Environment.ProcessId}.new";
 
-    private void Write(Utf8JsonWriter json)
+    private void WriteTo(FileStream file)
+    {
+        using Utf8JsonWriter json = new(file, new JsonWriterOptions { Indented = true });
+        WriteDocument(json);
+        json.Flush();
+        file.WriteByte((byte)'\n');
+    }
+
+    private void WriteDocument(Utf8JsonWriter json)
     {
         json.WriteStartObject();
         json.WriteString("version", Program.Version);

@@ -1,6 +1,7 @@
 using Aerostat.Chipset;
 using Aerostat.Loader;
 using Aerostat.Memory;
+using Aerostat.Platform;
 using Aerostat.Processors;
 
 namespace Aerostat.Machine;
@@ -21,9 +22,12 @@ internal sealed class BootImage : IDisposable
         this.options = options;
         if (options.Boot is not KernelBootOptions boot)
             return;
+        CheckKind(boot.Kernel, "kernel");
         kernel = KernelImage.Open(boot.Kernel);
         try
         {
+            if (boot.InitrdBytes is null && boot.Initrd is not null)
+                CheckKind(boot.Initrd, "initrd");
             initrd = boot.InitrdBytes is { } bytes ? BootFile.FromMemory(bytes, "image", "initrd")
                 : boot.Initrd is { } path ? BootFile.Open(path, "initrd")
                 : null;
@@ -33,6 +37,15 @@ internal sealed class BootImage : IDisposable
             kernel.Dispose();
             throw;
         }
+    }
+
+    // Opening a pipe would wait for somebody to write to it.
+    private static void CheckKind(string path, string kind)
+    {
+        if (path.Length == 0)
+            throw new BootException($"the path of the {kind} is empty; give a file");
+        if (HostFile.KindOf(path) == HostFileKind.Special)
+            throw new BootException($"could not open {kind} {path}: it is a device or a pipe; give a regular file");
     }
 
     /// <summary>

@@ -1,0 +1,101 @@
+using System.Runtime.InteropServices;
+
+namespace Aerostat.Platform;
+
+/// <summary>What a path leads to.</summary>
+public enum HostFileKind
+{
+    /// <summary>Nothing, or something this user may not look at.</summary>
+    None,
+    /// <summary>A file with contents of its own.</summary>
+    Regular,
+    /// <summary>A directory.</summary>
+    Directory,
+    /// <summary>A device, pipe or socket: it can neither be replaced nor read at an offset, and opening it may wait.</summary>
+    Special,
+}
+
+/// <summary>What the runtime does not do with paths and descriptors.</summary>
+public static unsafe partial class HostFile
+{
+    // struct statx (statx(2)), the same on every architecture: stx_mode is the 16 bits at 28 of 256 bytes.
+    private const int StatxSize = 256, ModeOffset = 28;
+    private const int CurrentDirectory = -100;
+    private const uint WantType = 1;
+    private const int TypeMask = 0xF000, DirectoryType = 0x4000, RegularType = 0x8000;
+    private const int WriteAccess = 2;
+    private const int Interrupted = 4, TryAgain = 11, BrokenPipe = 32;
+    private const short PollOut = 4;
+
+    /// <summary>What is at <paramref name="path"/>, links followed.</summary>
+    public static HostFileKind KindOf(string path)
+    {
+        byte* result = stackalloc byte[StatxSize];
+        // SAFETY: the kernel writes at most the size of struct statx.
+        if (path.Contains('\0', StringComparison.Ordinal) || statx(CurrentDirectory, path, 0, WantType, result) != 0)
+            return HostFileKind.None;
+        return (*(ushort*)(result + ModeOffset) & TypeMask) switch
+        {
+            RegularType => HostFileKind.Regular,
+            DirectoryType => HostFileKind.Directory,
+            _ => HostFileKind.Special,
+        };
+    }
+
+    /// <summary>Whether this user may write to what is at <paramref name="path"/>.</summary>
+    public static bool IsWritable(string path) => access(path, WriteAccess) == 0;
+
+    /// <summary>
+    /// Writes everything to a descriptor. Answers why that failed, or null: also when nobody reads any more, which is nobody's error.
+    /// </summary>
+    public static string? Write(int descriptor, ReadOnlySpan<byte> bytes)
+    {
+        while (!bytes.IsEmpty)
+        {
+            nint count;
+            // SAFETY: the kernel reads no more than the length given.
+            fixed (byte* p = bytes)
+                count = write(descriptor, p, (nuint)bytes.Length);
+            if (count >= 0)
+            {
+                bytes = bytes[(int)count..];
+                continue;
+            }
+            switch (Marshal.GetLastPInvokeError())
+            {
+                case Interrupted:
+                    break;
+                case TryAgain:
+                    // Whoever shares the descriptor has made it non-blocking.
+                    PollDescriptor wait = new() { Descriptor = descriptor, Events = PollOut };
+                    _ = poll(&wait, 1, -1);
+                    break;
+                case BrokenPipe:
+                    return null;
+                case var error:
+                    return Marshal.GetPInvokeErrorMessage(error);
+            }
+        }
+        return null;
+    }
+
+    [StructLayout(LayoutKind.Sequential)]
+    private struct PollDescriptor
+    {
+        public int Descriptor;
+        public short Events;
+        public short Returned;
+    }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint write(int descriptor, void* buffer, nuint count);
+
+    [LibraryImport("libc")]
+    private static partial int poll(PollDescriptor* descriptors, nuint count, int timeout);
+
+    [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int statx(int directory, string path, int flags, uint mask, byte* result);
+
+    [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int access(string path, int mode);
+}
