@@ -1,13 +1,17 @@
 using System.CommandLine;
+using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 using Aerostat.Loader;
 using Aerostat.Machine;
+using Aerostat.Platform;
 
 namespace Aerostat.Cli;
 
 /// <summary>All verbs, and what every verb has in common: one-line errors and exit statuses.</summary>
 internal static class CommandTree
 {
+    private const int NarrowestHelp = 40;
+
     public static RootCommand Create()
     {
         RootCommand root = new("Aerostat, a virtual machine monitor.")
@@ -19,6 +23,9 @@ internal static class CommandTree
             ConformanceCommand.Create(),
         };
         root.Add(CompletionCommand.Create(root));
+        // Left to itself the help asks the runtime's console, which changes the terminal's keypad mode for good.
+        foreach (HelpAction help in root.Options.OfType<HelpOption>().Select(o => o.Action).OfType<HelpAction>())
+            help.MaxWidth = Math.Max(Terminal.ColumnsOf(1) ?? int.MaxValue, NarrowestHelp);
         return root;
     }
 
@@ -35,7 +42,7 @@ internal static class CommandTree
         {
             if (result.Action is ParseErrorAction)
             {
-                string what = result.UnmatchedTokens is [string unknown, ..] ? $"there is no command or option '{unknown}'" : OneLine(result.Errors[0].Message);
+                string what = result.UnmatchedTokens is [string unknown, ..] ? $"there is no command or option '{unknown}'" : Explain(result);
                 return Report(error, $"{verb}: {what}; '{verb} --help' lists what there is", ExitStatus.Usage);
             }
             return result.Invoke(new InvocationConfiguration
@@ -58,6 +65,19 @@ internal static class CommandTree
         {
             return Report(error, $"{verb}: internal error, please report it: {e}", ExitStatus.Failure);
         }
+    }
+
+    // The parser's own sentences name neither the option first nor what to do.
+    private static string Explain(ParseResult result)
+    {
+        foreach (System.CommandLine.Parsing.OptionResult option in result.CommandResult.Children.OfType<System.CommandLine.Parsing.OptionResult>())
+        {
+            if (option.IdentifierTokenCount > 1 && option.Option.Arity.MaximumNumberOfValues == 1)
+                return $"{option.Option.Name} is there {option.IdentifierTokenCount} times; give it once";
+            if (option.Tokens.Count == 0 && option.Option.Arity.MinimumNumberOfValues > 0 && !option.Implicit)
+                return $"{option.Option.Name} needs a value ({option.Option.HelpName})";
+        }
+        return OneLine(result.Errors[0].Message);
     }
 
     private static string Verb(ParseResult result)

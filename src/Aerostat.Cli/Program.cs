@@ -12,12 +12,22 @@ public static class Program
     /// <summary>Entry point. Returns the exit status.</summary>
     public static int Main(string[] args)
     {
+        using TextWriter output = StandardStream.Open(error: false), error = StandardStream.Open(error: true);
         // The parser is loaded only when there is something to parse: start-up time is a promise.
-        if (args is ["--version"])
+        return args is ["--version"] ? PrintVersion(output, error) : CommandTree.Invoke(args, output, error);
+    }
+
+    private static int PrintVersion(TextWriter output, TextWriter error)
+    {
+        try
         {
-            Console.Out.WriteLine($"aerostat {Version}");
+            output.WriteLine($"aerostat {Version}");
             return 0;
         }
-        return CommandTree.Invoke(args, Console.Out, Console.Error);
+        catch (Machine.HostException e)
+        {
+            error.WriteLine($"aerostat: {e.Message}");
+            return ExitStatus.Failure;
+        }
     }
 }

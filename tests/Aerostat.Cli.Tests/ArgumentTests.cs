@@ -41,6 +41,10 @@ public sealed class ArgumentTests
         { "run --kernel k --device debug-exit,iobase=1", "unknown key" },
         { "run --kernel k --timeout 0", "--timeout" },
         { "run --kernel k --timeout soon", "--timeout" },
+        { "run --kernel k --timeout 1000001", "up to 1000000" },
+        { "run --kernel k --memory 1G --memory 2G", "--memory is there 2 times; give it once" },
+        { "run --kernel k --stats", "--stats needs a value (FILE)" },
+        { "run --kernel /dev/zero", "a device or a pipe" },
         { "run --kernel k --name a/b", "--name" },
         { "run --kernel k --disk d.img", "later version" },
         { "run --kernel k --balloon", "later version" },
@@ -85,6 +89,7 @@ public sealed class ArgumentTests
     [InlineData("/nowhere/stats.json")]
     [InlineData("/proc/stats.json")]
     [InlineData("/tmp")]
+    [InlineData("")]
     public void StatisticsThatCannotBeWrittenAreRefusedBeforeTheBoot(string path)
     {
         string kernel = Path.GetTempFileName();

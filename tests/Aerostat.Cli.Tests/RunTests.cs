@@ -72,6 +72,39 @@ public sealed class RunTests : IDisposable
         Assert.Equal(0, (await Run(TinyKernel.Reset, "", "--no-reboot")).Status);
 
     [Fact]
+    public async Task StatisticsOntoADeviceLeaveTheDevice()
+    {
+        (int status, string output, _) = await Run(TinyKernel.PowerOff, "", "--stats", "/dev/stdout");
+        Assert.Equal(0, status);
+        using JsonDocument json = JsonDocument.Parse(output);
+        Assert.Equal("powered-off", json.RootElement.GetProperty("exit").GetString());
+        Assert.NotNull(new FileInfo("/dev/stdout").LinkTarget);
+    }
+
+    [Fact]
+    public async Task StatisticsOntoALinkReplaceWhatItLeadsTo()
+    {
+        string file = Path.Combine(folder, "real.json"), link = Path.Combine(folder, "link.json");
+        await File.WriteAllTextAsync(file, "old", Token);
+        File.CreateSymbolicLink(link, file);
+        Assert.Equal(0, (await Run(TinyKernel.PowerOff, "", "--stats", link)).Status);
+        Assert.Equal(file, new FileInfo(link).LinkTarget);
+        using JsonDocument json = JsonDocument.Parse(await File.ReadAllTextAsync(file, Token));
+        Assert.Equal("powered-off", json.RootElement.GetProperty("exit").GetString());
+    }
+
+    [Fact]
+    public async Task AFullStandardOutputIsSaidInOneLine()
+    {
+        ProcessStartInfo info = new("/bin/sh", ["-c", $"exec '{Path.Combine(AppContext.BaseDirectory, "aerostat")}' --help > /dev/full"]) { RedirectStandardInput = true, RedirectStandardOutput = true, RedirectStandardError = true };
+        using Process process = Process.Start(info)!;
+        (int status, _, string error) = await End(process);
+        Assert.Equal(4, status);
+        Assert.StartsWith("aerostat: standard output cannot be written", error, StringComparison.Ordinal);
+        Assert.Single(error.TrimEnd('\n').Split('\n'));
+    }
+
+    [Fact]
     public async Task ResetStartsTheKernelAgain()
     {
         string stats = Path.Combine(folder, "stats.json");

@@ -1,5 +1,8 @@
 using System.CommandLine;
 using System.Text;
+using Aerostat.Hosting;
+using Aerostat.Machine;
+using Aerostat.Platform;
 
 namespace Aerostat.Cli;
 
@@ -33,6 +36,14 @@ internal static class CompletionCommand
         string.Join(' ', command.Subcommands.Where(c => !c.Hidden).Select(c => c.Name)
             .Concat(command.Name == "completion" ? ["bash", "zsh", "fish"] : []).Concat(Options(command)));
 
+    // What this build knows: later versions know more.
+    private static string Values(string option) => string.Join(' ', option switch
+    {
+        "--accel" => Accelerators.All(KvmDevice.Missing).Where(a => a.Usable).Select(a => a.Name).Prepend("auto"),
+        "--cpu" => Accelerators.CpuModelsOf("auto").Select(m => m.Name).Append("help"),
+        _ => DeviceOptions.Known.Select(d => d.Syntax.Split('[')[0].Split(',')[0]).Append("help"),
+    });
+
     private static string Bash(RootCommand root)
     {
         StringBuilder text = new();
@@ -41,13 +52,21 @@ internal static class CompletionCommand
                 local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words
                 case $before in
                     --kernel|--initrd|--stats|--busybox|--modules) COMPREPLY=($(compgen -f -- "$word")); return ;;
-                    --accel) COMPREPLY=($(compgen -W "auto kvm translator interpreter" -- "$word")); return ;;
+                    --accel) COMPREPLY=($(compgen -W "ACCELERATORS" -- "$word")); return ;;
+                    --cpu) COMPREPLY=($(compgen -W "MODELS" -- "$word")); return ;;
+                    --device) COMPREPLY=($(compgen -W "DEVICES" -- "$word")); return ;;
                 esac
-                case ${COMP_WORDS[1]} in
+                case "${COMP_WORDS[1]} ${COMP_WORDS[2]}" in
 
-            """);
+            """.Replace("ACCELERATORS", Values("--accel"), StringComparison.Ordinal)
+               .Replace("MODELS", Values("--cpu"), StringComparison.Ordinal)
+               .Replace("DEVICES", Values("--device"), StringComparison.Ordinal));
         foreach (Command verb in Verbs(root))
-            text.Append($"        {verb.Name}) words=\"{Words(verb)}\" ;;\n");
+        {
+            foreach (Command inner in verb.Subcommands.Where(c => !c.Hidden))
+                text.Append($"        \"{verb.Name} {inner.Name}\") [ \"$COMP_CWORD\" -gt 2 ] && words=\"{Words(inner)}\" || words={inner.Name} ;;\n");
+            text.Append($"        \"{verb.Name} \"*) words=\"{Words(verb)}\" ;;\n");
+        }
         text.Append($"        *) words=\"{string.Join(' ', Verbs(root).Select(v => v.Name))} --help --version\" ;;\n");
         text.Append("""
                 esac
@@ -72,8 +91,16 @@ internal static class CompletionCommand
             text.Append($"complete -c aerostat -n __fish_use_subcommand -a {verb.Name} -d '{verb.Description?.Replace("'", "\\'", StringComparison.Ordinal)}'\n");
             foreach (Command inner in verb.Subcommands.Where(c => !c.Hidden))
                 text.Append($"complete -c aerostat -n '__fish_seen_subcommand_from {verb.Name}' -a {inner.Name}\n");
-            foreach (string option in Options(verb))
-                text.Append($"complete -c aerostat -n '__fish_seen_subcommand_from {verb.Name}' -l {option[2..]}{(option is "--kernel" or "--initrd" or "--stats" or "--busybox" or "--modules" ? " -rF" : "")}\n");
+            foreach (string option in verb.Subcommands.Where(c => !c.Hidden).SelectMany(Options).Concat(Options(verb)).Distinct())
+            {
+                string what = option switch
+                {
+                    "--kernel" or "--initrd" or "--stats" or "--busybox" or "--modules" => " -rF",
+                    "--accel" or "--cpu" or "--device" => $" -xa '{Values(option)}'",
+                    _ => "",
+                };
+                text.Append($"complete -c aerostat -n '__fish_seen_subcommand_from {verb.Name}' -l {option[2..]}{what}\n");
+            }
         }
         text.Append("complete -c aerostat -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'\n");
         return text.ToString();

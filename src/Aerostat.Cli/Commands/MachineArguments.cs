@@ -27,7 +27,7 @@ internal static class MachineArguments
     public static TimeSpan ParseTimeout(string text) =>
         double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out double seconds) && seconds > 0 && seconds <= 1e6
             ? TimeSpan.FromSeconds(seconds)
-            : throw new ConfigurationException($"--timeout: '{text}' is not a number of seconds above 0; write for instance 60");
+            : throw new ConfigurationException($"--timeout: '{text}' is not a number of seconds above 0 and up to 1000000; write for instance 60");
 
     public static string ParseName(string text) =>
         text.Length is > 0 and <= LongestName && text.All(c => char.IsAsciiLetterOrDigit(c) || c is '-' or '_' or '.') && text[0] != '.'

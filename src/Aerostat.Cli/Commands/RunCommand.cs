@@ -44,7 +44,7 @@ internal static class RunCommand
             string[] devices = result.GetRequiredValue(device);
             if (devices.Contains("help"))
                 return List(output, DeviceOptions.Known);
-            if (result.GetValue(kernel) is not { } kernelPath)
+            if (result.GetValue(kernel) is not { Length: > 0 } kernelPath)
                 throw new ConfigurationException("nothing to boot; give --kernel FILE");
             MachineOptions options = new()
             {

@@ -20,7 +20,7 @@ internal sealed class ConsoleRelay : IDisposable
     private readonly SemaphoreSlim filled = new(0);
     private readonly CancellationTokenSource ending = new();
     private readonly TaskCompletionSource quit = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private readonly TaskCompletionSource outputLost = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource<string?> outputLost = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly Thread writer;
     private Thread? reader;
     private byte[] pending = new byte[4096];
@@ -39,8 +39,8 @@ internal sealed class ConsoleRelay : IDisposable
     /// <summary>Completes when the user has typed Ctrl-A X.</summary>
     public Task Quit => quit.Task;
 
-    /// <summary>Completes when nobody reads standard output any more.</summary>
-    public Task OutputLost => outputLost.Task;
+    /// <summary>Completes when standard output takes no more: with null when nobody reads it, else with the reason.</summary>
+    public Task<string?> OutputLost => outputLost.Task;
 
     /// <summary>Bytes that did not fit the buffer.</summary>
     public long Dropped => Volatile.Read(ref dropped);
@@ -121,7 +121,7 @@ internal sealed class ConsoleRelay : IDisposable
             }
             if (count > 0 && !terminal.Write(writing.AsSpan(0, count)))
             {
-                outputLost.TrySetResult();
+                outputLost.TrySetResult(terminal.WriteFailure);
                 lock (gate)
                     finished = true;
                 return;

@@ -52,11 +52,15 @@ internal sealed class MachineSession(MachineOptions options)
             await over.CancelAsync().ConfigureAwait(false);
             console.Finish();
             await CompanionEnd(companion).ConfigureAwait(false);
+            string? failure = console.OutputLost.IsCompleted ? await console.OutputLost.ConfigureAwait(false) : null;
             int status = exit.Kind != MachineExitKind.Stopped ? exit.ExitStatus
                 : signals.Received != 0 ? signals.ExitStatus
+                : failure is not null ? ExitStatus.Failure
                 : console.OutputLost.IsCompleted ? BrokenPipe
                 : 0;
             RunReport report = new(options, exit, status, machine.GetStatistics(), wall, ProcessUsage.Read(), memory.Peak);
+            if (failure is not null)
+                error.WriteLine($"{verb}: standard output cannot be written ({failure}); free some space or send it elsewhere");
             Explain(error, verb, exit, console.Dropped);
             if (StatsPath is not null)
                 report.Write(StatsPath);

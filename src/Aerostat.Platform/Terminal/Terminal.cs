@@ -17,8 +17,9 @@ public sealed unsafe partial class Terminal : IDisposable
     private const int TermiosSize = 128;
     private const int Now = 0, Drain = 1;
     private const uint PostProcess = 1;
+    private const nuint GetWindowSize = 0x5413;
     private const short PollIn = 1, PollOut = 4;
-    private const int Interrupted = 4, TryAgain = 11;
+    private const int Interrupted = 4, HungUp = 5, TryAgain = 11, BrokenPipe = 32;
     private const int CloseOnExec = 0x80000, NonBlocking = 0x800, WriteOnly = 1, NoControllingTerminal = 0x100;
 
     // A pipe that polls ready takes this much without blocking: one slot, a page.
@@ -72,6 +73,15 @@ public sealed unsafe partial class Terminal : IDisposable
 
     /// <summary>Whether a descriptor is a terminal.</summary>
     public static bool IsTerminal(int descriptor) => isatty(descriptor) == 1;
+
+    /// <summary>Characters in a line of the terminal that a descriptor is; null when it is none or does not tell.</summary>
+    public static int? ColumnsOf(int descriptor)
+    {
+        // struct winsize: rows, columns and two more 16-bit fields.
+        ushort* size = stackalloc ushort[4];
+        // SAFETY: the kernel writes struct winsize, 8 bytes.
+        return ioctl(descriptor, GetWindowSize, size) == 0 && size[1] != 0 ? size[1] : null;
+    }
 
     /// <summary>Whether raw mode is on.</summary>
     public bool IsRaw
@@ -175,11 +185,17 @@ public sealed unsafe partial class Terminal : IDisposable
                     continue;
                 }
             }
-            if (Marshal.GetLastPInvokeError() is not (Interrupted or TryAgain))
+            if (Marshal.GetLastPInvokeError() is var error && error is not (Interrupted or TryAgain))
+            {
+                WriteFailure = error is BrokenPipe or HungUp ? null : Marshal.GetPInvokeErrorMessage(error);
                 return false;
+            }
         }
         return true;
     }
+
+    /// <summary>Why <see cref="Write"/> answered false, when there is more to it than that nobody reads any more.</summary>
+    public string? WriteFailure { get; private set; }
 
     /// <summary>Ends the present and all later <see cref="Write"/> calls that would wait.</summary>
     public void CancelWrite() => Signal(cancelWrite);
@@ -266,6 +282,9 @@ public sealed unsafe partial class Terminal : IDisposable
 
     [LibraryImport("libc")]
     private static partial int isatty(int fd);
+
+    [LibraryImport("libc")]
+    private static partial int ioctl(int fd, nuint request, void* argument);
 
     [LibraryImport("libc", StringMarshalling = StringMarshalling.Utf8)]
     private static partial int open(string path, int flags);
