@@ -147,7 +147,7 @@ internal sealed class ConsoleRelay : IDisposable
                 {
                     kept = filter.Filter(buffer.AsSpan(0, count), out ConsoleCommand command);
                     if (command == ConsoleCommand.Help)
-                        Write("\r\nCtrl-A X  quit\r\nCtrl-A H  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n"u8);
+                        Write("\nCtrl-A X  quit\nCtrl-A H  this help\nCtrl-A Ctrl-A  send Ctrl-A\n"u8);
                     if (command == ConsoleCommand.Quit)
                     {
                         quit.TrySetResult();
