@@ -57,6 +57,12 @@ public sealed unsafe partial class GuestMemory
     /// </summary>
     public event Action? WatchTightened;
 
+    /// <summary>
+    /// Raised when a page's code generation has moved on, with the page's number, on the thread that wrote, before its notification returns.
+    /// Without locks held; subscribers must not write to guest memory.
+    /// </summary>
+    public event Action<ulong>? CodeChanged;
+
     /// <summary>Watch byte of each page (<see cref="PageWatch"/>), indexed by page frame number below <see cref="End"/>.</summary>
     public byte* Watch => watch;
 
@@ -159,6 +165,7 @@ public sealed unsafe partial class GuestMemory
             if ((Volatile.Read(ref codeChunks[page]) & ChunkMask(start & 4095, (stop - 1) & 4095)) == 0)
                 return false;
         }
+        bool hit = false;
         lock (trackingLock)
         {
             byte flags = watch[page];
@@ -167,7 +174,6 @@ public sealed unsafe partial class GuestMemory
             if ((flags & (byte)PageWatch.Hinted) != 0)
                 hintedPages[page >> 6] &= ~(1UL << (int)(page & 63));
             flags &= (byte)PageWatch.Code;
-            bool hit = false;
             if (flags != 0 && (codeChunks[page] & ChunkMask(start & 4095, (stop - 1) & 4095)) != 0)
             {
                 hit = true;
@@ -176,8 +182,10 @@ public sealed unsafe partial class GuestMemory
                 flags = 0;
             }
             Volatile.Write(ref watch[page], flags);
-            return hit;
         }
+        if (hit)
+            CodeChanged?.Invoke(page);
+        return hit;
     }
 
     // After watch bits were set, without locks held: when this returns, every write is either visible or will be notified.

@@ -8,6 +8,8 @@ internal sealed unsafe partial class Interpreter
     private const int LongestInstruction = 15;
 
     private readonly JumpEntry* jumpCache;
+    // The same for single instructions, which the translator leaves to the interpreter.
+    private readonly JumpEntry* singles;
     private readonly byte* fetchBuffer;
     private readonly uint* zeroGeneration;
     private readonly BlockCache blocks;
@@ -22,7 +24,7 @@ internal sealed unsafe partial class Interpreter
     private static int JumpIndex(ulong linear) => (int)((linear ^ (linear >> 12)) & (JumpEntries - 1));
 
     /// <summary>Finds or decodes the block at a linear address; null: a fault is recorded.</summary>
-    private Block* FetchBlock(CpuState* s, ulong linear)
+    private Block* FetchBlock(CpuState* s, ulong linear, bool single = false)
     {
         if (s->Bitness == 64 && !IsCanonical(s, linear))
         {
@@ -32,15 +34,16 @@ internal sealed unsafe partial class Interpreter
         Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
         if (!Translate(s, linear, access, out Translation t))
             return null;
-        ulong key = (t.Gpa << 2) | (uint)(s->Bitness >> 5);
+        // Key 3: a single instruction of 64-bit code, for the translator.
+        ulong key = (t.Gpa << 2) | (single ? 3 : (uint)(s->Bitness >> 5));
         Block* block = blocks.Find(key);
         if (block == null)
         {
-            block = Memory.TryGetPage(t.Gpa) != null ? DecodeBlock(s, linear, t.Gpa, key, access) : DecodeForeign(s, t.Gpa);
+            block = Memory.TryGetPage(t.Gpa) != null ? DecodeBlock(s, linear, t.Gpa, key, access, single ? 1 : BlockDecoder.MaxOps) : DecodeForeign(s, t.Gpa);
             if (block == null)
                 return null;
         }
-        JumpEntry* e = jumpCache + JumpIndex(linear);
+        JumpEntry* e = (single ? singles : jumpCache) + JumpIndex(linear);
         e->Key = linear ^ modeKey;
         e->Epoch = epoch;
         e->Block = block;
@@ -48,7 +51,7 @@ internal sealed unsafe partial class Interpreter
         return block;
     }
 
-    private Block* DecodeBlock(CpuState* s, ulong linear, ulong gpa, ulong key, Access access)
+    private Block* DecodeBlock(CpuState* s, ulong linear, ulong gpa, ulong key, Access access, int maxOps)
     {
         if (!blocks.Reserve(BlockDecoder.MaxOps))
             epoch++;
@@ -59,9 +62,9 @@ internal sealed unsafe partial class Interpreter
             uint* generation = Memory.CodeGeneration + (gpa >> 12);
             uint decoded = Volatile.Read(ref *generation);
             WatchCode(gpa, 1);
-            int available = (int)Math.Min(4096 - (gpa & 4095), BlockDecoder.MaxOps * LongestInstruction);
+            int available = (int)Math.Min(4096 - (gpa & 4095), (ulong)(maxOps * LongestInstruction));
             Buffer.MemoryCopy(Memory.HostBase + gpa, fetchBuffer, FetchBufferBytes, available);
-            int count = decoder.Decode(fetchBuffer, available, s->Bitness, blocks.Scratch, BlockDecoder.MaxOps, out int length);
+            int count = decoder.Decode(fetchBuffer, available, s->Bitness, blocks.Scratch, maxOps, out int length);
             if (count == 0)
                 return DecodeCrossing(s, linear, gpa, available, access);
             WatchCode(gpa, (uint)length);

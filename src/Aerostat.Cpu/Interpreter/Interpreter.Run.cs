@@ -28,7 +28,7 @@ internal sealed unsafe partial class Interpreter
         gate.Enter(this);
         try
         {
-            return Loop(State);
+            return translation != null ? LoopTranslated(State) : Loop(State);
         }
         finally
         {
@@ -269,6 +269,11 @@ internal sealed unsafe partial class Interpreter
             ClearRequest(Request.TlbShootdown);
             ExecutionGate.Leave(this);
             gate.Enter(this);
+        }
+        if ((request & Request.CodeChanged) != 0)
+        {
+            ClearRequest(Request.CodeChanged);
+            translation?.DropChangedCode();
         }
         if ((request & Request.HandlerExit) != 0)
         {

@@ -34,14 +34,15 @@ internal sealed unsafe partial class Interpreter : IDisposable
         blocks = new BlockCache(blockCacheBytes);
 
         // SAFETY: all native blocks below live until Dispose, which the owner calls after the vCPU thread has ended.
-        State = (CpuState*)NativeMemory.AlignedAlloc((nuint)sizeof(CpuState), 4096);
+        State = (CpuState*)NativeMemory.AlignedAlloc(StateBytes + (SetCount * TlbEntries * (nuint)sizeof(TlbEntry)), 4096);
         *State = default;
         State->Xsave = (byte*)NativeMemory.AlignedAlloc(CpuState.XsaveBytes, 64);
         new Span<byte>(State->Xsave, CpuState.XsaveBytes).Clear();
         bounce = (byte*)NativeMemory.AlignedAlloc(64, 64);
         fetchBuffer = (byte*)NativeMemory.AlignedAlloc(FetchBufferBytes, 64);
-        jumpCache = (JumpEntry*)NativeMemory.AlignedAlloc(JumpEntries * (nuint)sizeof(JumpEntry), 64);
-        new Span<JumpEntry>(jumpCache, JumpEntries).Clear();
+        jumpCache = (JumpEntry*)NativeMemory.AlignedAlloc(2 * JumpEntries * (nuint)sizeof(JumpEntry), 64);
+        new Span<JumpEntry>(jumpCache, 2 * JumpEntries).Clear();
+        singles = jumpCache + JumpEntries;
         zeroGeneration = (uint*)NativeMemory.AlignedAlloc(64, 64);
         *zeroGeneration = 0;
         tlbSets = AllocateTlb(out emptyTlb);
@@ -104,7 +105,11 @@ internal sealed unsafe partial class Interpreter : IDisposable
     internal Outcome RaiseUd() => Raise(Vector.InvalidOpcode);
 
     /// <summary>Sets request bits; any thread.</summary>
-    internal void SetRequest(Request bits) => Interlocked.Or(ref State->Request, (int)bits);
+    internal void SetRequest(Request bits)
+    {
+        Interlocked.Or(ref State->Request, (int)bits);
+        translation?.Poke();
+    }
 
     /// <summary>Clears request bits; any thread.</summary>
     internal void ClearRequest(Request bits) => Interlocked.And(ref State->Request, ~(int)bits);
@@ -150,8 +155,8 @@ internal sealed unsafe partial class Interpreter : IDisposable
             return;
         disposed = true;
         gate.Remove(this);
+        translation?.Dispose();
         blocks.Dispose();
-        NativeMemory.AlignedFree(tlbSets);
         NativeMemory.AlignedFree(jumpCache);
         NativeMemory.AlignedFree(zeroGeneration);
         NativeMemory.AlignedFree(fetchBuffer);

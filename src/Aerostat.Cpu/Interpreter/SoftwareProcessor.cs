@@ -3,7 +3,7 @@ using Aerostat.Processors;
 namespace Aerostat.Cpu;
 
 /// <summary>The interpreter of one vCPU behind the seam that all processors share.</summary>
-internal sealed class SoftwareProcessor(Interpreter interpreter) : IVirtualProcessor
+internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtualProcessor
 {
     private readonly ProcessorCounters counters = new();
 
@@ -27,7 +27,7 @@ internal sealed class SoftwareProcessor(Interpreter interpreter) : IVirtualProce
     {
         get
         {
-            counters.Instructions = interpreter.instructions;
+            counters.Instructions = interpreter.instructions + interpreter.State->Executed;
             lock (counters.Named)
             {
                 counters.Named["blocks-decoded"] = interpreter.blocksDecoded;
@@ -42,6 +42,7 @@ internal sealed class SoftwareProcessor(Interpreter interpreter) : IVirtualProce
                 counters.Named["exceptions"] = interpreter.exceptions;
                 counters.Named["single-steps"] = interpreter.steps;
                 counters.Named["block-cache-evictions"] = interpreter.BlockEvictions;
+                interpreter.TranslationCounters(counters.Named);
             }
             return counters;
         }

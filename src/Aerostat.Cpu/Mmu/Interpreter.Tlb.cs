@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using Aerostat.X86;
 
 namespace Aerostat.Cpu;
@@ -12,10 +11,19 @@ internal sealed unsafe partial class Interpreter
 {
     private const int UserSet = 0, StrictSet = 1, SupervisorSet = 2, EmptySet = 3, SetCount = 4;
 
+    // Gpa of an entry that is listed as filled but holds nothing.
+    private const ulong Vacant = ulong.MaxValue - 1;
+
     private readonly TlbEntry* tlbSets;
     private readonly TlbEntry* emptyTlb;
     private int tlbSet;
-    private int filledSets;
+
+    /// <summary>Bytes reserved for the state itself; the TLB sets follow, so that generated code reaches both from one base.</summary>
+    internal const int StateBytes = 4096;
+
+    // Which entries may be in use (set * TlbEntries + index), so that a flush costs what was filled. An entry is in here while its Gpa is not all ones.
+    private readonly int[] filled = new int[SetCount * TlbEntries];
+    private int filledCount;
 
     // Linear range whose entries came from large pages since the last flush: INVLPG in it drops everything.
     private ulong largeLow = ulong.MaxValue, largeHigh;
@@ -26,10 +34,9 @@ internal sealed unsafe partial class Interpreter
     /// <summary>Drops all cached translations of this vCPU, global ones too.</summary>
     internal void FlushTlb()
     {
-        for (int i = 0; i < EmptySet; i++)
-            if ((filledSets & (1 << i)) != 0)
-                Buffer.MemoryCopy(emptyTlb, tlbSets + (i * TlbEntries), TlbEntries * sizeof(TlbEntry), TlbEntries * sizeof(TlbEntry));
-        filledSets = 0;
+        for (int i = 0; i < filledCount; i++)
+            tlbSets[filled[i]] = emptyTlb[filled[i] & (TlbEntries - 1)];
+        filledCount = 0;
         largeLow = ulong.MaxValue;
         largeHigh = 0;
         epoch++;
@@ -46,7 +53,13 @@ internal sealed unsafe partial class Interpreter
         }
         ulong index = (linear >> 12) & (TlbEntries - 1);
         for (int i = 0; i < EmptySet; i++)
-            tlbSets[((uint)i * TlbEntries) + index] = emptyTlb[index];
+        {
+            // Stays listed as filled.
+            TlbEntry* e = tlbSets + ((uint)i * TlbEntries) + index;
+            ulong gpa = e->Gpa == ulong.MaxValue ? ulong.MaxValue : Vacant;
+            *e = emptyTlb[index];
+            e->Gpa = gpa;
+        }
         epoch++;
     }
 
@@ -55,14 +68,11 @@ internal sealed unsafe partial class Interpreter
     /// </summary>
     internal void DropWritePath(ulong gpaPage)
     {
-        for (int i = 0; i < EmptySet; i++)
+        for (int i = 0; i < filledCount; i++)
         {
-            if ((filledSets & (1 << i)) == 0)
-                continue;
-            TlbEntry* set = tlbSets + (i * TlbEntries);
-            for (int j = 0; j < TlbEntries; j++)
-                if (set[j].Gpa == gpaPage)
-                    set[j].WriteTag = emptyTlb[j].WriteTag;
+            TlbEntry* e = tlbSets + filled[i];
+            if (e->Gpa == gpaPage)
+                e->WriteTag = emptyTlb[filled[i] & (TlbEntries - 1)].WriteTag;
         }
     }
 
@@ -78,12 +88,14 @@ internal sealed unsafe partial class Interpreter
         if (set == EmptySet)
             return;
         ulong page = linear & ~4095UL, gpa = t.Gpa & ~4095UL;
-        TlbEntry* e = tlbSets + (set * TlbEntries) + (int)((linear >> 12) & (TlbEntries - 1));
+        int number = (set * TlbEntries) + (int)((linear >> 12) & (TlbEntries - 1));
+        TlbEntry* e = tlbSets + number;
+        if (e->Gpa == ulong.MaxValue)
+            filled[filledCount++] = number;
         e->ReadTag = page;
         e->WriteTag = writeAllowed && t.Dirty && Memory.Watch[gpa >> 12] == 0 ? page : emptyTlb[(linear >> 12) & (TlbEntries - 1)].WriteTag;
         e->Host = Memory.HostBase + gpa;
         e->Gpa = gpa;
-        filledSets |= 1 << set;
         tlbFills++;
         if (t.PageSize > 4096 && (s->Cr0 & Cr0.Pg) != 0)
         {
@@ -99,7 +111,8 @@ internal sealed unsafe partial class Interpreter
 
     private TlbEntry* AllocateTlb(out TlbEntry* empty)
     {
-        var sets = (TlbEntry*)NativeMemory.AlignedAlloc(SetCount * TlbEntries * (nuint)sizeof(TlbEntry), 4096);
+        // SAFETY: the allocation of State has room for the sets behind it.
+        var sets = (TlbEntry*)((byte*)State + StateBytes);
         empty = sets + (EmptySet * TlbEntries);
         for (int i = 0; i < SetCount * TlbEntries; i++)
         {

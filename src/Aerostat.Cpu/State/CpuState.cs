@@ -46,6 +46,8 @@ internal enum Request
     HandlerExit = 64,
     /// <summary>A second NMI has come before the first was taken; see <see cref="Interpreter.RaiseNmi"/>.</summary>
     SecondNmi = 128,
+    /// <summary>Code that this processor may hold translations of has changed.</summary>
+    CodeChanged = 256,
 }
 
 /// <summary>
@@ -99,6 +101,21 @@ internal unsafe struct CpuState
     /// XMM at 160 + 16 n, upper halves of YMM at 576 + 16 n, PKRU at 832. The x87 tag byte is in FXSAVE form at 4.
     /// </summary>
     public byte* Xsave;
+
+    /// <summary>Non-zero makes generated code leave at its next check; set by other threads after <see cref="Request"/>.</summary>
+    public int Poll;
+    /// <summary>Status flags at entry to and exit from generated code: byte 0 is OF, byte 1 is AH as LAHF leaves it.</summary>
+    public uint HostFlags;
+    /// <summary>For each variant of generated code, its table of jump targets, or a table of exits while somebody waits.</summary>
+    public fixed ulong JumpTable[8];
+    /// <summary>What generated code left in its scratch registers R10, R11 and R14 at its exit.</summary>
+    public ulong ExitAddress, ExitRecord, GroupPointer;
+    /// <summary>Where to go at entry; the host's MXCSR; a place to keep a register for a moment.</summary>
+    public ulong EntryTarget, HostMxcsr, Spill;
+    /// <summary>Number of the exit record of the last indirect branch.</summary>
+    public ulong IndirectSource;
+    /// <summary>Guest instructions counted by generated code.</summary>
+    public long Executed;
 
     public const int ZeroRegister = 16 * 8, BlockRip = 17 * 8;
     public const int XsaveBytes = 1024, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576, PkruOffset = 832;

@@ -50,6 +50,16 @@ public static unsafe partial class HostThread
         return sched_setaffinity(0, 128, mask) == 0;
     }
 
+    /// <summary>
+    /// Sets the calling thread's GS base (x86-64 only), which neither the C library nor .NET uses on Linux. False: the host refuses.
+    /// </summary>
+    public static bool SetGsBase(nint address) => syscall(ArchPrctl, ArchSetGs, address) == 0;
+
+    private const nint ArchPrctl = 158, ArchSetGs = 0x1001;
+
+    [LibraryImport("libc")]
+    private static partial nint syscall(nint number, nint code, nint address);
+
     [LibraryImport("libc")]
     private static partial int gettid();
 

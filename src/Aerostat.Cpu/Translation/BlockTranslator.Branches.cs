@@ -1,0 +1,166 @@
+using Iced.Intel;
+
+namespace Aerostat.Cpu;
+
+/// <content>
+/// Branches. Within a page blocks are linked directly: they become stale together. Everything else goes through the jump table, whose entries
+/// the target checks. Every loop contains a backward branch within a page (which looks at <see cref="CpuState.Poll"/>) or a jump through
+/// the table (which is exchanged for one full of exits), so a request is seen within one page of straight code.
+/// </content>
+internal sealed unsafe partial class BlockTranslator
+{
+    /// <summary>R10 = the target, then through the table.</summary>
+    private void EmitTableJump(ulong target)
+    {
+        a.LoadState(Host.R14, Offset(&state->JumpTable[variant]));
+        a.Constant(Host.R10, target);
+        a.RM(0xFF, 4, Host.R14, Host.None, 0, (int)(target & (CodeCache.TableEntries - 1)) * 8, wide: false);
+    }
+
+    /// <summary>To the address in R10.</summary>
+    private void EmitIndirectJump(int record)
+    {
+        // Noted so that a target that is not canonical can be blamed on this instruction.
+        a.RM(0xC7, 0, Host.None, Host.None, 0, Offset(&state->IndirectSource), wide: false, gs: true);
+        a.Int32(record);
+        a.LoadState(Host.R14, Offset(&state->JumpTable[variant]));
+        a.RR(0x0FB7, Host.R11, Host.R10, wide: false);
+        a.RM(0xFF, 4, Host.R14, Host.R11, 3, 0, wide: false);
+    }
+
+    private void EmitLink(nint site, ulong target)
+    {
+        if (target == linear)
+        {
+            a.PointTo(site, entry);
+            return;
+        }
+        TranslatedBlock* block = cache.Find(target, (gpa & ~4095UL) | (target & 4095), variant);
+        if (block != null)
+        {
+            a.PointTo(site, block->Entry);
+            return;
+        }
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Link, Rip = target, Retry = site });
+        cold.Add(new Cold { Kind = ColdKind.Link, Site = site, Record = record });
+    }
+
+    /// <summary>An unconditional transfer; flags pass.</summary>
+    private bool EmitGoto(ulong target, ulong from)
+    {
+        bool backward = target <= from;
+        if (!SamePage(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
+        {
+            EmitTableJump(target);
+            return true;
+        }
+        if (backward)
+        {
+            EmitPollTest();
+            int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Poll, Rip = target });
+            cold.Add(new Cold { Kind = ColdKind.Leave, Site = a.Jcc(Condition.Ne), Record = record });
+        }
+        EmitLink(a.Jmp(), target);
+        return true;
+    }
+
+    private bool EmitConditional(in Instruction i)
+    {
+        ulong target = i.NearBranchTarget;
+        int condition = (int)i.ConditionCode - 1;
+        bool backward = target <= i.IP;
+        if (!SamePage(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
+        {
+            cold.Add(new Cold { Kind = ColdKind.Table, Site = a.Jcc(condition), Target = target });
+            return true;
+        }
+        if (!backward)
+        {
+            EmitLink(a.Jcc(condition), target);
+            return true;
+        }
+        // Not taken, the flags are as they were; taken, nobody needs them.
+        nint over = a.Jcc(condition ^ 1);
+        EmitPollTest();
+        EmitLink(a.Jcc(Condition.E), target);
+        EmitLeave(ExitKind.Poll, target, 0);
+        a.Bind(over);
+        return true;
+    }
+
+    private void EmitPollTest()
+    {
+        // cmp dword gs:[Poll], 0
+        a.RM(0x83, 7, Host.None, Host.None, 0, Offset(&state->Poll), wide: false, gs: true);
+        a.Byte(0);
+    }
+
+    /// <summary>Pushes the address of the next instruction.</summary>
+    private void EmitPushReturn(in Instruction i, int k, nint start, bool keepR14)
+    {
+        a.Lea(Host.R10, Host.R15, Host.None, 0, -8);
+        EmitCheck(i.IP, start, 8, write: true, aligned: false, live[k], -1, spillToMemory: keepR14);
+        ulong next = i.NextIP;
+        if ((long)next == (int)next)
+        {
+            a.RM(0xC7, 0, Host.R10, Host.None, 0, 0);
+            a.Int32((int)next);
+        }
+        else
+        {
+            a.Constant(Host.R11, next);
+            a.RM(0x89, Host.R11, Host.R10, Host.None, 0, 0);
+        }
+        a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
+    }
+
+    private bool EmitCall(in Instruction i, int k, nint start)
+    {
+        EmitPushReturn(i, k, start, keepR14: false);
+        return EmitGoto(i.NearBranchTarget, i.IP);
+    }
+
+    private bool EmitIndirect(in Instruction i, int k, nint start, bool call)
+    {
+        if (i.Op0Kind == OpKind.Memory)
+        {
+            if (i.MemoryBase == Register.EIP)
+                return false;
+            EmitAddress(i);
+            EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], SegmentOffset(i));
+            if (call)
+            {
+                a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
+                EmitPushReturn(i, k, start, keepR14: true);
+                a.Move(Host.R10, Host.R14);
+            }
+            else
+            {
+                a.RM(0x8B, Host.R10, Host.R10, Host.None, 0, 0);
+            }
+        }
+        else
+        {
+            int guest = GuestNumber(i.Op0Register);
+            if (guest == 4)
+                return false;
+            if (call)
+                EmitPushReturn(i, k, start, keepR14: false);
+            int host = Use(guest, Host.R10);
+            a.Move(Host.R10, host);
+        }
+        EmitIndirectJump(cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = call ? 8 : 0 }));
+        return true;
+    }
+
+    private bool EmitReturn(in Instruction i, int k, nint start)
+    {
+        int extra = i.Code == Code.Retnq_imm16 ? i.Immediate16 : 0;
+        a.Move(Host.R10, Host.R15);
+        EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], -1);
+        a.RM(0x8B, Host.R10, Host.R10, Host.None, 0, 0);
+        a.Lea(Host.R15, Host.R15, Host.None, 0, 8 + extra);
+        EmitIndirectJump(cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = -8 - extra }));
+        return true;
+    }
+}

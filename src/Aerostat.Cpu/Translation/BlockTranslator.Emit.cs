@@ -1,0 +1,495 @@
+using System.Runtime.Intrinsics.X86;
+using Iced.Intel;
+
+namespace Aerostat.Cpu;
+
+/// <content>Emission of instructions and memory accesses.</content>
+internal sealed unsafe partial class BlockTranslator
+{
+    private enum ColdKind
+    {
+        /// <summary>A failed TLB check: recover the address and leave.</summary>
+        Slow,
+        /// <summary>Leave with a record.</summary>
+        Leave,
+        /// <summary>As Leave, the record being a link whose site is bound here.</summary>
+        Link,
+        /// <summary>Go to another page by the jump table.</summary>
+        Table,
+    }
+
+    /// <summary>Code that is emitted behind the block.</summary>
+    private struct Cold
+    {
+        public ColdKind Kind;
+        public nint Site, Site2;
+        public int Record, TagOffset, Live;
+        public bool SpillToMemory;
+        public ulong Target;
+    }
+
+    private int TlbOffset => Interpreter.StateBytes + (variant % 3 * Interpreter.TlbEntries * sizeof(TlbEntry));
+
+    private void EmitCheckedEntry()
+    {
+        nint miss = vectors ? cache.Thunks.MissVector : cache.Thunks.Miss;
+        if (live.Length > 0 && count > 0 && live[0] == 0)
+        {
+            if ((long)linear == (int)linear)
+            {
+                a.RR(0x81, 7, Host.R10);
+                a.Int32((int)linear);
+            }
+            else
+            {
+                a.Constant(Host.R11, linear);
+                a.RR(0x3B, Host.R10, Host.R11);
+            }
+            a.Jcc(Condition.Ne, miss);
+            return;
+        }
+        // Without touching flags: JRCXZ.
+        a.Constant(Host.R11, 0 - linear);
+        a.Lea(Host.R11, Host.R11, Host.R10, 0, 0);
+        a.RR(0x87, Host.R11, Host.Rcx);
+        a.Byte(0xE3);
+        a.Byte(3 + 5);
+        a.RR(0x87, Host.R11, Host.Rcx);
+        a.Jmp(miss);
+        a.Move(Host.Rcx, Host.R11);
+    }
+
+    private void EmitBody()
+    {
+        for (int k = 0; k < count; k++)
+        {
+            ref Instruction i = ref code[k];
+            nint start = a.Here;
+            int records = cache.RecordCount, colds = cold.Count;
+            bool done = treatments[k] switch
+            {
+                Treatment.Integer => EmitPlain(i, k, start),
+                Treatment.Vector => vectors ? EmitPlain(i, k, start) : EmitLeave(ExitKind.NeedsVectors, i.IP, 0),
+                Treatment.Nothing => true,
+                Treatment.Lea => EmitLea(i),
+                Treatment.Push => EmitPush(i, k, start),
+                Treatment.Pop => EmitPop(i, k, start),
+                Treatment.Leave => EmitLeaveInstruction(i, k, start),
+                Treatment.Divide => EmitDivide(i, k, start),
+                Treatment.Branch => EmitGoto(i.NearBranchTarget, i.IP),
+                Treatment.ConditionalBranch => EmitConditional(i),
+                Treatment.IndirectBranch => EmitIndirect(i, k, start, call: false),
+                Treatment.IndirectCall => EmitIndirect(i, k, start, call: true),
+                Treatment.Call => EmitCall(i, k, start),
+                Treatment.Return => EmitReturn(i, k, start),
+                _ => false,
+            };
+            if (!done)
+            {
+                // Not in this form after all, or never: one step in the interpreter.
+                a.Rewind(start);
+                cache.RecordCount = records;
+                cold.RemoveRange(colds, cold.Count - colds);
+                int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP });
+                EmitExit(record);
+                if (k < count - 1 || fallsThrough)
+                    cache.Record((uint)record)->Next = a.Here;
+            }
+        }
+        if (fallsThrough)
+        {
+            if (count < MaxInstructions && SamePage(end))
+                EmitLeave(ExitKind.Interpret, end, 0);
+            else
+                EmitGoto(end, end - 1);
+        }
+    }
+
+    private void EmitExit(int record)
+    {
+        a.Constant(Host.R11, (uint)record);
+        a.Jmp(vectors ? cache.Thunks.ExitVector : cache.Thunks.Exit);
+    }
+
+    private bool EmitLeave(ExitKind kind, ulong rip, nint next)
+    {
+        EmitExit(cache.AddRecord(new ExitRecord { Kind = kind, Rip = rip, Next = next }));
+        return true;
+    }
+
+    private void EmitCold(in Cold c)
+    {
+        switch (c.Kind)
+        {
+            case ColdKind.Slow:
+                a.Bind(c.Site);
+                if (c.Site2 != 0)
+                    a.Bind(c.Site2);
+                a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                EmitRestoreFlags(c.Live, c.SpillToMemory);
+                EmitExit(c.Record);
+                break;
+            case ColdKind.Leave:
+            case ColdKind.Link:
+                a.Bind(c.Site);
+                if (c.Site2 != 0)
+                    a.Bind(c.Site2);
+                EmitExit(c.Record);
+                break;
+            default:
+                a.Bind(c.Site);
+                EmitTableJump(c.Target);
+                break;
+        }
+    }
+
+    // Registers ------------------------------------------------------------------------------------------------------
+
+    private static int GuestNumber(Register r) => CpuOperand(r) >> 3;
+
+    private static int CpuOperand(Register r) => OperandDecoder.RegisterOperand(r);
+
+    private static bool IsHighByte(Register r) => r is >= Register.AH and <= Register.BH;
+
+    private static Register Sized(int host, int size) => size switch
+    {
+        1 => host < 4 ? Register.AL + host : Register.SPL + (host - 4),
+        2 => Register.AX + host,
+        4 => Register.EAX + host,
+        _ => Register.RAX + host,
+    };
+
+    // Host register that holds a guest register, loaded into the scratch register if it lives in memory.
+    private int Use(int guest, int scratch)
+    {
+        int home = Homes.OfGuest[guest];
+        if (home != Host.None)
+            return home;
+        a.LoadState(scratch, 8 * guest);
+        return scratch;
+    }
+
+    private void Assign(int guest, int host)
+    {
+        int home = Homes.OfGuest[guest];
+        if (home != Host.None)
+            a.Move(home, host);
+        else
+            a.StoreState(8 * guest, host);
+    }
+
+    // Memory ---------------------------------------------------------------------------------------------------------
+
+    /// <summary>
+    /// <paramref name="to"/> = offset of the memory operand, without its segment, cut to 32 bits if <paramref name="narrow"/>. Uses R10 and R11; keeps flags.
+    /// </summary>
+    private void EmitAddress(in Instruction i, int to = Host.R10, bool narrow = false)
+    {
+        if (i.IsIPRelativeMemoryOperand)
+        {
+            a.Constant(to, narrow ? (uint)i.MemoryDisplacement64 : i.MemoryDisplacement64);
+            return;
+        }
+        Register b = i.MemoryBase, x = i.MemoryIndex;
+        bool wide = !(b.IsGPR32() || x.IsGPR32() || (b == Register.None && x == Register.None && i.MemoryDisplSize == 4 && IsAddress32(i)));
+        if (b == Register.None && x == Register.None)
+        {
+            a.Constant(to, wide && !narrow ? i.MemoryDisplacement64 : (uint)i.MemoryDisplacement64);
+            return;
+        }
+        int hostBase = b == Register.None ? Host.None : Use(b.GetNumber(), Host.R10);
+        int hostIndex = x == Register.None ? Host.None : Use(x.GetNumber(), Host.R11);
+        int scale = i.MemoryIndexScale switch { 2 => 1, 4 => 2, 8 => 3, _ => 0 };
+        a.Lea(to, hostBase, hostIndex, scale, (int)i.MemoryDisplacement64, wide && !narrow);
+    }
+
+    // A 32-bit absolute address is one with an address-size prefix; without it the displacement is sign-extended already.
+    private static bool IsAddress32(in Instruction i) => i.MemoryDisplacement64 <= uint.MaxValue;
+
+    private int SegmentOffset(in Instruction i) => i.MemorySegment switch
+    {
+        Register.FS => Offset(&state->Fs.Base),
+        Register.GS => Offset(&state->Gs.Base),
+        _ => -1,
+    };
+
+    /// <summary>
+    /// Turns the address in R10 into a host address, or leaves. Keeps the flags in <paramref name="liveFlags"/> and all registers but R10, R11 and,
+    /// with live flags, R14 (unless it is asked to spill to memory).
+    /// </summary>
+    private void EmitCheck(ulong rip, nint retry, int size, bool write, bool aligned, int liveFlags, int segment, bool spillToMemory = false)
+    {
+        int tag = TlbOffset + (write ? 8 : 0);
+        if (liveFlags != 0)
+        {
+            if (spillToMemory)
+                a.StoreState(Offset(&state->Spill), Host.Rax);
+            else
+                a.Move(Host.R14, Host.Rax);
+            a.Lahf();
+            if ((liveFlags & FlagEffects.Overflow) != 0)
+                a.SetOverflowAl();
+        }
+        if (segment >= 0)
+            a.RM(0x03, Host.R10, Host.None, Host.None, 0, segment, gs: true);
+        // The entry's offset: bits 12.. of the address, times the size of an entry.
+        if (Bmi2.IsSupported)
+        {
+            // rorx r11d, r10d, 7
+            ReadOnlySpan<byte> rorx = [0xC4, 0x43, 0x7B, 0xF0, 0xDA, 7];
+            foreach (byte b in rorx)
+                a.Byte(b);
+        }
+        else
+        {
+            a.RR(0x8B, Host.R11, Host.R10, wide: false);
+            a.RR(0xC1, 5, Host.R11, wide: false);
+            a.Byte(7);
+        }
+        a.RR(0x81, 4, Host.R11, wide: false);
+        a.Int32((Interpreter.TlbEntries - 1) << 5);
+        a.RM(0x33, Host.R10, Host.R11, Host.None, 0, tag, gs: true);
+        a.RR(0x81, 7, Host.R10);
+        a.Int32(4096 - size);
+        nint slow = a.Jcc(Condition.A), slow2 = 0;
+        if (aligned)
+        {
+            // test r10b, 15
+            a.RR(0xF6, 0, Host.R10, wide: false);
+            a.Byte(15);
+            slow2 = a.Jcc(Condition.Ne);
+        }
+        a.RM(0x03, Host.R10, Host.R11, Host.None, 0, TlbOffset + 16, gs: true);
+        EmitRestoreFlags(liveFlags, spillToMemory);
+        int record = cache.AddRecord(new ExitRecord
+        {
+            Kind = ExitKind.Memory,
+            Rip = rip,
+            Retry = retry,
+            Size = (byte)size,
+            Write = write,
+            Aligned = aligned,
+        });
+        cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, TagOffset = tag, Live = liveFlags, SpillToMemory = spillToMemory });
+    }
+
+    private void EmitRestoreFlags(int liveFlags, bool spillToMemory)
+    {
+        if (liveFlags == 0)
+            return;
+        if ((liveFlags & FlagEffects.Overflow) != 0)
+            a.RestoreOverflow();
+        a.Sahf();
+        if (spillToMemory)
+            a.LoadState(Host.Rax, Offset(&state->Spill));
+        else
+            a.Move(Host.Rax, Host.R14);
+    }
+
+    /// <summary>Tells the exits of an instruction, from record <paramref name="first"/> on, where the next one starts.</summary>
+    private void SetNext(int first)
+    {
+        for (int r = first; r < cache.RecordCount; r++)
+            cache.Record((uint)r)->Next = a.Here;
+    }
+
+    // Instructions ---------------------------------------------------------------------------------------------------
+
+    private bool EmitPlain(in Instruction i, int k, nint start)
+    {
+        InstructionInfo info = infos.GetInfo(i, InstructionInfoOptions.NoRegisterUsage);
+        int first = cache.RecordCount, memory = -1;
+        Span<int> guests = stackalloc int[4], scratches = stackalloc int[4];
+        int used = 0;
+        for (int n = 0; n < i.OpCount; n++)
+        {
+            if (i.GetOpKind(n) == OpKind.Memory)
+            {
+                memory = n;
+                continue;
+            }
+            if (i.GetOpKind(n) != OpKind.Register || !i.GetOpRegister(n).IsGPR() || IsHighByte(i.GetOpRegister(n)))
+                continue;
+            int guest = GuestNumber(i.GetOpRegister(n));
+            if (Homes.OfGuest[guest] == Host.None && !guests[..used].Contains(guest))
+                guests[used++] = guest;
+        }
+        ReadOnlySpan<int> free = memory >= 0 ? [Host.R11, Host.R14] : [Host.R10, Host.R11, Host.R14];
+        if (used > free.Length)
+            return false;
+        for (int n = 0; n < used; n++)
+            scratches[n] = free[n];
+
+        Instruction copy = i;
+        copy.SegmentPrefix = Register.None;
+        if (memory >= 0)
+        {
+            OpAccess access = info.GetOpAccess(memory);
+            bool write = access is OpAccess.Write or OpAccess.ReadWrite or OpAccess.CondWrite or OpAccess.ReadCondWrite;
+            if (!write && access is not (OpAccess.Read or OpAccess.CondRead))
+                return false;
+            int size = i.MemorySize.GetSize();
+            bool aligned = size == 16 && treatments[k] == Treatment.Vector && !Whitelist.AllowsUnaligned(i.Mnemonic);
+            EmitAddress(i);
+            EmitCheck(i.IP, start, size, write, aligned, live[k], SegmentOffset(i));
+            copy.MemoryBase = Register.R10;
+            copy.MemoryIndex = Register.None;
+            copy.MemoryIndexScale = 1;
+            copy.MemoryDisplacement64 = 0;
+            copy.MemoryDisplSize = 0;
+        }
+        int loaded = 0, written = 0;
+        for (int n = 0; n < i.OpCount; n++)
+        {
+            if (i.GetOpKind(n) != OpKind.Register || !i.GetOpRegister(n).IsGPR() || IsHighByte(i.GetOpRegister(n)))
+                continue;
+            Register r = i.GetOpRegister(n);
+            int guest = GuestNumber(r), host = Homes.OfGuest[guest];
+            if (host == Host.None)
+            {
+                int slot = guests[..used].IndexOf(guest);
+                host = scratches[slot];
+                OpAccess access = info.GetOpAccess(n);
+                if ((access != OpAccess.Write || r.GetSize() < 4) && (loaded & 1 << slot) == 0)
+                {
+                    a.LoadState(host, 8 * guest);
+                    loaded |= 1 << slot;
+                }
+                if (access is not (OpAccess.Read or OpAccess.CondRead or OpAccess.None))
+                    written |= 1 << slot;
+            }
+            copy.SetOpRegister(n, Sized(host, r.GetSize()));
+        }
+        if (!encoder.TryEncode(copy, (ulong)a.Here, out _, out _))
+            return false;
+        for (int n = 0; n < used; n++)
+            if ((written & 1 << n) != 0)
+                a.StoreState(8 * guests[n], scratches[n]);
+        SetNext(first);
+        return true;
+    }
+
+    private bool EmitLea(in Instruction i)
+    {
+        if (i.MemoryBase == Register.EIP)
+            return false;
+        int guest = GuestNumber(i.Op0Register), size = i.Op0Register.GetSize();
+        int home = Homes.OfGuest[guest];
+        EmitAddress(i, home != Host.None ? home : Host.R10, size == 4);
+        if (home == Host.None)
+            a.StoreState(8 * guest, Host.R10);
+        return true;
+    }
+
+    private bool EmitPush(in Instruction i, int k, nint start)
+    {
+        int first = cache.RecordCount;
+        bool fromMemory = i.Op0Kind == OpKind.Memory;
+        if (fromMemory)
+        {
+            if (i.MemoryBase == Register.EIP || i.MemorySize.GetSize() != 8)
+                return false;
+            EmitAddress(i);
+            EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], SegmentOffset(i));
+            a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
+        }
+        a.Lea(Host.R10, Host.R15, Host.None, 0, -8);
+        EmitCheck(i.IP, start, 8, write: true, aligned: false, live[k], -1, spillToMemory: fromMemory);
+        if (fromMemory)
+        {
+            a.RM(0x89, Host.R14, Host.R10, Host.None, 0, 0);
+        }
+        else if (i.Op0Kind == OpKind.Register)
+        {
+            a.RM(0x89, Use(GuestNumber(i.Op0Register), Host.R11), Host.R10, Host.None, 0, 0);
+        }
+        else
+        {
+            a.RM(0xC7, 0, Host.R10, Host.None, 0, 0);
+            a.Int32((int)i.GetImmediate(0));
+        }
+        a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
+        SetNext(first);
+        return true;
+    }
+
+    private bool EmitPop(in Instruction i, int k, nint start)
+    {
+        int first = cache.RecordCount, guest = GuestNumber(i.Op0Register);
+        a.Move(Host.R10, Host.R15);
+        EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], -1);
+        int home = Homes.OfGuest[guest];
+        if (home == Host.None || guest == 4)
+        {
+            a.RM(0x8B, Host.R11, Host.R10, Host.None, 0, 0);
+            a.Lea(Host.R15, Host.R15, Host.None, 0, 8);
+            Assign(guest, Host.R11);
+        }
+        else
+        {
+            a.RM(0x8B, home, Host.R10, Host.None, 0, 0);
+            a.Lea(Host.R15, Host.R15, Host.None, 0, 8);
+        }
+        SetNext(first);
+        return true;
+    }
+
+    private bool EmitLeaveInstruction(in Instruction i, int k, nint start)
+    {
+        int first = cache.RecordCount;
+        a.Move(Host.R10, Host.Rbp);
+        EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], -1);
+        a.Lea(Host.R15, Host.Rbp, Host.None, 0, 8);
+        a.RM(0x8B, Host.Rbp, Host.R10, Host.None, 0, 0);
+        SetNext(first);
+        return true;
+    }
+
+    /// <summary>
+    /// A division that cannot fault runs as itself: unsigned with a high half below the divisor; signed with a sign-extended dividend and a divisor
+    /// that is neither 0 nor -1.
+    /// </summary>
+    private bool EmitDivide(in Instruction i, int k, nint start)
+    {
+        int first = cache.RecordCount;
+        bool signed = i.Mnemonic == Mnemonic.Idiv;
+        bool wide = i.Code is Code.Div_rm64 or Code.Idiv_rm64;
+        int divisor;
+        if (i.Op0Kind == OpKind.Memory)
+        {
+            if (i.MemoryBase == Register.EIP)
+                return false;
+            EmitAddress(i);
+            EmitCheck(i.IP, start, wide ? 8 : 4, write: false, aligned: false, live[k], SegmentOffset(i));
+            a.RM(0x8B, Host.R10, Host.R10, Host.None, 0, 0, wide);
+            divisor = Host.R10;
+        }
+        else
+        {
+            divisor = Use(GuestNumber(i.Op0Register), Host.R10);
+        }
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Division, Rip = i.IP });
+        nint site, site2 = 0;
+        if (signed)
+        {
+            a.RR(0x8B, Host.R11, Host.Rax, wide);
+            a.RR(0xC1, 7, Host.R11, wide);
+            a.Byte(wide ? 63 : 31);
+            a.RR(0x3B, Host.R11, Host.Rdx, wide);
+            site = a.Jcc(Condition.Ne);
+            a.Lea(Host.R11, divisor, Host.None, 0, 1, wide);
+            a.RR(0x83, 7, Host.R11, wide);
+            a.Byte(1);
+            site2 = a.Jcc(Condition.Be);
+        }
+        else
+        {
+            a.RR(0x3B, Host.Rdx, divisor, wide);
+            site = a.Jcc(Condition.Ae);
+        }
+        a.RR(0xF7, signed ? 7 : 6, divisor, wide);
+        cold.Add(new Cold { Kind = ColdKind.Leave, Site = site, Site2 = site2, Record = record });
+        SetNext(first);
+        return true;
+    }
+}

@@ -1,0 +1,273 @@
+using System.Runtime.CompilerServices;
+using Aerostat.Memory;
+using Iced.Intel;
+
+namespace Aerostat.Cpu;
+
+/// <summary>
+/// Turns guest instructions of one page into host code: decodes forward from an address through untaken branches, works out which status
+/// flags are needed where, and emits. See docs/translator.md.
+/// </summary>
+internal sealed unsafe partial class BlockTranslator
+{
+    /// <summary>Longest block, in instructions.</summary>
+    public const int MaxInstructions = 48;
+    private const int LongestInstruction = 15, LookAheadInstructions = 16, LookAheadDepth = 3;
+
+    private readonly CpuState* state;
+    private readonly CodeCache cache;
+    private readonly FeatureGate features;
+    private readonly HostAssembler a = new();
+    private readonly Encoder encoder;
+    private readonly PageReader reader = new();
+    private readonly Decoder decoder;
+    private readonly InstructionInfoFactory infos = new();
+    private readonly byte[] page = new byte[4096];
+    private readonly Instruction[] code = new Instruction[MaxInstructions];
+    private readonly Treatment[] treatments = new Treatment[MaxInstructions];
+    private readonly int[] live = new int[MaxInstructions + 1];
+    private readonly Dictionary<int, int> lookAhead = [];
+    private readonly List<(int Start, int Length)> ranges = [];
+    private readonly List<Cold> cold = [];
+    private int count;
+    // What follows the last instruction: an address to go on at, or nothing (it was a branch).
+    private bool fallsThrough;
+    private ulong linear, pageLinear, gpa, end;
+    private int variant;
+    private bool vectors;
+    private nint entry;
+
+    public BlockTranslator(CpuState* state, CodeCache cache, FeatureGate features)
+    {
+        this.state = state;
+        this.cache = cache;
+        this.features = features;
+        encoder = Encoder.Create(64, new AssemblerWriter(a));
+        decoder = Decoder.Create(64, reader);
+    }
+
+    public long BlocksTranslated { get; private set; }
+
+    public long InstructionsTranslated { get; private set; }
+
+    /// <summary>Translates the block at an address whose page has been found. The caller has made room in the cache.</summary>
+    /// <param name="memory">Guest memory.</param>
+    /// <param name="watch">Makes sure that writes to bytes of code are noticed.</param>
+    /// <param name="linearAddress">Where the guest sees the code.</param>
+    /// <param name="physicalAddress">Where it lies.</param>
+    /// <param name="codeVariant">TLB set, + 3 with XMM registers loaded.</param>
+    public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant)
+    {
+        linear = linearAddress;
+        gpa = physicalAddress;
+        pageLinear = linear & ~4095UL;
+        variant = codeVariant;
+        vectors = variant >= 3;
+        ulong gpaPage = gpa & ~4095UL;
+        var source = new ReadOnlySpan<byte>(memory.HostBase + gpaPage, 4096);
+        uint* generation = memory.CodeGeneration + (gpa >> 12);
+        uint decoded;
+        // In the order of Interpreter.DecodeBlock: watch, copy and decode, mark, take the generation, compare.
+        while (true)
+        {
+            watch(gpa, 1);
+            source.CopyTo(page);
+            Decode();
+            foreach ((int start, int length) in ranges)
+                watch(gpaPage + (ulong)start, (uint)length);
+            decoded = Volatile.Read(ref *generation);
+            Interlocked.MemoryBarrier();
+            bool same = true;
+            foreach ((int start, int length) in ranges)
+                same &= source.Slice(start, length).SequenceEqual(new ReadOnlySpan<byte>(page, start, length));
+            if (same)
+                break;
+        }
+        BlocksTranslated++;
+        InstructionsTranslated += count;
+        cache.BeginCode(a);
+        nint checkedEntry = a.Here;
+        EmitCheckedEntry();
+        entry = a.Here;
+        EmitBody();
+        for (int i = 0; i < cold.Count; i++)
+            EmitCold(cold[i]);
+        cold.Clear();
+        cache.EndCode(a);
+        return cache.AddBlock(new TranslatedBlock
+        {
+            Linear = linear,
+            Gpa = gpa,
+            Variant = variant,
+            Generation = generation,
+            DecodedGeneration = decoded,
+            Entry = entry,
+            CheckedEntry = checkedEntry,
+        });
+    }
+
+    private void Decode()
+    {
+        ranges.Clear();
+        lookAhead.Clear();
+        count = 0;
+        fallsThrough = true;
+        ulong ip = linear;
+        while (count < MaxInstructions)
+        {
+            if (!DecodeAt(ip, out Instruction i, out Treatment treatment))
+                break;
+            code[count] = i;
+            treatments[count] = treatment;
+            ip = i.NextIP;
+            if (treatment == Treatment.Branch)
+            {
+                // A jump forward within the page costs nothing: go on behind it.
+                ulong target = i.NearBranchTarget;
+                if (target > i.IP && SamePage(target) && count < MaxInstructions - 8)
+                {
+                    treatments[count++] = Treatment.Nothing;
+                    ip = target;
+                    continue;
+                }
+            }
+            count++;
+            if (EndsBlock(i, treatment))
+            {
+                fallsThrough = false;
+                break;
+            }
+        }
+        end = ip;
+        int after = fallsThrough ? LiveAt(end, LookAheadDepth) : FlagEffects.All;
+        for (int k = count - 1; k >= 0; k--)
+        {
+            (int read, int killed) = Effects(code[k], treatments[k]);
+            if (treatments[k] is Treatment.ConditionalBranch or Treatment.Branch or Treatment.Call)
+            {
+                int atTarget = LiveAt(code[k].NearBranchTarget, LookAheadDepth);
+                after = treatments[k] == Treatment.ConditionalBranch ? after | atTarget : atTarget;
+            }
+            live[k] = after = (after & ~killed) | read;
+        }
+    }
+
+    private static bool EndsBlock(in Instruction i, Treatment t) =>
+        t is Treatment.Branch or Treatment.IndirectBranch or Treatment.Call or Treatment.IndirectCall or Treatment.Return
+        || (t == Treatment.Interpret && i.FlowControl != FlowControl.Next);
+
+    private static FlagEffects Effects(in Instruction i, Treatment t) => t switch
+    {
+        Treatment.Interpret => new FlagEffects(FlagEffects.All, 0),
+        Treatment.Divide => new FlagEffects(0, FlagEffects.All),
+        Treatment.Integer or Treatment.Vector or Treatment.ConditionalBranch => FlagEffects.Of(i),
+        _ => default,
+    };
+
+    // False: the instruction does not end on this page.
+    private bool DecodeAt(ulong ip, out Instruction i, out Treatment treatment)
+    {
+        treatment = Treatment.Interpret;
+        i = default;
+        if (!SamePage(ip))
+            return false;
+        int offset = (int)(ip & 4095);
+        reader.Set(page, offset);
+        decoder.IP = ip;
+        decoder.Decode(out i);
+        if (decoder.LastError == DecoderError.NoMoreBytes)
+        {
+            ranges.Add((offset, 4096 - offset));
+            return false;
+        }
+        ranges.Add((offset, Math.Max(i.Length, 1)));
+        if (i.IsInvalid)
+        {
+            // The interpreter raises the exception; nothing of this instruction is used but its address.
+            i.Code = Code.INVALID;
+            i.IP = ip;
+            return false;
+        }
+        if (features.IsSupported(i))
+            treatment = Whitelist.Of(i);
+        if (treatment == Treatment.Vector && !HostHas(i))
+            treatment = Treatment.Interpret;
+        if (treatment is Treatment.Branch or Treatment.ConditionalBranch or Treatment.Call && !IsCanonical(i.NearBranchTarget))
+            treatment = Treatment.Interpret;
+        return true;
+    }
+
+    private static bool HostHas(in Instruction i)
+    {
+        foreach (CpuidFeature f in i.CpuidFeatures)
+            if (!HostStubs.CanRun(f))
+                return false;
+        return true;
+    }
+
+    private static bool IsCanonical(ulong address) => (long)(address << 16) >> 16 == (long)address;
+
+    private bool SamePage(ulong address) => (address & ~4095UL) == pageLinear;
+
+    /// <summary>Which flags may still be read by code at an address. Only this page is looked at, so a change of it undoes the answer too.</summary>
+    private int LiveAt(ulong address, int depth)
+    {
+        if (!SamePage(address) || depth == 0)
+            return FlagEffects.All;
+        if (lookAhead.TryGetValue((int)(address & 4095), out int known))
+            return known;
+        // Against loops; pessimistic.
+        lookAhead[(int)(address & 4095)] = FlagEffects.All;
+        int open = FlagEffects.All, result = 0;
+        ulong ip = address;
+        for (int n = 0; open != 0; n++)
+        {
+            if (n == LookAheadInstructions || !DecodeAt(ip, out Instruction i, out Treatment treatment))
+            {
+                result |= open;
+                break;
+            }
+            (int read, int killed) = Effects(i, treatment);
+            result |= read & open;
+            open &= ~(killed | read);
+            ip = i.NextIP;
+            if (treatment == Treatment.Branch)
+            {
+                result |= open & LiveAt(i.NearBranchTarget, depth - 1);
+                break;
+            }
+            if (treatment == Treatment.ConditionalBranch)
+            {
+                result |= open & LiveAt(i.NearBranchTarget, depth - 1);
+            }
+            else if (EndsBlock(i, treatment))
+            {
+                result |= open;
+                break;
+            }
+        }
+        lookAhead[(int)(address & 4095)] = result;
+        return result;
+    }
+
+    private sealed class PageReader : CodeReader
+    {
+        private byte[] page = [];
+        private int next;
+
+        public void Set(byte[] bytes, int offset)
+        {
+            page = bytes;
+            next = offset;
+        }
+
+        public override int ReadByte() => next < page.Length ? page[next++] : -1;
+    }
+
+    private sealed class AssemblerWriter(HostAssembler a) : CodeWriter
+    {
+        public override void WriteByte(byte value) => a.Byte(value);
+    }
+
+    private int Offset(void* field) => (int)((byte*)field - (byte*)state);
+}

@@ -1,0 +1,288 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using Aerostat.Platform;
+
+namespace Aerostat.Cpu;
+
+/// <summary>A piece of translated code: guest instructions of one physical page, as seen at one linear address in one variant.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct TranslatedBlock
+{
+    public ulong Linear;
+    public ulong Gpa;
+    public int Variant;
+    public uint DecodedGeneration;
+    public uint* Generation;
+    /// <summary>Entry for jumps that know this is the right block.</summary>
+    public nint Entry;
+    /// <summary>Entry that compares R10 with <see cref="Linear"/> first.</summary>
+    public nint CheckedEntry;
+    public TranslatedBlock* NextInBucket;
+    public TranslatedBlock* NextInPage;
+
+    public readonly bool IsValid => *Generation == DecodedGeneration;
+}
+
+/// <summary>Why generated code came back.</summary>
+internal enum ExitKind : byte
+{
+    /// <summary>The jump table has no entry for the address in R10.</summary>
+    Miss,
+    /// <summary>A direct branch that has not been linked yet.</summary>
+    Link,
+    /// <summary>Somebody asked for attention at a backward branch.</summary>
+    Poll,
+    /// <summary>A memory access that the TLB cannot serve; the address is in R10.</summary>
+    Memory,
+    /// <summary>The instruction is not translated.</summary>
+    Interpret,
+    /// <summary>The instruction is only translated where XMM registers are loaded.</summary>
+    NeedsVectors,
+    /// <summary>A division that might fault.</summary>
+    Division,
+}
+
+/// <summary>What the dispatcher has to know about one exit; its number is in R11 at the exit.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct ExitRecord
+{
+    /// <summary>Guest address to go on at: of this instruction, or of the branch's target.</summary>
+    public ulong Rip;
+    /// <summary>Where generated code can try again; for links, where the distance of the jump is.</summary>
+    public nint Retry;
+    /// <summary>Where generated code goes on if the interpreter has executed the instruction; 0: look the next one up.</summary>
+    public nint Next;
+    public ExitKind Kind;
+    /// <summary>Bytes of the access.</summary>
+    public byte Size;
+    public bool Write, Aligned;
+    /// <summary>For indirect branches: what to add to RSP to undo it.</summary>
+    public int StackUndo;
+}
+
+/// <summary>
+/// Code memory of one vCPU with its index: blocks by address, blocks by physical page, jump tables, exits. Bounded; when anything is
+/// full everything is forgotten at once.
+/// </summary>
+internal sealed unsafe class CodeCache : IDisposable
+{
+    public const int Variants = 6, TableEntries = 1 << 16;
+    /// <summary>Exit number of a jump-table miss.</summary>
+    public const uint MissRecord = 0;
+    private const int BucketBits = 15, Buckets = 1 << BucketBits;
+    private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
+    private const int WorstBlock = 64 << 10;
+
+    private readonly ExecutableMemory memory;
+    private readonly CpuState* state;
+    private readonly TranslatedBlock** buckets;
+    private readonly TranslatedBlock** pages;
+    private readonly TranslatedBlock* blocks;
+    private readonly ExitRecord* records;
+    private readonly nint*[] tables = new nint*[Variants];
+    private readonly nint*[] missTables = new nint*[2];
+    private readonly List<int> filled = [];
+    private byte* writable;
+    private int blockCount, recordCount;
+    private nint next, limit;
+
+    public CodeCache(CpuState* state, int bytes)
+    {
+        this.state = state;
+        memory = new ExecutableMemory(bytes);
+        buckets = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
+        pages = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
+        blocks = (TranslatedBlock*)HostMapping.AllocateLazy(MaxBlocks * (ulong)sizeof(TranslatedBlock));
+        records = (ExitRecord*)HostMapping.AllocateLazy(MaxRecords * (ulong)sizeof(ExitRecord));
+        Thunks = new Thunks(state);
+        TakeMemory();
+        for (int i = 0; i < 2; i++)
+        {
+            missTables[i] = AllocateTable();
+            new Span<nint>(missTables[i], TableEntries).Fill(i == 0 ? Thunks.Miss : Thunks.MissVector);
+        }
+        ArmTables();
+    }
+
+    public Thunks Thunks { get; }
+
+    /// <summary>How often everything was forgotten because something was full.</summary>
+    public long Evictions { get; private set; }
+
+    /// <summary>Grows whenever code addresses become stale.</summary>
+    public int Age { get; private set; }
+
+    public int BlockCount => blockCount;
+
+    public long BytesUsed => next - memory.Base;
+
+    public ExitRecord* Record(ulong number) => records + (uint)number;
+
+    /// <summary>Room for the largest block; false: everything was forgotten first.</summary>
+    public bool Reserve()
+    {
+        if (limit - next >= WorstBlock && blockCount < MaxBlocks - 1 && recordCount < MaxRecords - 4096)
+            return true;
+        Clear();
+        Evictions++;
+        return false;
+    }
+
+    public void BeginCode(HostAssembler a)
+    {
+        next = (next + 15) & -16;
+        a.Start(writable + (next - memory.Base), next, WorstBlock - 16);
+    }
+
+    public void EndCode(HostAssembler a) => next = a.Here;
+
+    public int AddRecord(in ExitRecord record)
+    {
+        records[recordCount] = record;
+        return recordCount++;
+    }
+
+    public int RecordCount
+    {
+        get => recordCount;
+        set => recordCount = value;
+    }
+
+    public TranslatedBlock* AddBlock(in TranslatedBlock block)
+    {
+        TranslatedBlock* b = blocks + blockCount++;
+        *b = block;
+        TranslatedBlock** bucket = buckets + Bucket(block.Linear, block.Gpa, block.Variant);
+        b->NextInBucket = *bucket;
+        *bucket = b;
+        TranslatedBlock** page = pages + PageBucket(block.Gpa >> 12);
+        b->NextInPage = *page;
+        *page = b;
+        return b;
+    }
+
+    public TranslatedBlock* Find(ulong linear, ulong gpa, int variant)
+    {
+        for (TranslatedBlock* b = buckets[Bucket(linear, gpa, variant)]; b != null; b = b->NextInBucket)
+            if (b->Linear == linear && b->Gpa == gpa && b->Variant == variant && b->IsValid)
+                return b;
+        return null;
+    }
+
+    /// <summary>Makes a jump at <paramref name="site"/> go straight to <paramref name="target"/>. Only this vCPU runs this code, and it is outside now.</summary>
+    public void Link(nint site, nint target) => *(int*)(writable + (site - memory.Base)) = (int)(target - (site + 4));
+
+    /// <summary>Lets indirect and cross-page jumps find a block.</summary>
+    public void Publish(TranslatedBlock* b)
+    {
+        nint* table = tables[b->Variant];
+        if (table == null)
+        {
+            table = tables[b->Variant] = AllocateTable();
+            new Span<nint>(table, TableEntries).Fill(MissThunk(b->Variant));
+            ArmTables();
+        }
+        int index = (int)(b->Linear & (TableEntries - 1));
+        if (table[index] == MissThunk(b->Variant))
+            filled.Add(b->Variant << 16 | index);
+        table[index] = b->CheckedEntry;
+    }
+
+    /// <summary>Forgets which linear address leads where.</summary>
+    public void FlushTables()
+    {
+        foreach (int slot in CollectionsMarshal.AsSpan(filled))
+            tables[slot >> 16][slot & (TableEntries - 1)] = MissThunk(slot >> 16);
+        filled.Clear();
+    }
+
+    /// <summary>Forgets the blocks of a physical page whose code has changed.</summary>
+    public void DropPage(ulong page)
+    {
+        TranslatedBlock** link = pages + PageBucket(page);
+        while (*link != null)
+        {
+            TranslatedBlock* b = *link;
+            if (b->Gpa >> 12 != page)
+            {
+                link = &b->NextInPage;
+                continue;
+            }
+            *link = b->NextInPage;
+            nint* table = tables[b->Variant];
+            int index = (int)(b->Linear & (TableEntries - 1));
+            if (table != null && table[index] == b->CheckedEntry)
+                table[index] = MissThunk(b->Variant);
+            for (TranslatedBlock** h = buckets + Bucket(b->Linear, b->Gpa, b->Variant); *h != null; h = &(*h)->NextInBucket)
+            {
+                if (*h == b)
+                {
+                    *h = b->NextInBucket;
+                    break;
+                }
+            }
+        }
+    }
+
+    /// <summary>Sends every table jump to the dispatcher until <see cref="ArmTables"/>; any thread.</summary>
+    public void DisarmTables()
+    {
+        for (int i = 0; i < Variants; i++)
+            Volatile.Write(ref state->JumpTable[i], (ulong)missTables[i / 3]);
+    }
+
+    public void ArmTables()
+    {
+        for (int i = 0; i < Variants; i++)
+            Volatile.Write(ref state->JumpTable[i], (ulong)(tables[i] != null ? tables[i] : missTables[i / 3]));
+    }
+
+    public void Clear()
+    {
+        FlushTables();
+        new Span<nint>(buckets, Buckets).Clear();
+        new Span<nint>(pages, Buckets).Clear();
+        memory.Clear();
+        TakeMemory();
+    }
+
+    private nint MissThunk(int variant) => variant < 3 ? Thunks.Miss : Thunks.MissVector;
+
+    private static nint* AllocateTable() => (nint*)HostMapping.AllocateLazy(TableEntries * (ulong)sizeof(nint));
+
+    private void TakeMemory()
+    {
+        Age++;
+        memory.TryAllocate(memory.Capacity, 1, out nint address);
+        writable = memory.ToWritable(address);
+        next = address;
+        limit = address + memory.Capacity;
+        blockCount = 0;
+        recordCount = 1;
+        records[0] = new ExitRecord { Kind = ExitKind.Miss };
+        var a = new HostAssembler();
+        BeginCode(a);
+        Thunks.Emit(a);
+        EndCode(a);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static int Bucket(ulong linear, ulong gpa, int variant) =>
+        (int)(((linear ^ (gpa >> 12 << 20) ^ ((ulong)variant << 60)) * 0x9E37_79B9_7F4A_7C15UL) >> (64 - BucketBits));
+
+    private static int PageBucket(ulong page) => (int)((page * 0x9E37_79B9_7F4A_7C15UL) >> (64 - BucketBits));
+
+    public void Dispose()
+    {
+        memory.Dispose();
+        HostMapping.Unmap((byte*)buckets, Buckets * (ulong)sizeof(nint));
+        HostMapping.Unmap((byte*)pages, Buckets * (ulong)sizeof(nint));
+        HostMapping.Unmap((byte*)blocks, MaxBlocks * (ulong)sizeof(TranslatedBlock));
+        HostMapping.Unmap((byte*)records, MaxRecords * (ulong)sizeof(ExitRecord));
+        foreach (nint* table in tables)
+            if (table != null)
+                HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
+        foreach (nint* table in missTables)
+            HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
+    }
+}

@@ -1,0 +1,338 @@
+using Aerostat.Platform;
+using Aerostat.Processors;
+using Aerostat.X86;
+
+namespace Aerostat.Cpu;
+
+/// <content>
+/// The dispatcher: enters translated code where there is any, serves its exits, and steps everything else in the interpreter on the same
+/// state. Generated code is only entered while nothing has to be looked at between instructions.
+/// </content>
+internal sealed unsafe partial class Interpreter
+{
+    private TranslationState? translation;
+    private Action<ulong, uint>? watchCode;
+    private ulong tableEpoch;
+    // Whether supervisor code is run with XMM registers loaded: kernels hardly use them.
+    private bool supervisorVectors;
+
+    /// <summary>Makes this vCPU run translated from now on.</summary>
+    internal void EnableTranslation(int codeBytes)
+    {
+        translation = new TranslationState(this, codeBytes);
+        watchCode = WatchCode;
+    }
+
+    /// <summary>Tells that the code of a page has changed; any thread.</summary>
+    internal void NoteCodeChange(ulong page)
+    {
+        if (translation == null)
+            return;
+        translation.NoteChange(page);
+        SetRequest(Request.CodeChanged);
+    }
+
+    private ProcessorExit LoopTranslated(CpuState* s)
+    {
+        TranslationState t = translation!;
+        HostThread.SetGsBase((nint)s);
+        while (true)
+        {
+            if (((s->Request & Deliverable(s)) | s->Shadow | s->Activity | debug | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
+            {
+                if (Attend(s, out ProcessorExit exit))
+                    return exit;
+                if (((s->Shadow | debug) | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
+                {
+                    if (Step(s, out exit))
+                        return exit;
+                    continue;
+                }
+            }
+            if (s->Poll != 0)
+            {
+                // Lower the flag before looking at the requests again: whoever sets one afterwards raises the flag afterwards.
+                s->Poll = 0;
+                t.Cache.ArmTables();
+                Interlocked.MemoryBarrier();
+                if ((s->Request & Deliverable(s)) != 0)
+                    continue;
+            }
+            if (s->Bitness == 64 && tlbSet != EmptySet)
+            {
+                TranslatedBlock* block = FindTranslation(s, t);
+                if (block != null)
+                {
+                    if (RunTranslated(s, t, block->Entry, block->Variant, out ProcessorExit exit))
+                        return exit;
+                    continue;
+                }
+            }
+            if (RunInterpreted(s, out ProcessorExit left))
+                return left;
+        }
+    }
+
+    // Which requests can be served now; an interrupt or NMI that is masked must not throw generated code out again and again.
+    private static int Deliverable(CpuState* s)
+    {
+        int mask = ~0;
+        if ((s->SystemFlags & RFlags.If) == 0)
+            mask &= ~(int)Request.Interrupt;
+        if (s->NmiBlocked != 0)
+            mask &= ~(int)Request.Nmi;
+        return mask;
+    }
+
+    /// <summary>One block in the interpreter; true: Run returns.</summary>
+    private bool RunInterpreted(CpuState* s, out ProcessorExit exit)
+    {
+        exit = default;
+        ulong rip = s->Rip;
+        ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
+        JumpEntry* e = jumpCache + JumpIndex(linear);
+        Block* block = e->Block;
+        if (e->Key != (linear ^ userKey) || e->Epoch != epoch || !block->IsValid)
+        {
+            block = FetchBlock(s, linear);
+            if (block == null)
+            {
+                exit = new ProcessorExit(ExitReason.Shutdown);
+                return !DeliverRaised(s, EventKind.HardwareException);
+            }
+        }
+        if (s->Bitness != 64 && (uint)rip + (ulong)block->Length - 1 > s->Cs.Limit)
+            return Step(s, out exit);
+        branches[branchNext++ & (BranchRing - 1)] = rip;
+        s->Gpr[17] = rip;
+        MicroOp* op = block->Ops;
+        MicroOp* end = op + block->Count;
+        Outcome outcome;
+        do
+        {
+            outcome = op->Handler(this, s, op);
+            if (outcome != Outcome.Next)
+                break;
+            op++;
+        }
+        while (op != end);
+        if (outcome == Outcome.Next)
+        {
+            instructions += block->Count;
+            s->Rip = s->Bitness == 64 ? rip + (ulong)block->Length : (uint)(rip + (ulong)block->Length);
+            return false;
+        }
+        instructions += op - block->Ops + 1;
+        return outcome != Outcome.Jump && Finish(s, op, outcome, out exit);
+    }
+
+    /// <summary>One instruction of 64-bit code at RIP; true: Run returns.</summary>
+    private bool InterpretOne(CpuState* s, out ProcessorExit exit, out Outcome outcome)
+    {
+        exit = default;
+        outcome = Outcome.Fault;
+        ulong rip = s->Rip;
+        JumpEntry* e = singles + JumpIndex(rip);
+        Block* block = e->Block;
+        if (e->Key != (rip ^ userKey) || e->Epoch != epoch || !block->IsValid)
+        {
+            block = FetchBlock(s, rip, single: true);
+            if (block == null)
+            {
+                exit = new ProcessorExit(ExitReason.Shutdown);
+                return !DeliverRaised(s, EventKind.HardwareException);
+            }
+        }
+        s->Gpr[17] = rip;
+        MicroOp* op = block->Ops;
+        outcome = op->Handler(this, s, op);
+        instructions++;
+        if (outcome == Outcome.Next)
+        {
+            s->Rip = rip + op->Length;
+            return false;
+        }
+        return outcome != Outcome.Jump && Finish(s, op, outcome, out exit);
+    }
+
+    private int Variant(CpuState* s)
+    {
+        bool vectors = (s->Cr0 & (Cr0.Em | Cr0.Ts)) == 0 && (s->Cr4 & Cr4.OsFxsr) != 0
+            && (*(uint*)(s->Xsave + CpuState.MxcsrOffset) & VectorState.MxcsrMasks) == VectorState.MxcsrMasks;
+        if (!vectors)
+            return tlbSet;
+        if (tlbSet == UserSet)
+        {
+            supervisorVectors = false;
+            return UserSet + 3;
+        }
+        return supervisorVectors ? tlbSet + 3 : tlbSet;
+    }
+
+    /// <summary>The translation for RIP, made now if the code is warm; null: interpret.</summary>
+    private TranslatedBlock* FindTranslation(CpuState* s, TranslationState t)
+    {
+        ulong rip = s->Rip;
+        int variant = Variant(s);
+        if (tableEpoch != epoch)
+        {
+            t.Cache.FlushTables();
+            tableEpoch = epoch;
+        }
+        LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1));
+        if (e->Linear == rip && e->Epoch == epoch && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
+        {
+            t.Cache.Publish(e->Block);
+            return e->Block;
+        }
+        if (!IsCanonical(s, rip))
+            return null;
+        Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
+        if (!Translate(s, rip, access, out Translation where) || Memory.TryGetPage(where.Gpa) == null)
+            return null;
+        TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant);
+        if (block == null)
+        {
+            byte* heat = t.Heat + (((rip >> 1) ^ (rip >> 15)) & (TranslationState.HeatEntries - 1));
+            if (*heat < TranslationState.Threshold)
+            {
+                ++*heat;
+                return null;
+            }
+            t.Cache.Reserve();
+            block = t.Translator.Translate(Memory, watchCode!, rip, where.Gpa, variant);
+        }
+        *e = new LookasideEntry { Linear = rip, Epoch = epoch, Variant = variant + 1, Age = t.Cache.Age, Block = block };
+        t.Cache.Publish(block);
+        return block;
+    }
+
+    /// <summary>Runs generated code from an address and serves its exits as long as it can go on where it left; true: Run returns.</summary>
+    private bool RunTranslated(CpuState* s, TranslationState t, nint entry, int variant, out ProcessorExit exit)
+    {
+        exit = default;
+        while (true)
+        {
+            s->HostFlags = ToHostFlags(s);
+            s->EntryTarget = (ulong)entry;
+            t.Entries++;
+            if (variant < 3)
+                t.Cache.Thunks.Enter();
+            else
+                t.Cache.Thunks.EnterVector();
+            FromHostFlags(s);
+            ExitRecord* record = t.Cache.Record(s->ExitRecord);
+            t.Exits[(int)record->Kind]++;
+            s->Rip = record->Rip;
+            switch (record->Kind)
+            {
+                case ExitKind.Miss:
+                    s->Rip = s->ExitAddress;
+                    if (IsCanonical(s, s->Rip))
+                        return false;
+                    // The branch faults, not its target: undo it and let the interpreter do it again.
+                    record = t.Cache.Record(s->IndirectSource);
+                    s->Rip = record->Rip;
+                    s->Gpr[4] += (ulong)record->StackUndo;
+                    return InterpretOne(s, out exit, out _);
+                case ExitKind.Link:
+                    return FollowLink(s, t, record, variant, ref entry, out exit);
+                case ExitKind.Poll:
+                    return false;
+                case ExitKind.Memory:
+                    if (Refill(s, record))
+                    {
+                        t.TlbRefills++;
+                        entry = record->Retry;
+                        continue;
+                    }
+                    break;
+                case ExitKind.NeedsVectors:
+                    if (tlbSet != UserSet && (s->Cr0 & (Cr0.Em | Cr0.Ts)) == 0 && !supervisorVectors)
+                    {
+                        supervisorVectors = true;
+                        if (Variant(s) >= 3)
+                            return false;
+                    }
+                    break;
+                default:
+                    break;
+            }
+            ulong before = epoch;
+            nint next = record->Next;
+            int age = t.Cache.Age;
+            if (InterpretOne(s, out exit, out Outcome outcome))
+                return true;
+            if (outcome != Outcome.Next || next == 0 || before != epoch || age != t.Cache.Age || s->Poll != 0 || Variant(s) != variant)
+            {
+                t.StoppedSteps++;
+                return false;
+            }
+            entry = next;
+        }
+    }
+
+    // A direct branch within a page, taken for the first time: from now on it goes straight to its target.
+    private bool FollowLink(CpuState* s, TranslationState t, ExitRecord* record, int variant, ref nint entry, out ProcessorExit exit)
+    {
+        exit = default;
+        nint site = record->Retry;
+        int age = t.Cache.Age;
+        if (s->Poll != 0)
+            return false;
+        TranslatedBlock* block = FindTranslation(s, t);
+        if (block != null && age == t.Cache.Age && block->Variant == variant && s->Poll == 0)
+            t.Cache.Link(site, block->Entry);
+        return false;
+    }
+
+    /// <summary>Fills the TLB for an access that failed; false: the interpreter has to do it.</summary>
+    private bool Refill(CpuState* s, ExitRecord* record)
+    {
+        ulong linear = s->ExitAddress;
+        if ((linear & 4095) + record->Size > 4096 || (record->Aligned && (linear & 15) != 0) || !IsCanonical(s, linear))
+            return false;
+        Access access = DataAccess(s) | (record->Write ? Access.Write : 0);
+        if (!Translate(s, linear, access, out Translation t) || Memory.TryGetPage(t.Gpa) == null)
+            return false;
+        if (record->Write && Memory.Watch[t.Gpa >> 12] != 0)
+            return false;
+        FillTlb(s, tlbSet, linear, t, record->Write || WriteAllowed(s, t));
+        TlbEntry* e = s->Tlb + ((linear >> 12) & (TlbEntries - 1));
+        return (record->Write ? e->WriteTag : e->ReadTag) == (linear & ~4095UL);
+    }
+
+    private static uint ToHostFlags(CpuState* s) =>
+        (CpuStateExtensions.Of(s) ? 1u : 0)
+        | (CpuStateExtensions.Cf(s) ? 1u << 8 : 0) | 1u << 9 | (CpuStateExtensions.Pf(s) ? 1u << 10 : 0) | (CpuStateExtensions.Af(s) ? 1u << 12 : 0)
+        | (CpuStateExtensions.Zf(s) ? 1u << 14 : 0) | (CpuStateExtensions.Sf(s) ? 1u << 15 : 0);
+
+    private static void FromHostFlags(CpuState* s)
+    {
+        uint f = s->HostFlags;
+        s->FlagZero = (f & 1u << 14) != 0 ? 0UL : 1;
+        s->FlagSignParity = ((f & 1u << 15) != 0 ? 1UL << 63 : 0) | ((f & 1u << 10) != 0 ? 0UL : 1);
+        ulong carry = f >> 8 & 1;
+        s->FlagCarry = (carry << 63) | ((carry ^ (f & 1)) << 62) | ((f >> 12 & 1) << 3);
+    }
+
+    internal void TranslationCounters(Dictionary<string, long> named)
+    {
+        if (translation == null)
+            return;
+        named["translated-blocks"] = translation.Translator.BlocksTranslated;
+        named["translated-instructions"] = translation.Translator.InstructionsTranslated;
+        named["translated-bytes"] = translation.Cache.BytesUsed;
+        named["code-cache-evictions"] = translation.Cache.Evictions;
+        named["entries"] = translation.Entries;
+        named["exit-jump-table-miss"] = translation.Exits[(int)ExitKind.Miss];
+        named["exit-link"] = translation.Exits[(int)ExitKind.Link];
+        named["exit-poll"] = translation.Exits[(int)ExitKind.Poll];
+        named["exit-memory"] = translation.Exits[(int)ExitKind.Memory];
+        named["exit-memory-tlb-refill"] = translation.TlbRefills;
+        named["exit-interpret"] = translation.Exits[(int)ExitKind.Interpret];
+        named["exit-needs-vectors"] = translation.Exits[(int)ExitKind.NeedsVectors];
+        named["exit-division"] = translation.Exits[(int)ExitKind.Division];
+        named["steps-that-left-the-block"] = translation.StoppedSteps;
+    }
+}

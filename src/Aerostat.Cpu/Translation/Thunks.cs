@@ -1,0 +1,119 @@
+using System.Runtime.Intrinsics.X86;
+
+namespace Aerostat.Cpu;
+
+/// <summary>Where the guest's general registers live while generated code runs.</summary>
+internal static class Homes
+{
+    /// <summary>
+    /// Host register of each guest register, or None: in <see cref="CpuState.Gpr"/>. Those with implicit uses keep their places. The host's RSP stays
+    /// the host's (signals arrive on it), R10 and R11 are scratch, R14 is the group pointer and third scratch.
+    /// </summary>
+    public static ReadOnlySpan<sbyte> OfGuest =>
+    [
+        Host.Rax, Host.Rcx, Host.Rdx, Host.Rbx, Host.R15, Host.Rbp, Host.Rsi, Host.Rdi, Host.R8, Host.R9, Host.None, Host.None, Host.R12, Host.R13, Host.None, Host.None,
+    ];
+}
+
+/// <summary>The code between the dispatcher and generated code, in two forms: with and without the XMM registers.</summary>
+internal sealed unsafe class Thunks(CpuState* state)
+{
+    private static readonly int[] Saved = [Host.Rbx, Host.Rbp, Host.R12, Host.R13, Host.R14, Host.R15];
+
+    /// <summary>Enters at <see cref="CpuState.EntryTarget"/> and comes back at the next exit.</summary>
+    public delegate* unmanaged<void> Enter { get; private set; }
+    public delegate* unmanaged<void> EnterVector { get; private set; }
+    /// <summary>Exit with the number of the exit in R11.</summary>
+    public nint Exit { get; private set; }
+    public nint ExitVector { get; private set; }
+    /// <summary>Exit of a table jump; the address wanted is in R10.</summary>
+    public nint Miss { get; private set; }
+    public nint MissVector { get; private set; }
+
+    public void Emit(HostAssembler a)
+    {
+        Enter = (delegate* unmanaged<void>)EmitEnter(a, false);
+        EnterVector = (delegate* unmanaged<void>)EmitEnter(a, true);
+        Miss = a.Here;
+        a.Constant(Host.R11, CodeCache.MissRecord);
+        Exit = EmitExit(a, false);
+        MissVector = a.Here;
+        a.Constant(Host.R11, CodeCache.MissRecord);
+        ExitVector = EmitExit(a, true);
+    }
+
+    private int Offset(void* field) => (int)((byte*)field - (byte*)state);
+
+    private nint EmitEnter(HostAssembler a, bool vectors)
+    {
+        nint start = a.Here;
+        foreach (int r in Saved)
+            Push(a, r);
+        if (vectors)
+        {
+            // Legacy SSE is slow while the upper halves are in use.
+            if (Avx.IsSupported)
+            {
+                a.Byte(0xC5);
+                a.Byte(0xF8);
+                a.Byte(0x77);
+            }
+            a.LoadState(Host.R10, Offset(&state->Xsave));
+            a.RM(0x0FAE, 3, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
+            a.RM(0x0FAE, 2, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
+            for (int i = 0; i < 16; i++)
+                a.RM(0x0F10, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
+        }
+        a.LoadState(Host.Rax, Offset(&state->HostFlags), wide: false);
+        a.RestoreOverflow();
+        a.Sahf();
+        for (int g = 0; g < 16; g++)
+            if (Homes.OfGuest[g] != Host.None)
+                a.LoadState(Homes.OfGuest[g], 8 * g);
+        a.LoadState(Host.R14, Offset(&state->GroupPointer));
+        a.LoadState(Host.R10, Offset(&state->ExitAddress));
+        a.RM(0xFF, 4, Host.None, Host.None, 0, Offset(&state->EntryTarget), wide: false, gs: true);
+        return start;
+    }
+
+    private nint EmitExit(HostAssembler a, bool vectors)
+    {
+        nint start = a.Here;
+        a.StoreState(0, Host.Rax);
+        a.Lahf();
+        a.SetOverflowAl();
+        a.StoreState(Offset(&state->HostFlags), Host.Rax, wide: false);
+        for (int g = 1; g < 16; g++)
+            if (Homes.OfGuest[g] != Host.None)
+                a.StoreState(8 * g, Homes.OfGuest[g]);
+        a.StoreState(Offset(&state->ExitAddress), Host.R10);
+        a.StoreState(Offset(&state->ExitRecord), Host.R11);
+        a.StoreState(Offset(&state->GroupPointer), Host.R14);
+        if (vectors)
+        {
+            a.LoadState(Host.R10, Offset(&state->Xsave));
+            a.RM(0x0FAE, 3, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
+            a.RM(0x0FAE, 2, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
+            for (int i = 0; i < 16; i++)
+                a.RM(0x0F11, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
+        }
+        for (int i = Saved.Length - 1; i >= 0; i--)
+            Pop(a, Saved[i]);
+        a.Byte(0xC3);
+        return start;
+    }
+
+    private static void Push(HostAssembler a, int r)
+    {
+        if (r >= 8)
+            a.Byte(0x41);
+        a.Byte(0x50 | (r & 7));
+    }
+
+    private static void Pop(HostAssembler a, int r)
+    {
+        if (r >= 8)
+            a.Byte(0x41);
+        a.Byte(0x58 | (r & 7));
+    }
+}

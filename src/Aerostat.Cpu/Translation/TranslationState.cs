@@ -1,0 +1,82 @@
+using Aerostat.Platform;
+
+namespace Aerostat.Cpu;
+
+/// <summary>What one vCPU has besides the interpreter when it runs translated: code, translator, and what other threads tell it.</summary>
+internal sealed unsafe class TranslationState : IDisposable
+{
+    // Executions of a block by the interpreter before it is translated, counted by address.
+    public const int Threshold = 6;
+    public const int HeatEntries = 1 << 14, LookasideEntries = 1 << 12;
+
+    private readonly CpuState* state;
+    private readonly Lock gate = new();
+    private readonly List<ulong> changedPages = [];
+
+    public TranslationState(Interpreter interpreter, int codeBytes)
+    {
+        state = interpreter.State;
+        Cache = new CodeCache(state, codeBytes);
+        Translator = new BlockTranslator(state, Cache, interpreter.Features);
+        Heat = HostMapping.AllocateLazy(HeatEntries);
+        Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(LookasideEntries * (ulong)sizeof(LookasideEntry));
+    }
+
+    public CodeCache Cache { get; }
+
+    public BlockTranslator Translator { get; }
+
+    /// <summary>How often code at an address (by its hash) was interpreted.</summary>
+    public byte* Heat { get; }
+
+    /// <summary>From linear address and variant to block, within an epoch.</summary>
+    public LookasideEntry* Lookaside { get; }
+
+    /// <summary>Exits by kind.</summary>
+    public readonly long[] Exits = new long[8];
+
+    public long Entries, TlbRefills, StoppedSteps;
+
+    /// <summary>Makes generated code leave at its next check; any thread, after the request is set.</summary>
+    public void Poke()
+    {
+        Volatile.Write(ref state->Poll, 1);
+        Cache.DisarmTables();
+    }
+
+    /// <summary>Notes that the code of a page has changed; any thread.</summary>
+    public void NoteChange(ulong page)
+    {
+        lock (gate)
+            changedPages.Add(page);
+    }
+
+    /// <summary>Forgets code that has changed; the vCPU's own thread, outside generated code.</summary>
+    public void DropChangedCode()
+    {
+        lock (gate)
+        {
+            foreach (ulong page in changedPages)
+                Cache.DropPage(page);
+            changedPages.Clear();
+        }
+    }
+
+    public void Dispose()
+    {
+        Cache.Dispose();
+        HostMapping.Unmap(Heat, HeatEntries);
+        HostMapping.Unmap((byte*)Lookaside, LookasideEntries * (ulong)sizeof(LookasideEntry));
+    }
+}
+
+/// <summary>Entry of the dispatcher's own cache from linear address to block.</summary>
+internal unsafe struct LookasideEntry
+{
+    /// <summary>Linear address; <see cref="Variant"/> + 1 so that an empty entry matches nothing.</summary>
+    public ulong Linear;
+    public ulong Epoch;
+    public TranslatedBlock* Block;
+    public int Variant;
+    public int Age;
+}

@@ -1,0 +1,59 @@
+using Aerostat.Memory;
+using Aerostat.Platform;
+using Aerostat.Processors;
+
+namespace Aerostat.Cpu;
+
+/// <summary>
+/// Runs guest code as translated host code: 64-bit code becomes x86-64 host code, everything else steps in the interpreter on the same
+/// state. x86-64 hosts only. See docs/translator.md.
+/// </summary>
+public sealed class TranslatorHypervisor : IHypervisor
+{
+    // Host code of all vCPUs together, in bytes, and what each has at least and at most.
+    private const int CodeBudget = 256 << 20, SmallestCode = 16 << 20, LargestCode = 64 << 20;
+
+    private readonly InterpreterHypervisor interpreters;
+    private readonly GuestMemory memory;
+    private volatile Interpreter[] translating = [];
+
+    /// <summary>Binds a translator to a machine's memory, which must outlive it.</summary>
+    /// <exception cref="PlatformNotSupportedException">The host is not x86-64.</exception>
+    public TranslatorHypervisor(GuestMemory memory)
+    {
+        if (!IsSupported)
+            throw new PlatformNotSupportedException("the translator needs an x86-64 host; use the interpreter");
+        this.memory = memory;
+        interpreters = new InterpreterHypervisor(memory);
+        memory.CodeChanged += NoteCodeChange;
+    }
+
+    /// <summary>Whether this host can run translated code.</summary>
+    public static bool IsSupported => ExecutableMemory.IsSupported;
+
+    /// <inheritdoc/>
+    public string Name => "translator";
+
+    /// <inheritdoc/>
+    /// <exception cref="ArgumentOutOfRangeException">The index is not below the count, or has been made before.</exception>
+    public IVirtualProcessor CreateProcessor(VirtualProcessorOptions options)
+    {
+        var processor = (SoftwareProcessor)interpreters.CreateProcessor(options);
+        processor.Interpreter.EnableTranslation(Math.Clamp(CodeBudget / options.Count, SmallestCode, LargestCode));
+        translating = [.. translating, processor.Interpreter];
+        return processor;
+    }
+
+    private void NoteCodeChange(ulong page)
+    {
+        foreach (Interpreter interpreter in translating)
+            interpreter.NoteCodeChange(page);
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        memory.CodeChanged -= NoteCodeChange;
+        interpreters.Dispose();
+    }
+}

@@ -1,0 +1,174 @@
+using Iced.Intel;
+
+namespace Aerostat.Cpu;
+
+/// <summary>How an instruction is translated.</summary>
+internal enum Treatment : byte
+{
+    /// <summary>Steps in the interpreter. The default: nothing is re-encoded that is not listed here.</summary>
+    Interpret = 0,
+    /// <summary>Re-encoded as itself with its operands in host registers and, at most, one explicit memory operand.</summary>
+    Integer,
+    /// <summary>As <see cref="Integer"/>, with XMM operands: only where the guest's XMM registers are loaded.</summary>
+    Vector,
+    /// <summary>Nothing to do (NOP, ENDBR, PREFETCH).</summary>
+    Nothing,
+    Lea,
+    Push,
+    Pop,
+    Leave,
+    Divide,
+    Branch,
+    ConditionalBranch,
+    IndirectBranch,
+    Call,
+    IndirectCall,
+    Return,
+}
+
+/// <summary>The instructions that are translated, by Iced's code.</summary>
+internal static class Whitelist
+{
+    // Flags, registers and at most one explicit memory operand; implicit operands only in RAX, RCX, RDX, RBX, which keep their places.
+    private static readonly Mnemonic[] Integers =
+    [
+        Mnemonic.Mov, Mnemonic.Movzx, Mnemonic.Movsx, Mnemonic.Movsxd, Mnemonic.Movbe, Mnemonic.Bswap, Mnemonic.Xchg, Mnemonic.Xadd,
+        Mnemonic.Cmpxchg, Mnemonic.Cmpxchg8b,
+        Mnemonic.Add, Mnemonic.Or, Mnemonic.Adc, Mnemonic.Sbb, Mnemonic.And, Mnemonic.Sub, Mnemonic.Xor, Mnemonic.Cmp, Mnemonic.Test,
+        Mnemonic.Inc, Mnemonic.Dec, Mnemonic.Neg, Mnemonic.Not, Mnemonic.Mul, Mnemonic.Imul,
+        Mnemonic.Rol, Mnemonic.Ror, Mnemonic.Rcl, Mnemonic.Rcr, Mnemonic.Shl, Mnemonic.Sal, Mnemonic.Shr, Mnemonic.Sar, Mnemonic.Shld, Mnemonic.Shrd,
+        Mnemonic.Cbw, Mnemonic.Cwde, Mnemonic.Cdqe, Mnemonic.Cwd, Mnemonic.Cdq, Mnemonic.Cqo,
+        Mnemonic.Seto, Mnemonic.Setno, Mnemonic.Setb, Mnemonic.Setae, Mnemonic.Sete, Mnemonic.Setne, Mnemonic.Setbe, Mnemonic.Seta,
+        Mnemonic.Sets, Mnemonic.Setns, Mnemonic.Setp, Mnemonic.Setnp, Mnemonic.Setl, Mnemonic.Setge, Mnemonic.Setle, Mnemonic.Setg,
+        Mnemonic.Cmovo, Mnemonic.Cmovno, Mnemonic.Cmovb, Mnemonic.Cmovae, Mnemonic.Cmove, Mnemonic.Cmovne, Mnemonic.Cmovbe, Mnemonic.Cmova,
+        Mnemonic.Cmovs, Mnemonic.Cmovns, Mnemonic.Cmovp, Mnemonic.Cmovnp, Mnemonic.Cmovl, Mnemonic.Cmovge, Mnemonic.Cmovle, Mnemonic.Cmovg,
+        Mnemonic.Bsf, Mnemonic.Bsr, Mnemonic.Tzcnt, Mnemonic.Lzcnt, Mnemonic.Popcnt, Mnemonic.Bt, Mnemonic.Bts, Mnemonic.Btr, Mnemonic.Btc,
+        Mnemonic.Andn, Mnemonic.Bextr, Mnemonic.Blsi, Mnemonic.Blsmsk, Mnemonic.Blsr, Mnemonic.Bzhi, Mnemonic.Mulx, Mnemonic.Pdep, Mnemonic.Pext,
+        Mnemonic.Rorx, Mnemonic.Sarx, Mnemonic.Shlx, Mnemonic.Shrx, Mnemonic.Adcx, Mnemonic.Adox, Mnemonic.Crc32,
+        Mnemonic.Lahf, Mnemonic.Sahf, Mnemonic.Clc, Mnemonic.Stc, Mnemonic.Cmc, Mnemonic.Lfence, Mnemonic.Sfence, Mnemonic.Mfence, Mnemonic.Pause,
+    ];
+
+    private static readonly Mnemonic[] Vectors =
+    [
+        Mnemonic.Movups, Mnemonic.Movupd, Mnemonic.Movss, Mnemonic.Movsd, Mnemonic.Movaps, Mnemonic.Movapd, Mnemonic.Movdqa, Mnemonic.Movdqu,
+        Mnemonic.Movlps, Mnemonic.Movlpd, Mnemonic.Movhps, Mnemonic.Movhpd, Mnemonic.Movhlps, Mnemonic.Movlhps, Mnemonic.Movd, Mnemonic.Movq,
+        Mnemonic.Movntps, Mnemonic.Movntpd, Mnemonic.Movntdq, Mnemonic.Movntdqa, Mnemonic.Movnti, Mnemonic.Lddqu, Mnemonic.Movmskps, Mnemonic.Movmskpd,
+        Mnemonic.Pmovmskb, Mnemonic.Movddup, Mnemonic.Movsldup, Mnemonic.Movshdup,
+        Mnemonic.Addps, Mnemonic.Addpd, Mnemonic.Addss, Mnemonic.Addsd, Mnemonic.Subps, Mnemonic.Subpd, Mnemonic.Subss, Mnemonic.Subsd,
+        Mnemonic.Mulps, Mnemonic.Mulpd, Mnemonic.Mulss, Mnemonic.Mulsd, Mnemonic.Divps, Mnemonic.Divpd, Mnemonic.Divss, Mnemonic.Divsd,
+        Mnemonic.Sqrtps, Mnemonic.Sqrtpd, Mnemonic.Sqrtss, Mnemonic.Sqrtsd, Mnemonic.Rcpps, Mnemonic.Rcpss, Mnemonic.Rsqrtps, Mnemonic.Rsqrtss,
+        Mnemonic.Minps, Mnemonic.Minpd, Mnemonic.Minss, Mnemonic.Minsd, Mnemonic.Maxps, Mnemonic.Maxpd, Mnemonic.Maxss, Mnemonic.Maxsd,
+        Mnemonic.Addsubps, Mnemonic.Addsubpd, Mnemonic.Haddps, Mnemonic.Haddpd, Mnemonic.Hsubps, Mnemonic.Hsubpd,
+        Mnemonic.Cmpps, Mnemonic.Cmppd, Mnemonic.Cmpss, Mnemonic.Cmpsd, Mnemonic.Ucomiss, Mnemonic.Ucomisd, Mnemonic.Comiss, Mnemonic.Comisd,
+        Mnemonic.Andps, Mnemonic.Andpd, Mnemonic.Andnps, Mnemonic.Andnpd, Mnemonic.Orps, Mnemonic.Orpd, Mnemonic.Xorps, Mnemonic.Xorpd,
+        Mnemonic.Shufps, Mnemonic.Shufpd, Mnemonic.Unpcklps, Mnemonic.Unpcklpd, Mnemonic.Unpckhps, Mnemonic.Unpckhpd,
+        Mnemonic.Cvtsi2ss, Mnemonic.Cvtsi2sd, Mnemonic.Cvtss2si, Mnemonic.Cvtsd2si, Mnemonic.Cvttss2si, Mnemonic.Cvttsd2si,
+        Mnemonic.Cvtps2pd, Mnemonic.Cvtpd2ps, Mnemonic.Cvtss2sd, Mnemonic.Cvtsd2ss, Mnemonic.Cvtdq2ps, Mnemonic.Cvtps2dq, Mnemonic.Cvttps2dq,
+        Mnemonic.Cvtdq2pd, Mnemonic.Cvtpd2dq, Mnemonic.Cvttpd2dq,
+        Mnemonic.Punpcklbw, Mnemonic.Punpcklwd, Mnemonic.Punpckldq, Mnemonic.Punpcklqdq, Mnemonic.Punpckhbw, Mnemonic.Punpckhwd, Mnemonic.Punpckhdq,
+        Mnemonic.Punpckhqdq, Mnemonic.Packsswb, Mnemonic.Packssdw, Mnemonic.Packuswb, Mnemonic.Packusdw,
+        Mnemonic.Pcmpeqb, Mnemonic.Pcmpeqw, Mnemonic.Pcmpeqd, Mnemonic.Pcmpeqq, Mnemonic.Pcmpgtb, Mnemonic.Pcmpgtw, Mnemonic.Pcmpgtd, Mnemonic.Pcmpgtq,
+        Mnemonic.Pshufd, Mnemonic.Pshufhw, Mnemonic.Pshuflw, Mnemonic.Pshufb, Mnemonic.Pinsrw, Mnemonic.Pextrw, Mnemonic.Pinsrb, Mnemonic.Pinsrd,
+        Mnemonic.Pinsrq, Mnemonic.Pextrb, Mnemonic.Pextrd, Mnemonic.Pextrq, Mnemonic.Insertps, Mnemonic.Extractps,
+        Mnemonic.Psllw, Mnemonic.Pslld, Mnemonic.Psllq, Mnemonic.Pslldq, Mnemonic.Psrlw, Mnemonic.Psrld, Mnemonic.Psrlq, Mnemonic.Psrldq,
+        Mnemonic.Psraw, Mnemonic.Psrad, Mnemonic.Pand, Mnemonic.Pandn, Mnemonic.Por, Mnemonic.Pxor,
+        Mnemonic.Paddb, Mnemonic.Paddw, Mnemonic.Paddd, Mnemonic.Paddq, Mnemonic.Paddsb, Mnemonic.Paddsw, Mnemonic.Paddusb, Mnemonic.Paddusw,
+        Mnemonic.Psubb, Mnemonic.Psubw, Mnemonic.Psubd, Mnemonic.Psubq, Mnemonic.Psubsb, Mnemonic.Psubsw, Mnemonic.Psubusb, Mnemonic.Psubusw,
+        Mnemonic.Pmullw, Mnemonic.Pmulhw, Mnemonic.Pmulhuw, Mnemonic.Pmuludq, Mnemonic.Pmuldq, Mnemonic.Pmulld, Mnemonic.Pmulhrsw,
+        Mnemonic.Pmaddwd, Mnemonic.Pmaddubsw, Mnemonic.Psadbw, Mnemonic.Mpsadbw, Mnemonic.Pavgb, Mnemonic.Pavgw,
+        Mnemonic.Pminub, Mnemonic.Pminsw, Mnemonic.Pminsb, Mnemonic.Pminuw, Mnemonic.Pminsd, Mnemonic.Pminud,
+        Mnemonic.Pmaxub, Mnemonic.Pmaxsw, Mnemonic.Pmaxsb, Mnemonic.Pmaxuw, Mnemonic.Pmaxsd, Mnemonic.Pmaxud,
+        Mnemonic.Pabsb, Mnemonic.Pabsw, Mnemonic.Pabsd, Mnemonic.Psignb, Mnemonic.Psignw, Mnemonic.Psignd, Mnemonic.Palignr,
+        Mnemonic.Phaddw, Mnemonic.Phaddd, Mnemonic.Phaddsw, Mnemonic.Phsubw, Mnemonic.Phsubd, Mnemonic.Phsubsw, Mnemonic.Phminposuw,
+        Mnemonic.Pmovsxbw, Mnemonic.Pmovsxbd, Mnemonic.Pmovsxbq, Mnemonic.Pmovsxwd, Mnemonic.Pmovsxwq, Mnemonic.Pmovsxdq,
+        Mnemonic.Pmovzxbw, Mnemonic.Pmovzxbd, Mnemonic.Pmovzxbq, Mnemonic.Pmovzxwd, Mnemonic.Pmovzxwq, Mnemonic.Pmovzxdq,
+        Mnemonic.Blendps, Mnemonic.Blendpd, Mnemonic.Pblendw, Mnemonic.Blendvps, Mnemonic.Blendvpd, Mnemonic.Pblendvb,
+        Mnemonic.Roundps, Mnemonic.Roundpd, Mnemonic.Roundss, Mnemonic.Roundsd, Mnemonic.Dpps, Mnemonic.Dppd, Mnemonic.Ptest,
+        Mnemonic.Pcmpestri, Mnemonic.Pcmpestrm, Mnemonic.Pcmpistri, Mnemonic.Pcmpistrm, Mnemonic.Pclmulqdq,
+        Mnemonic.Aesenc, Mnemonic.Aesenclast, Mnemonic.Aesdec, Mnemonic.Aesdeclast, Mnemonic.Aesimc, Mnemonic.Aeskeygenassist,
+        Mnemonic.Sha1rnds4, Mnemonic.Sha1nexte, Mnemonic.Sha1msg1, Mnemonic.Sha1msg2, Mnemonic.Sha256rnds2, Mnemonic.Sha256msg1, Mnemonic.Sha256msg2,
+    ];
+
+    private static readonly Mnemonic[] Ignored =
+    [
+        Mnemonic.Nop, Mnemonic.Endbr64, Mnemonic.Prefetcht0, Mnemonic.Prefetcht1, Mnemonic.Prefetcht2, Mnemonic.Prefetchnta, Mnemonic.Prefetchw,
+        Mnemonic.Prefetch,
+    ];
+
+    private static readonly Treatment[] ByCode = Build();
+
+    /// <summary>What to do with an instruction of 64-bit code, as far as its form is concerned.</summary>
+    public static Treatment Of(in Instruction i)
+    {
+        Treatment t = ByCode[(int)i.Code];
+        return t is Treatment.Integer or Treatment.Vector && !HasPlainOperands(i) ? Treatment.Interpret : t;
+    }
+
+    /// <summary>Whether a 16-byte memory operand may be unaligned.</summary>
+    public static bool AllowsUnaligned(Mnemonic m) => m is Mnemonic.Movups or Mnemonic.Movupd or Mnemonic.Movdqu or Mnemonic.Lddqu
+        or Mnemonic.Pcmpestri or Mnemonic.Pcmpestrm or Mnemonic.Pcmpistri or Mnemonic.Pcmpistrm;
+
+    private static Treatment[] Build()
+    {
+        Code[] codes = Enum.GetValues<Code>();
+        var table = new Treatment[codes.Length];
+        foreach (Code code in codes)
+        {
+            Mnemonic m = code.Mnemonic();
+            EncodingKind encoding = code.Encoding();
+            if (encoding is EncodingKind.Legacy or EncodingKind.VEX && Array.IndexOf(Integers, m) >= 0)
+                table[(int)code] = Treatment.Integer;
+            else if (encoding == EncodingKind.Legacy && Array.IndexOf(Vectors, m) >= 0)
+                table[(int)code] = Treatment.Vector;
+            else if (encoding == EncodingKind.Legacy && Array.IndexOf(Ignored, m) >= 0)
+                table[(int)code] = Treatment.Nothing;
+            else if (code.IsJccShortOrNear())
+                table[(int)code] = Treatment.ConditionalBranch;
+        }
+        table[(int)Code.Lea_r32_m] = table[(int)Code.Lea_r64_m] = Treatment.Lea;
+        table[(int)Code.Push_r64] = table[(int)Code.Push_rm64] = table[(int)Code.Pushq_imm8] = table[(int)Code.Pushq_imm32] = Treatment.Push;
+        table[(int)Code.Pop_r64] = Treatment.Pop;
+        table[(int)Code.Leaveq] = Treatment.Leave;
+        table[(int)Code.Div_rm32] = table[(int)Code.Div_rm64] = table[(int)Code.Idiv_rm32] = table[(int)Code.Idiv_rm64] = Treatment.Divide;
+        table[(int)Code.Jmp_rel8_64] = table[(int)Code.Jmp_rel32_64] = Treatment.Branch;
+        table[(int)Code.Jmp_rm64] = Treatment.IndirectBranch;
+        table[(int)Code.Call_rel32_64] = Treatment.Call;
+        table[(int)Code.Call_rm64] = Treatment.IndirectCall;
+        table[(int)Code.Retnq] = table[(int)Code.Retnq_imm16] = Treatment.Return;
+        // Segment, control and debug registers; addresses without a base register field; what else only looks like the others.
+        foreach (Code code in codes)
+        {
+            string name = code.ToString();
+            if (name.StartsWith("Mov_", StringComparison.Ordinal)
+                && (name.Contains("Sreg", StringComparison.Ordinal) || name.Contains("moffs", StringComparison.Ordinal)
+                    || name.Contains("cr", StringComparison.Ordinal) || name.Contains("dr", StringComparison.Ordinal) || name.Contains("tr", StringComparison.Ordinal)))
+                table[(int)code] = Treatment.Interpret;
+        }
+        return table;
+    }
+
+    private static bool HasPlainOperands(in Instruction i)
+    {
+        bool bitString = i.Mnemonic is Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc && i.Op1Kind == OpKind.Register;
+        for (int k = 0; k < i.OpCount; k++)
+        {
+            switch (i.GetOpKind(k))
+            {
+                case OpKind.Register:
+                    Register r = i.GetOpRegister(k);
+                    if (!r.IsGPR() && !r.IsXMM())
+                        return false;
+                    break;
+                // A bit number in a register reaches beyond the operand.
+                case OpKind.Memory when !bitString && i.MemoryBase != Register.EIP && i.MemorySize.GetSize() is 1 or 2 or 4 or 8 or 16:
+                    break;
+                case OpKind.Immediate8 or OpKind.Immediate16 or OpKind.Immediate32 or OpKind.Immediate64:
+                case OpKind.Immediate8to16 or OpKind.Immediate8to32 or OpKind.Immediate8to64 or OpKind.Immediate32to64:
+                    break;
+                default:
+                    return false;
+            }
+        }
+        return true;
+    }
+}
