@@ -15,7 +15,7 @@ public sealed record AcceleratorStatus(string Name, bool Usable, string Reason);
 /// </summary>
 public static class Accelerators
 {
-    private const string Interpreter = "interpreter";
+    private const string Interpreter = "interpreter", Translator = "translator";
 
     /// <summary>Every accelerator, fastest first, and whether it can be used on a host.</summary>
     public static IReadOnlyList<AcceleratorStatus> All(KvmDevice kvm) =>
@@ -26,13 +26,15 @@ public static class Accelerators
             KvmDevice.NoPermission => "comes with a later version (and this user may not open /dev/kvm: join its group, usually kvm)",
             _ => "comes with a later version (this host's /dev/kvm could be used)",
         }),
-        new("translator", false, "comes with a later version"),
+        TranslatorHypervisor.IsSupported
+            ? new(Translator, true, "64-bit guest code as host code, the rest by interpreter; needs no rights and no /dev/kvm")
+            : new(Translator, false, "needs an x86-64 host"),
         new(Interpreter, true, "runs everywhere; needs no rights and no /dev/kvm"),
     ];
 
     /// <summary>What <c>auto</c> means on a host, and why.</summary>
     public static (string Name, string Reason) Automatic(KvmDevice kvm) =>
-        (Interpreter, $"the only accelerator of this version{(kvm == KvmDevice.Present ? "; /dev/kvm is there but not used yet" : "")}");
+        (Interpreter, $"the one that has been tried most{(kvm == KvmDevice.Present ? "; /dev/kvm is there but not used yet" : "")}");
 
     /// <summary>Names and descriptions of the CPU models of an accelerator.</summary>
     public static IEnumerable<(string Name, string Description)> CpuModelsOf(string accelerator)
@@ -49,14 +51,20 @@ public static class Accelerators
         string model = cpuModel ?? CpuModels.Default;
         if (!CpuModels.All.Any(m => m.Name == model))
             throw new ConfigurationException($"--cpu: there is no model '{model}'; '--cpu help' lists what there is");
-        return new Accelerator(name, model, memory => new InterpreterHypervisor(memory), (index, count) => CpuModels.CreateCpuid(model, index, count, personality));
+        return new Accelerator(
+            name,
+            model,
+            memory => name == Translator ? new TranslatorHypervisor(memory) : new InterpreterHypervisor(memory),
+            (index, count) => CpuModels.CreateCpuid(model, index, count, personality));
     }
 
     private static string Find(string accelerator) => accelerator switch
     {
         "auto" => Automatic(KvmDevice.Missing).Name,
         Interpreter => accelerator,
-        "kvm" or "translator" => throw new ConfigurationException($"--accel: '{accelerator}' is not yet in this version; use interpreter or auto"),
-        _ => throw new ConfigurationException($"--accel: there is no accelerator '{accelerator}'; use auto or interpreter"),
+        Translator when !TranslatorHypervisor.IsSupported => throw new ConfigurationException($"--accel: '{accelerator}' needs an x86-64 host; use interpreter or auto"),
+        Translator => accelerator,
+        "kvm" => throw new ConfigurationException($"--accel: '{accelerator}' is not yet in this version; use translator, interpreter or auto"),
+        _ => throw new ConfigurationException($"--accel: there is no accelerator '{accelerator}'; use auto, translator or interpreter"),
     };
 }
