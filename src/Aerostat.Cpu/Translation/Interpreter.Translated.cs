@@ -17,9 +17,9 @@ internal sealed unsafe partial class Interpreter
     private bool supervisorVectors;
 
     /// <summary>Makes this vCPU run translated from now on.</summary>
-    internal void EnableTranslation(int codeBytes)
+    internal void EnableTranslation(int codeBytes, int threshold = TranslationState.DefaultThreshold)
     {
-        translation = new TranslationState(this, codeBytes);
+        translation = new TranslationState(this, codeBytes, threshold);
         watchCode = WatchCode;
     }
 
@@ -194,7 +194,7 @@ internal sealed unsafe partial class Interpreter
         if (block == null)
         {
             byte* heat = t.Heat + (((rip >> 1) ^ (rip >> 15)) & (TranslationState.HeatEntries - 1));
-            if (*heat < TranslationState.Threshold)
+            if (*heat < t.Threshold)
             {
                 ++*heat;
                 return null;

@@ -6,21 +6,25 @@ namespace Aerostat.Cpu;
 internal sealed unsafe class TranslationState : IDisposable
 {
     // Executions of a block by the interpreter before it is translated, counted by address.
-    public const int Threshold = 6;
+    public const int DefaultThreshold = 6;
     public const int HeatEntries = 1 << 14, LookasideEntries = 1 << 12;
 
     private readonly CpuState* state;
     private readonly Lock gate = new();
     private readonly List<ulong> changedPages = [];
 
-    public TranslationState(Interpreter interpreter, int codeBytes)
+    public TranslationState(Interpreter interpreter, int codeBytes, int threshold)
     {
         state = interpreter.State;
+        Threshold = threshold;
         Cache = new CodeCache(state, codeBytes);
         Translator = new BlockTranslator(state, Cache, interpreter.Features);
         Heat = HostMapping.AllocateLazy(HeatEntries);
         Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(LookasideEntries * (ulong)sizeof(LookasideEntry));
     }
+
+    /// <summary>Executions in the interpreter before code is translated.</summary>
+    public int Threshold { get; }
 
     public CodeCache Cache { get; }
 

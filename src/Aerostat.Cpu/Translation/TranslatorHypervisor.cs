@@ -15,12 +15,20 @@ public sealed class TranslatorHypervisor : IHypervisor
 
     private readonly InterpreterHypervisor interpreters;
     private readonly GuestMemory memory;
+    private readonly int threshold;
     private volatile Interpreter[] translating = [];
 
     /// <summary>Binds a translator to a machine's memory, which must outlive it.</summary>
     /// <exception cref="PlatformNotSupportedException">The host is not x86-64.</exception>
     public TranslatorHypervisor(GuestMemory memory)
+        : this(memory, TranslationState.DefaultThreshold)
     {
+    }
+
+    /// <summary>As the other, with the number of executions after which code is translated; for tests.</summary>
+    internal TranslatorHypervisor(GuestMemory memory, int threshold)
+    {
+        this.threshold = threshold;
         if (!IsSupported)
             throw new PlatformNotSupportedException("the translator needs an x86-64 host; use the interpreter");
         this.memory = memory;
@@ -39,7 +47,7 @@ public sealed class TranslatorHypervisor : IHypervisor
     public IVirtualProcessor CreateProcessor(VirtualProcessorOptions options)
     {
         var processor = (SoftwareProcessor)interpreters.CreateProcessor(options);
-        processor.Interpreter.EnableTranslation(Math.Clamp(CodeBudget / options.Count, SmallestCode, LargestCode));
+        processor.Interpreter.EnableTranslation(Math.Clamp(CodeBudget / options.Count, SmallestCode, LargestCode), threshold);
         translating = [.. translating, processor.Interpreter];
         return processor;
     }

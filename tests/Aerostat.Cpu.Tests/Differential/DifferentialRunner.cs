@@ -20,6 +20,9 @@ internal sealed unsafe class DifferentialRunner : IDisposable
 
     public DifferentialRunner(Func<GuestMemory, IHypervisor> hypervisor, CpuidTable cpuid) => _guest = new GuestRunner(hypervisor, cpuid);
 
+    /// <summary>Status flags that nobody reads again may be lost when the translator reports a fault.</summary>
+    public bool IgnoreFlagsOfFaults { get; init; }
+
     public NativeRunner Native => _native;
 
     public GuestRunner Guest => _guest;
@@ -138,6 +141,8 @@ internal sealed unsafe class DifferentialRunner : IDisposable
         if (native.Vector >= 0)
             undefined = instructions.Count == 1 && !HasRepeat(instructions[0]) ? 0 : undefined;
         if (native.Vector == Vector.DivideError)
+            undefined = RFlags.Status;
+        if (native.Vector >= 0 && IgnoreFlagsOfFaults)
             undefined = RFlags.Status;
         for (int k = 0; k < (c.Bitness == 64 ? 16 : 8); k++)
         {

@@ -19,6 +19,21 @@ public sealed class InstructionDifferentialTests
 
     private static DifferentialRunner CreateRunner() => new(m => new InterpreterHypervisor(m), CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none"));
 
+    private static DifferentialRunner CreateTranslated() =>
+        new(m => new TranslatorHypervisor(m, threshold: 0), CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none")) { IgnoreFlagsOfFaults = true };
+
+    /// <summary>The same through the translator, 64-bit code.</summary>
+    [Fact]
+    public void EveryFormAgreesWithTheHostTranslated()
+    {
+        HostRequirements.Check();
+        using DifferentialRunner runner = CreateTranslated();
+        var report = new Report(runner);
+        foreach (Code code in FormCatalog.Forms(64))
+            RunForm(runner, report, new Rng(Seed * 7_000_003 + (ulong)code), code, 64, encodings: 14, states: 6);
+        report.Finish();
+    }
+
     /// <summary>Each form in many encodings, each encoding from many states.</summary>
     [Theory]
     [InlineData(64)]

@@ -37,6 +37,7 @@ internal sealed unsafe class GuestRunner : IDisposable
         tables.Map(Layout.Window, WindowGpa, Layout.WindowSize, user | PageTableEntry.Nx);
         tables.Map(Layout.LowWindow, LowWindowGpa, Layout.WindowSize, user | PageTableEntry.Nx);
         tables.Map(Layout.Code, CodeGpa, Layout.CodeSize, PageTableEntry.U | PageTableEntry.A);
+        tables.Map(Layout.CodeAlias, CodeGpa, Layout.CodeSize, user | PageTableEntry.Nx);
         tables.Map(System, SystemGpa, 0x6000, PageTableEntry.W | PageTableEntry.A | PageTableEntry.D);
         WriteSystem();
         _memory.Write(new GuestAddress(CodeGpa), Enumerable.Repeat((byte)0xCC, Layout.CodeSize).ToArray());

@@ -23,6 +23,9 @@ internal static class Layout
 
     public const int CodeSize = 0x2000;
 
+    /// <summary>The code pages once more, for writing (guests only).</summary>
+    public const ulong CodeAlias = 0x2010_0000;
+
     /// <summary>Where the instructions of a case begin.</summary>
     public const ulong Start = Code + 0x800;
 
