@@ -30,7 +30,7 @@ internal sealed unsafe partial class BlockTranslator
 
     private void EmitLink(nint site, ulong target)
     {
-        if (target == linear)
+        if (target == linear && !ungrouped)
         {
             a.PointTo(site, entry);
             return;
@@ -98,18 +98,17 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Pushes the address of the next instruction.</summary>
     private void EmitPushReturn(in Instruction i, int k, nint start, bool keepR14)
     {
-        a.Lea(Host.R10, Host.R15, Host.None, 0, -8);
-        EmitCheck(i.IP, start, 8, write: true, aligned: false, live[k], -1, spillToMemory: keepR14);
+        (int pointer, int distance) = Reach(k, start, 8, write: true, aligned: false, -8, stack: true, spillToMemory: keepR14);
         ulong next = i.NextIP;
         if ((long)next == (int)next)
         {
-            a.RM(0xC7, 0, Host.R10, Host.None, 0, 0);
+            a.RM(0xC7, 0, pointer, Host.None, 0, distance);
             a.Int32((int)next);
         }
         else
         {
             a.Constant(Host.R11, next);
-            a.RM(0x89, Host.R11, Host.R10, Host.None, 0, 0);
+            a.RM(0x89, Host.R11, pointer, Host.None, 0, distance);
         }
         a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
     }
@@ -126,17 +125,18 @@ internal sealed unsafe partial class BlockTranslator
         {
             if (i.MemoryBase == Register.EIP)
                 return false;
-            EmitAddress(i);
-            EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], SegmentOffset(i));
             if (call)
             {
+                EmitAddress(i);
+                EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], SegmentOffset(i));
                 a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
                 EmitPushReturn(i, k, start, keepR14: true);
                 a.Move(Host.R10, Host.R14);
             }
             else
             {
-                a.RM(0x8B, Host.R10, Host.R10, Host.None, 0, 0);
+                (int pointer, int distance) = Reach(k, start, 8, write: false, aligned: false, 0, stack: false);
+                a.RM(0x8B, Host.R10, pointer, Host.None, 0, distance);
             }
         }
         else
@@ -156,9 +156,8 @@ internal sealed unsafe partial class BlockTranslator
     private bool EmitReturn(in Instruction i, int k, nint start)
     {
         int extra = i.Code == Code.Retnq_imm16 ? i.Immediate16 : 0;
-        a.Move(Host.R10, Host.R15);
-        EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], -1);
-        a.RM(0x8B, Host.R10, Host.R10, Host.None, 0, 0);
+        (int pointer, int distance) = Reach(k, start, 8, write: false, aligned: false, 0, stack: true);
+        a.RM(0x8B, Host.R10, pointer, Host.None, 0, distance);
         a.Lea(Host.R15, Host.R15, Host.None, 0, 8 + extra);
         EmitIndirectJump(cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = -8 - extra }));
         return true;

@@ -92,7 +92,7 @@ internal sealed unsafe partial class BlockTranslator
                 cold.RemoveRange(colds, cold.Count - colds);
                 int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP });
                 EmitExit(record);
-                if (k < count - 1 || fallsThrough)
+                if ((k < count - 1 || fallsThrough) && !uses[k].InGroup)
                     cache.Record((uint)record)->Next = a.Here;
             }
         }
@@ -183,24 +183,25 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>
     /// <paramref name="to"/> = offset of the memory operand, without its segment, cut to 32 bits if <paramref name="narrow"/>. Uses R10 and R11; keeps flags.
     /// </summary>
-    private void EmitAddress(in Instruction i, int to = Host.R10, bool narrow = false)
+    private void EmitAddress(in Instruction i, int to = Host.R10, bool narrow = false, int move = 0)
     {
+        ulong displacement = i.MemoryDisplacement64 + (ulong)(long)move;
         if (i.IsIPRelativeMemoryOperand)
         {
-            a.Constant(to, narrow ? (uint)i.MemoryDisplacement64 : i.MemoryDisplacement64);
+            a.Constant(to, narrow ? (uint)displacement : displacement);
             return;
         }
         Register b = i.MemoryBase, x = i.MemoryIndex;
         bool wide = !(b.IsGPR32() || x.IsGPR32() || (b == Register.None && x == Register.None && i.MemoryDisplSize == 4 && IsAddress32(i)));
         if (b == Register.None && x == Register.None)
         {
-            a.Constant(to, wide && !narrow ? i.MemoryDisplacement64 : (uint)i.MemoryDisplacement64);
+            a.Constant(to, wide && !narrow ? displacement : (uint)displacement);
             return;
         }
         int hostBase = b == Register.None ? Host.None : Use(b.GetNumber(), Host.R10);
         int hostIndex = x == Register.None ? Host.None : Use(x.GetNumber(), Host.R11);
         int scale = i.MemoryIndexScale switch { 2 => 1, 4 => 2, 8 => 3, _ => 0 };
-        a.Lea(to, hostBase, hostIndex, scale, (int)i.MemoryDisplacement64, wide && !narrow);
+        a.Lea(to, hostBase, hostIndex, scale, (int)displacement, wide && !narrow);
     }
 
     // A 32-bit absolute address is one with an address-size prefix; without it the displacement is sign-extended already.
@@ -266,7 +267,7 @@ internal sealed unsafe partial class BlockTranslator
             Kind = ExitKind.Memory,
             Rip = rip,
             Retry = retry,
-            Size = (byte)size,
+            Size = (ushort)size,
             Write = write,
             Aligned = aligned,
         });
@@ -287,8 +288,11 @@ internal sealed unsafe partial class BlockTranslator
     }
 
     /// <summary>Tells the exits of an instruction, from record <paramref name="first"/> on, where the next one starts.</summary>
-    private void SetNext(int first)
+    private void SetNext(int first, int k)
     {
+        // The interpreter may change what the group's check has found.
+        if (uses[k].InGroup)
+            return;
         for (int r = first; r < cache.RecordCount; r++)
             cache.Record((uint)r)->Next = a.Here;
     }
@@ -314,8 +318,11 @@ internal sealed unsafe partial class BlockTranslator
             if (Homes.OfGuest[guest] == Host.None && !guests[..used].Contains(guest))
                 guests[used++] = guest;
         }
-        ReadOnlySpan<int> free = memory >= 0 ? [Host.R11, Host.R14] : [Host.R10, Host.R11, Host.R14];
-        if (used > free.Length)
+        bool grouped = uses[k].PointerLive || uses[k].InGroup;
+        ReadOnlySpan<int> free = memory < 0 ? [Host.R10, Host.R11, Host.R14]
+            : uses[k].Role != 0 ? [Host.R11, Host.R10]
+            : [Host.R11, Host.R14];
+        if (used > (grouped ? Math.Min(free.Length, memory >= 0 && uses[k].Role == 0 ? 1 : 2) : free.Length))
             return false;
         for (int n = 0; n < used; n++)
             scratches[n] = free[n];
@@ -330,13 +337,12 @@ internal sealed unsafe partial class BlockTranslator
                 return false;
             int size = i.MemorySize.GetSize();
             bool aligned = size == 16 && treatments[k] == Treatment.Vector && !Whitelist.AllowsUnaligned(i.Mnemonic);
-            EmitAddress(i);
-            EmitCheck(i.IP, start, size, write, aligned, live[k], SegmentOffset(i));
-            copy.MemoryBase = Register.R10;
+            (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false);
+            copy.MemoryBase = Sized(pointer, 8);
             copy.MemoryIndex = Register.None;
             copy.MemoryIndexScale = 1;
-            copy.MemoryDisplacement64 = 0;
-            copy.MemoryDisplSize = 0;
+            copy.MemoryDisplacement64 = (ulong)distance;
+            copy.MemoryDisplSize = distance == 0 ? 0 : distance is >= -128 and <= 127 ? 1 : 8;
         }
         int loaded = 0, written = 0;
         for (int n = 0; n < i.OpCount; n++)
@@ -365,7 +371,7 @@ internal sealed unsafe partial class BlockTranslator
         for (int n = 0; n < used; n++)
             if ((written & 1 << n) != 0)
                 a.StoreState(8 * guests[n], scratches[n]);
-        SetNext(first);
+        SetNext(first, k);
         return true;
     }
 
@@ -393,44 +399,42 @@ internal sealed unsafe partial class BlockTranslator
             EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], SegmentOffset(i));
             a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
         }
-        a.Lea(Host.R10, Host.R15, Host.None, 0, -8);
-        EmitCheck(i.IP, start, 8, write: true, aligned: false, live[k], -1, spillToMemory: fromMemory);
+        (int pointer, int distance) = Reach(k, start, 8, write: true, aligned: false, -8, stack: true, spillToMemory: fromMemory);
         if (fromMemory)
         {
             a.RM(0x89, Host.R14, Host.R10, Host.None, 0, 0);
         }
         else if (i.Op0Kind == OpKind.Register)
         {
-            a.RM(0x89, Use(GuestNumber(i.Op0Register), Host.R11), Host.R10, Host.None, 0, 0);
+            a.RM(0x89, Use(GuestNumber(i.Op0Register), Host.R11), pointer, Host.None, 0, distance);
         }
         else
         {
-            a.RM(0xC7, 0, Host.R10, Host.None, 0, 0);
+            a.RM(0xC7, 0, pointer, Host.None, 0, distance);
             a.Int32((int)i.GetImmediate(0));
         }
         a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
-        SetNext(first);
+        SetNext(first, k);
         return true;
     }
 
     private bool EmitPop(in Instruction i, int k, nint start)
     {
         int first = cache.RecordCount, guest = GuestNumber(i.Op0Register);
-        a.Move(Host.R10, Host.R15);
-        EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], -1);
+        (int pointer, int distance) = Reach(k, start, 8, write: false, aligned: false, 0, stack: true);
         int home = Homes.OfGuest[guest];
         if (home == Host.None || guest == 4)
         {
-            a.RM(0x8B, Host.R11, Host.R10, Host.None, 0, 0);
+            a.RM(0x8B, Host.R11, pointer, Host.None, 0, distance);
             a.Lea(Host.R15, Host.R15, Host.None, 0, 8);
             Assign(guest, Host.R11);
         }
         else
         {
-            a.RM(0x8B, home, Host.R10, Host.None, 0, 0);
+            a.RM(0x8B, home, pointer, Host.None, 0, distance);
             a.Lea(Host.R15, Host.R15, Host.None, 0, 8);
         }
-        SetNext(first);
+        SetNext(first, k);
         return true;
     }
 
@@ -441,7 +445,7 @@ internal sealed unsafe partial class BlockTranslator
         EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], -1);
         a.Lea(Host.R15, Host.Rbp, Host.None, 0, 8);
         a.RM(0x8B, Host.Rbp, Host.R10, Host.None, 0, 0);
-        SetNext(first);
+        SetNext(first, k);
         return true;
     }
 
@@ -459,9 +463,8 @@ internal sealed unsafe partial class BlockTranslator
         {
             if (i.MemoryBase == Register.EIP)
                 return false;
-            EmitAddress(i);
-            EmitCheck(i.IP, start, wide ? 8 : 4, write: false, aligned: false, live[k], SegmentOffset(i));
-            a.RM(0x8B, Host.R10, Host.R10, Host.None, 0, 0, wide);
+            (int pointer, int distance) = Reach(k, start, wide ? 8 : 4, write: false, aligned: false, 0, stack: false);
+            a.RM(0x8B, Host.R10, pointer, Host.None, 0, distance, wide);
             divisor = Host.R10;
         }
         else
@@ -489,7 +492,7 @@ internal sealed unsafe partial class BlockTranslator
         }
         a.RR(0xF7, signed ? 7 : 6, divisor, wide);
         cold.Add(new Cold { Kind = ColdKind.Leave, Site = site, Site2 = site2, Record = record });
-        SetNext(first);
+        SetNext(first, k);
         return true;
     }
 }

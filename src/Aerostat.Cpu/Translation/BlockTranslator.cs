@@ -34,7 +34,7 @@ internal sealed unsafe partial class BlockTranslator
     private bool fallsThrough;
     private ulong linear, pageLinear, gpa, end;
     private int variant;
-    private bool vectors;
+    private bool vectors, ungrouped;
     private nint entry;
 
     public BlockTranslator(CpuState* state, CodeCache cache, FeatureGate features)
@@ -56,8 +56,10 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="linearAddress">Where the guest sees the code.</param>
     /// <param name="physicalAddress">Where it lies.</param>
     /// <param name="codeVariant">TLB set, + 3 with XMM registers loaded.</param>
-    public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant)
+    /// <param name="withoutGroups">Each access on its own: for where a group's check has failed.</param>
+    public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, bool withoutGroups = false)
     {
+        ungrouped = withoutGroups;
         linear = linearAddress;
         gpa = physicalAddress;
         pageLinear = linear & ~4095UL;
@@ -85,6 +87,7 @@ internal sealed unsafe partial class BlockTranslator
         }
         BlocksTranslated++;
         InstructionsTranslated += count;
+        PlanGroups();
         cache.BeginCode(a);
         nint checkedEntry = a.Here;
         EmitCheckedEntry();
@@ -98,7 +101,7 @@ internal sealed unsafe partial class BlockTranslator
         {
             Linear = linear,
             Gpa = gpa,
-            Variant = variant,
+            Variant = ungrouped ? variant | CodeCache.Ungrouped : variant,
             Generation = generation,
             DecodedGeneration = decoded,
             Entry = entry,

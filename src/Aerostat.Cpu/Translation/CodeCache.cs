@@ -54,8 +54,10 @@ internal struct ExitRecord
     public nint Next;
     public ExitKind Kind;
     /// <summary>Bytes of the access.</summary>
-    public byte Size;
+    public ushort Size;
     public bool Write, Aligned;
+    /// <summary>The check was for a group: where it cannot be met, code without groups goes on. Whether the first access itself writes.</summary>
+    public bool Group, LeaderWrites;
     /// <summary>For indirect branches: what to add to RSP to undo it.</summary>
     public int StackUndo;
 }
@@ -69,6 +71,8 @@ internal sealed unsafe class CodeCache : IDisposable
     public const int Variants = 6, TableEntries = 1 << 16;
     /// <summary>Exit number of a jump-table miss.</summary>
     public const uint MissRecord = 0;
+    /// <summary>Added to the variant of blocks without groups, which are reached from a failed group only.</summary>
+    public const int Ungrouped = 8;
     private const int BucketBits = 15, Buckets = 1 << BucketBits;
     private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
     private const int WorstBlock = 64 << 10;
@@ -209,7 +213,7 @@ internal sealed unsafe class CodeCache : IDisposable
                 continue;
             }
             *link = b->NextInPage;
-            nint* table = tables[b->Variant];
+            nint* table = (b->Variant & Ungrouped) != 0 ? null : tables[b->Variant];
             int index = (int)(b->Linear & (TableEntries - 1));
             if (table != null && table[index] == b->CheckedEntry)
                 table[index] = MissThunk(b->Variant);

@@ -246,6 +246,16 @@ internal sealed unsafe partial class Interpreter
                         entry = record->Retry;
                         continue;
                     }
+                    if (record->Group)
+                    {
+                        t.GroupFailures++;
+                        TranslatedBlock* alone = FindUngrouped(s, t, variant);
+                        if (alone != null)
+                        {
+                            entry = alone->Entry;
+                            continue;
+                        }
+                    }
                     break;
                 case ExitKind.NeedsVectors:
                     if (tlbSet != UserSet && (s->Cr0 & (Cr0.Em | Cr0.Ts)) == 0 && !supervisorVectors)
@@ -286,18 +296,42 @@ internal sealed unsafe partial class Interpreter
         return false;
     }
 
+    /// <summary>Code for RIP in which each access is checked on its own.</summary>
+    private TranslatedBlock* FindUngrouped(CpuState* s, TranslationState t, int variant)
+    {
+        ulong rip = s->Rip;
+        LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1)) + TranslationState.LookasideEntries;
+        if (e->Linear == rip && e->Epoch == epoch && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
+            return e->Block;
+        Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
+        if (!Translate(s, rip, access, out Translation where) || Memory.TryGetPage(where.Gpa) == null)
+            return null;
+        TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant | CodeCache.Ungrouped);
+        if (block == null)
+        {
+            // All code may have been forgotten to make room; then the block is entered by the ordinary way.
+            if (!t.Cache.Reserve())
+                return null;
+            block = t.Translator.Translate(Memory, watchCode!, rip, where.Gpa, variant, withoutGroups: true);
+        }
+        *e = new LookasideEntry { Linear = rip, Epoch = epoch, Variant = variant + 1, Age = t.Cache.Age, Block = block };
+        return block;
+    }
+
     /// <summary>Fills the TLB for an access that failed; false: the interpreter has to do it.</summary>
     private bool Refill(CpuState* s, ExitRecord* record)
     {
         ulong linear = s->ExitAddress;
         if ((linear & 4095) + record->Size > 4096 || (record->Aligned && (linear & 15) != 0) || !IsCanonical(s, linear))
             return false;
-        Access access = DataAccess(s) | (record->Write ? Access.Write : 0);
+        // A group's check must not set the dirty flag for a write that may not happen.
+        bool writes = record->Group ? record->LeaderWrites : record->Write;
+        Access access = DataAccess(s) | (writes ? Access.Write : 0);
         if (!Translate(s, linear, access, out Translation t) || Memory.TryGetPage(t.Gpa) == null)
             return false;
         if (record->Write && Memory.Watch[t.Gpa >> 12] != 0)
             return false;
-        FillTlb(s, tlbSet, linear, t, record->Write || WriteAllowed(s, t));
+        FillTlb(s, tlbSet, linear, t, writes || WriteAllowed(s, t));
         TlbEntry* e = s->Tlb + ((linear >> 12) & (TlbEntries - 1));
         return (record->Write ? e->WriteTag : e->ReadTag) == (linear & ~4095UL);
     }
@@ -330,6 +364,7 @@ internal sealed unsafe partial class Interpreter
         named["exit-poll"] = translation.Exits[(int)ExitKind.Poll];
         named["exit-memory"] = translation.Exits[(int)ExitKind.Memory];
         named["exit-memory-tlb-refill"] = translation.TlbRefills;
+        named["exit-memory-group"] = translation.GroupFailures;
         named["exit-interpret"] = translation.Exits[(int)ExitKind.Interpret];
         named["exit-needs-vectors"] = translation.Exits[(int)ExitKind.NeedsVectors];
         named["exit-division"] = translation.Exits[(int)ExitKind.Division];

@@ -20,7 +20,7 @@ internal sealed unsafe class TranslationState : IDisposable
         Cache = new CodeCache(state, codeBytes);
         Translator = new BlockTranslator(state, Cache, interpreter.Features);
         Heat = HostMapping.AllocateLazy(HeatEntries);
-        Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(LookasideEntries * (ulong)sizeof(LookasideEntry));
+        Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(2 * LookasideEntries * (ulong)sizeof(LookasideEntry));
     }
 
     /// <summary>Executions in the interpreter before code is translated.</summary>
@@ -33,13 +33,13 @@ internal sealed unsafe class TranslationState : IDisposable
     /// <summary>How often code at an address (by its hash) was interpreted.</summary>
     public byte* Heat { get; }
 
-    /// <summary>From linear address and variant to block, within an epoch.</summary>
+    /// <summary>From linear address and variant to block, within an epoch; the second half for blocks without groups.</summary>
     public LookasideEntry* Lookaside { get; }
 
     /// <summary>Exits by kind.</summary>
     public readonly long[] Exits = new long[8];
 
-    public long Entries, TlbRefills, StoppedSteps;
+    public long Entries, TlbRefills, GroupFailures, StoppedSteps;
 
     /// <summary>Makes generated code leave at its next check; any thread, after the request is set.</summary>
     public void Poke()
@@ -70,7 +70,7 @@ internal sealed unsafe class TranslationState : IDisposable
     {
         Cache.Dispose();
         HostMapping.Unmap(Heat, HeatEntries);
-        HostMapping.Unmap((byte*)Lookaside, LookasideEntries * (ulong)sizeof(LookasideEntry));
+        HostMapping.Unmap((byte*)Lookaside, 2 * LookasideEntries * (ulong)sizeof(LookasideEntry));
     }
 }
 
