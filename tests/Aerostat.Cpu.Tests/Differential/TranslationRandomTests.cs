@@ -118,7 +118,7 @@ public sealed unsafe class TranslationRandomTests
                 return false;
             if (m is Mnemonic.Hlt or Mnemonic.Int3 or Mnemonic.Ud0 or Mnemonic.Ud1 or Mnemonic.Ud2 or Mnemonic.Popf or Mnemonic.Popfq or Mnemonic.Ldmxcsr
                 or Mnemonic.Lahf or Mnemonic.Pushf or Mnemonic.Pushfq or Mnemonic.Enter or Mnemonic.Leave or Mnemonic.Pop or Mnemonic.Fxrstor or Mnemonic.Fxrstor64
-                or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase or Mnemonic.Std or Mnemonic.Loop or Mnemonic.Xlatb or Mnemonic.Shld or Mnemonic.Shrd or Mnemonic.Bswap
+                or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase or Mnemonic.Std or Mnemonic.Loop or Mnemonic.Loope or Mnemonic.Loopne or Mnemonic.Jcxz or Mnemonic.Jecxz or Mnemonic.Jrcxz or Mnemonic.Xlatb or Mnemonic.Shld or Mnemonic.Shrd or Mnemonic.Bswap
                 or Mnemonic.Stmxcsr or Mnemonic.Fxsave or Mnemonic.Fxsave64)
                 return false;
             foreach (CpuidFeature f in code.CpuidFeatures())
