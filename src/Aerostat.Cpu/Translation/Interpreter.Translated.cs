@@ -42,7 +42,13 @@ internal sealed unsafe partial class Interpreter
             {
                 if (Attend(s, out ProcessorExit exit))
                     return exit;
-                if (((s->Shadow | debug) | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
+                if (debug == 0 && (s->SystemFlags & RFlags.Tf) == 0 && (s->Shadow == 0 || Volatile.Read(ref s->Request) == 0))
+                {
+                    // As in Loop.
+                    s->Shadow = 0;
+                    s->SystemFlags &= ~RFlags.Rf;
+                }
+                else if (((s->Shadow | debug) | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
                 {
                     if (Step(s, out exit))
                         return exit;
@@ -92,7 +98,7 @@ internal sealed unsafe partial class Interpreter
         ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
         JumpEntry* e = jumpCache + JumpIndex(linear);
         Block* block = e->Block;
-        if (e->Key != (linear ^ userKey) || e->Epoch != epoch || !block->IsValid)
+        if (e->Key != (linear ^ modeKey) || e->Epoch != epoch || !block->IsValid)
         {
             block = FetchBlock(s, linear);
             if (block == null)
@@ -134,7 +140,7 @@ internal sealed unsafe partial class Interpreter
         ulong rip = s->Rip;
         JumpEntry* e = singles + JumpIndex(rip);
         Block* block = e->Block;
-        if (e->Key != (rip ^ userKey) || e->Epoch != epoch || !block->IsValid)
+        if (e->Key != (rip ^ modeKey) || e->Epoch != epoch || !block->IsValid)
         {
             block = FetchBlock(s, rip, single: true);
             if (block == null)
