@@ -59,6 +59,23 @@ internal sealed unsafe partial class BlockTranslator
         a.Move(Host.Rcx, Host.R11);
     }
 
+    // As if the block ran to its end; branches taken before are not worth an instruction of their own.
+    private void EmitCount()
+    {
+        if (count == 0)
+            return;
+        int offset = Offset(&state->Executed);
+        if (live[0] == 0)
+        {
+            a.RM(0x83, 0, Host.None, Host.None, 0, offset, gs: true);
+            a.Byte(count);
+            return;
+        }
+        a.LoadState(Host.R11, offset);
+        a.Lea(Host.R11, Host.R11, Host.None, 0, count);
+        a.StoreState(offset, Host.R11);
+    }
+
     private void EmitBody()
     {
         for (int k = 0; k < count; k++)

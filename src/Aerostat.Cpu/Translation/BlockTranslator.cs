@@ -91,7 +91,9 @@ internal sealed unsafe partial class BlockTranslator
         cache.BeginCode(a);
         nint checkedEntry = a.Here;
         EmitCheckedEntry();
+        a.AlignCode(16);
         entry = a.Here;
+        EmitCount();
         EmitBody();
         for (int i = 0; i < cold.Count; i++)
             EmitCold(cold[i]);

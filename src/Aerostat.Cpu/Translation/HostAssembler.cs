@@ -106,6 +106,60 @@ internal sealed unsafe class HostAssembler
             Int32(displacement);
     }
 
+    /// <summary>No-operations up to a multiple of <paramref name="alignment"/>, in as few instructions as possible.</summary>
+    public void AlignCode(int alignment)
+    {
+        int left = (int)(-Here & (alignment - 1));
+        while (left > 0)
+        {
+            int n = Math.Min(left, 9);
+            left -= n;
+            if (n == 1)
+            {
+                Byte(0x90);
+                continue;
+            }
+            // 66 prefixes and NOP r/m32 with displacements of all sizes (Intel SDM vol. 2, NOP).
+            if (n is 2)
+            {
+                Byte(0x66);
+                Byte(0x90);
+                continue;
+            }
+            if (n is 6 or 9)
+            {
+                Byte(0x66);
+                n--;
+            }
+            Byte(0x0F);
+            Byte(0x1F);
+            switch (n)
+            {
+                case 3:
+                    Byte(0x00);
+                    break;
+                case 4:
+                    Byte(0x40);
+                    Byte(0);
+                    break;
+                case 5:
+                    Byte(0x44);
+                    Byte(0);
+                    Byte(0);
+                    break;
+                case 7:
+                    Byte(0x80);
+                    Int32(0);
+                    break;
+                default:
+                    Byte(0x84);
+                    Byte(0);
+                    Int32(0);
+                    break;
+            }
+        }
+    }
+
     public void Move(int to, int from)
     {
         if (to != from)

@@ -186,10 +186,23 @@ internal sealed unsafe partial class Interpreter
             tableEpoch = epoch;
         }
         LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1));
-        if (e->Linear == rip && e->Epoch == epoch && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
+        byte* heat = t.Heat + ((rip ^ (rip >> 16)) & (TranslationState.HeatEntries - 1));
+        if (e->Linear == rip && e->Epoch == epoch && e->Variant == variant + 1 && e->Age == t.Cache.Age)
         {
-            t.Cache.Publish(e->Block);
-            return e->Block;
+            if (e->Block == null)
+            {
+                // Cold when last looked at.
+                if (*heat < t.Threshold)
+                {
+                    ++*heat;
+                    return null;
+                }
+            }
+            else if (e->Block->IsValid)
+            {
+                t.Cache.Publish(e->Block);
+                return e->Block;
+            }
         }
         if (!IsCanonical(s, rip))
             return null;
@@ -199,10 +212,10 @@ internal sealed unsafe partial class Interpreter
         TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant);
         if (block == null)
         {
-            byte* heat = t.Heat + (((rip >> 1) ^ (rip >> 15)) & (TranslationState.HeatEntries - 1));
             if (*heat < t.Threshold)
             {
                 ++*heat;
+                *e = new LookasideEntry { Linear = rip, Epoch = epoch, Variant = variant + 1, Age = t.Cache.Age };
                 return null;
             }
             t.Cache.Reserve();

@@ -6,8 +6,8 @@ namespace Aerostat.Cpu;
 internal sealed unsafe class TranslationState : IDisposable
 {
     // Executions of a block by the interpreter before it is translated, counted by address.
-    public const int DefaultThreshold = 6;
-    public const int HeatEntries = 1 << 14, LookasideEntries = 1 << 12;
+    public const int DefaultThreshold = 32;
+    public const int HeatEntries = 1 << 16, LookasideEntries = 1 << 12;
 
     private readonly CpuState* state;
     private readonly Lock gate = new();

@@ -12,7 +12,7 @@ namespace Aerostat.Cpu.Tests;
 /// </summary>
 public sealed unsafe class TranslationRandomTests
 {
-    private const int DefaultPrograms = 100_000;
+    private const int DefaultPrograms = 20_000;
 
     private static ulong Seed => ulong.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_SEED"), CultureInfo.InvariantCulture, out ulong s) ? s : 1;
 
@@ -25,11 +25,28 @@ public sealed unsafe class TranslationRandomTests
         using var oracle = new GuestRunner(m => new InterpreterHypervisor(m), cpuid);
         using var translated = new GuestRunner(m => new TranslatorHypervisor(m, threshold: 0), cpuid);
         var failures = new StringBuilder();
-        int failed = 0, faults = 0;
+        int failed = 0, faults = 0, skipped = 0;
         var window = new byte[Layout.WindowSize];
+        // A program that has changed its own return address may run for ever: such a one is skipped when the interpreter does not end either.
+        ulong current = 0, seen = ulong.MaxValue;
+        using var watchdog = new Timer(
+            _ =>
+            {
+                ulong now = Volatile.Read(ref current);
+                if (now == seen)
+                {
+                    oracle.Processor.Kick();
+                    translated.Processor.Kick();
+                }
+                seen = now;
+            },
+            null,
+            5000,
+            5000);
         for (ulong n = 0; n < (ulong)count && failed < 10; n++)
         {
             ulong seed = (Seed << 32) + n;
+            Volatile.Write(ref current, n);
             var rng = new Rng(seed);
             var program = new ProgramGenerator(rng);
             byte[] code = program.Make();
@@ -45,8 +62,24 @@ public sealed unsafe class TranslationRandomTests
                 foreach (Instruction i in program.Listing)
                     Console.Error.WriteLine($"    {i.IP:x} {i}");
             }
-            oracle.Run(ref a, 64, code.Length);
-            translated.Run(ref b, 64, code.Length);
+            try
+            {
+                oracle.Run(ref a, 64, code.Length);
+            }
+            catch (InvalidOperationException)
+            {
+                skipped++;
+                continue;
+            }
+            try
+            {
+                translated.Run(ref b, 64, code.Length);
+            }
+            catch (InvalidOperationException e)
+            {
+                b.Vector = -2;
+                failures.AppendLine(e.Message);
+            }
             if (a.Vector >= 0)
                 faults++;
             string difference = Compare(a, b);
@@ -59,7 +92,7 @@ public sealed unsafe class TranslationRandomTests
             foreach (Instruction i in program.Listing)
                 failures.AppendLine(CultureInfo.InvariantCulture, $"    {i.IP:x} {i}");
         }
-        Console.WriteLine($"{count} programs, {faults} of them ended in an exception; {string.Join(", ", translated.Processor.Counters.Named.Select(x => $"{x.Key}={x.Value}"))}");
+        Console.WriteLine($"{count} programs, {faults} of them ended in an exception, {skipped} did not end; {string.Join(", ", translated.Processor.Counters.Named.Select(x => $"{x.Key}={x.Value}"))}");
         Assert.True(failed == 0, failures.ToString());
     }
 
@@ -187,6 +220,7 @@ public sealed unsafe class TranslationRandomTests
                 for (int k = 0; k < items.Count; k++)
                     if (targets[k] == -3)
                         targets[k] = sub;
+                inCall = true;
                 Body(1 + rng.Below(4));
                 Add(Instruction.Create(Code.Retnq));
                 targets[jumpOver] = items.Count;
@@ -247,6 +281,8 @@ public sealed unsafe class TranslationRandomTests
             }
         }
 
+        private bool inCall;
+
         private bool Place(ref Instruction i)
         {
             for (int k = 0; k < i.OpCount; k++)
@@ -257,7 +293,7 @@ public sealed unsafe class TranslationRandomTests
                     return false;
                 if (rng.OneIn(30))
                     continue;
-                i.MemoryBase = rng.Pick<Register>(Bases);
+                i.MemoryBase = rng.Pick<Register>(inCall ? Bases.AsSpan(0, 3) : Bases);
                 i.MemoryIndex = rng.OneIn(3) ? rng.Pick<Register>([Register.R10, Register.R13]) : Register.None;
                 i.MemoryIndexScale = i.MemoryIndex == Register.None ? 1 : 1 << rng.Below(4);
                 i.MemoryDisplSize = 8;
