@@ -1,4 +1,5 @@
 using System.Runtime.Intrinsics.X86;
+using Aerostat.X86;
 using Iced.Intel;
 
 namespace Aerostat.Cpu;
@@ -90,6 +91,8 @@ internal sealed unsafe partial class BlockTranslator
                 Treatment.Nothing => true,
                 Treatment.Lea => EmitLea(i),
                 Treatment.Push => EmitPush(i, k, start),
+                Treatment.PushFlags => EmitPushFlags(i, k, start),
+                Treatment.InterruptFlag => EmitInterruptFlag(i, k),
                 Treatment.Pop => EmitPop(i, k, start),
                 Treatment.Leave => EmitLeaveInstruction(i, k, start),
                 Treatment.Divide => EmitDivide(i, k, start),
@@ -431,6 +434,56 @@ internal sealed unsafe partial class BlockTranslator
             a.Int32((int)i.GetImmediate(0));
         }
         a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
+        SetNext(first, k);
+        return true;
+    }
+
+    // Flags that the instruction leaves alone but its code would not.
+    private bool FlagsDeadBehind(int k) => k + 1 < count && live[k + 1] == 0;
+
+    /// <summary>The pushed value is the host's status flags with the guest's other flags; RF and VM are clear while generated code runs.</summary>
+    private bool EmitPushFlags(in Instruction i, int k, nint start)
+    {
+        if (!FlagsDeadBehind(k))
+            return false;
+        int first = cache.RecordCount;
+        (int pointer, int distance) = Reach(k, start, 8, write: true, aligned: false, -8, stack: true);
+        // pushfq; pop r11
+        a.Byte(0x9C);
+        a.Byte(0x41);
+        a.Byte(0x5B);
+        a.RR(0x81, 4, Host.R11, wide: false);
+        a.Int32((int)RFlags.Status);
+        a.RM(0x0B, Host.R11, Host.None, Host.None, 0, Offset(&state->SystemFlags), wide: false, gs: true);
+        a.RR(0x83, 1, Host.R11, wide: false);
+        a.Byte((int)RFlags.Fixed1);
+        a.RM(0x89, Host.R11, pointer, Host.None, 0, distance);
+        a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
+        SetNext(first, k);
+        return true;
+    }
+
+    /// <summary>
+    /// With nothing requested, STI has no shadow to keep: what is requested from now on is looked at after the next instruction at the earliest. With a
+    /// request waiting (masked until now, perhaps) the interpreter does it.
+    /// </summary>
+    private bool EmitInterruptFlag(in Instruction i, int k)
+    {
+        if (!FlagsDeadBehind(k))
+            return false;
+        if (i.Code == Code.Cli)
+        {
+            a.RM(0x81, 4, Host.None, Host.None, 0, Offset(&state->SystemFlags), wide: false, gs: true);
+            a.Int32(~(int)RFlags.If);
+            return true;
+        }
+        int first = cache.RecordCount;
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP });
+        a.RM(0x83, 7, Host.None, Host.None, 0, Offset(&state->Request), wide: false, gs: true);
+        a.Byte(0);
+        cold.Add(new Cold { Kind = ColdKind.Leave, Site = a.Jcc(Condition.Ne), Record = record });
+        a.RM(0x81, 1, Host.None, Host.None, 0, Offset(&state->SystemFlags), wide: false, gs: true);
+        a.Int32((int)RFlags.If);
         SetNext(first, k);
         return true;
     }

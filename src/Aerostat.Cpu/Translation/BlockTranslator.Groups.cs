@@ -166,6 +166,7 @@ internal sealed unsafe partial class BlockTranslator
                 Place(i, i.MemorySize.GetSize(), ref u);
                 break;
             case Treatment.Push when i.Op0Kind != OpKind.Memory:
+            case Treatment.PushFlags:
             case Treatment.Call:
             case Treatment.IndirectCall when i.Op0Kind != OpKind.Memory:
                 PlaceStack(-8, write: true, ref u);
@@ -232,7 +233,10 @@ internal sealed unsafe partial class BlockTranslator
         {
             case Treatment.Nothing or Treatment.ConditionalBranch or Treatment.Branch:
                 return;
+            case Treatment.InterruptFlag:
+                return;
             case Treatment.Push:
+            case Treatment.PushFlags:
             case Treatment.Call:
             case Treatment.IndirectCall:
                 offsets[4] -= 8;

@@ -164,6 +164,7 @@ internal sealed unsafe partial class BlockTranslator
     private static FlagEffects Effects(in Instruction i, Treatment t) => t switch
     {
         Treatment.Interpret => new FlagEffects(FlagEffects.All, 0),
+        Treatment.PushFlags => new FlagEffects(FlagEffects.All, 0),
         Treatment.Divide => new FlagEffects(0, FlagEffects.All),
         Treatment.Integer or Treatment.Vector or Treatment.ConditionalBranch => FlagEffects.Of(i),
         _ => default,
@@ -195,6 +196,9 @@ internal sealed unsafe partial class BlockTranslator
         }
         if (features.IsSupported(i))
             treatment = Whitelist.Of(i);
+        // User code may only do this with an I/O privilege level of 3.
+        if (treatment == Treatment.InterruptFlag && variant % 3 == 0)
+            treatment = Treatment.Interpret;
         if (treatment == Treatment.Vector && !HostHas(i))
             treatment = Treatment.Interpret;
         if (treatment is Treatment.Branch or Treatment.ConditionalBranch or Treatment.Call && !IsCanonical(i.NearBranchTarget))

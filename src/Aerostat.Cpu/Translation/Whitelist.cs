@@ -24,6 +24,9 @@ internal enum Treatment : byte
     Call,
     IndirectCall,
     Return,
+    /// <summary>CLI and STI of supervisor code, PUSHFQ; where no flags are live behind them.</summary>
+    InterruptFlag,
+    PushFlags,
 }
 
 /// <summary>The instructions that are translated, by Iced's code.</summary>
@@ -135,6 +138,8 @@ internal static class Whitelist
         table[(int)Code.Call_rel32_64] = Treatment.Call;
         table[(int)Code.Call_rm64] = Treatment.IndirectCall;
         table[(int)Code.Retnq] = table[(int)Code.Retnq_imm16] = Treatment.Return;
+        table[(int)Code.Cli] = table[(int)Code.Sti] = Treatment.InterruptFlag;
+        table[(int)Code.Pushfq] = Treatment.PushFlags;
         // Segment, control and debug registers; addresses without a base register field; what else only looks like the others.
         foreach (Code code in codes)
         {
