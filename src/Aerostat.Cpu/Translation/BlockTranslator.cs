@@ -1,4 +1,4 @@
-using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 using Aerostat.Memory;
 using Iced.Intel;
 
@@ -199,7 +199,7 @@ internal sealed unsafe partial class BlockTranslator
         // User code may only do this with an I/O privilege level of 3.
         if (treatment == Treatment.InterruptFlag && variant % 3 == 0)
             treatment = Treatment.Interpret;
-        if (treatment == Treatment.Vector && !HostHas(i))
+        if ((treatment == Treatment.Vector && !HostHas(i)) || (treatment == Treatment.Integer && !HostHasInteger(i)))
             treatment = Treatment.Interpret;
         if (treatment is Treatment.Branch or Treatment.ConditionalBranch or Treatment.Call && !IsCanonical(i.NearBranchTarget))
             treatment = Treatment.Interpret;
@@ -211,6 +211,31 @@ internal sealed unsafe partial class BlockTranslator
         foreach (CpuidFeature f in i.CpuidFeatures)
             if (!HostStubs.CanRun(f))
                 return false;
+        return true;
+    }
+
+    private static readonly bool HasMovbe = X86Base.IsSupported && (X86Base.CpuId(1, 0).Ecx & 1 << 22) != 0;
+    private static readonly bool HasAdx = X86Base.IsSupported && X86Base.CpuId(0, 0).Eax >= 7 && (X86Base.CpuId(7, 0).Ebx & 1 << 19) != 0;
+
+    // Some of these would not fault on a host without them but do something else (TZCNT, LZCNT).
+    private static bool HostHasInteger(in Instruction i)
+    {
+        foreach (CpuidFeature f in i.CpuidFeatures)
+        {
+            bool has = f switch
+            {
+                CpuidFeature.BMI1 => Bmi1.X64.IsSupported,
+                CpuidFeature.BMI2 => Bmi2.X64.IsSupported,
+                CpuidFeature.LZCNT => Lzcnt.X64.IsSupported,
+                CpuidFeature.POPCNT => Popcnt.X64.IsSupported,
+                CpuidFeature.SSE4_2 => Sse42.X64.IsSupported,
+                CpuidFeature.MOVBE => HasMovbe,
+                CpuidFeature.ADX => HasAdx,
+                _ => true,
+            };
+            if (!has)
+                return false;
+        }
         return true;
     }
 

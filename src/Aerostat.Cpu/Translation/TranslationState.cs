@@ -44,8 +44,9 @@ internal sealed unsafe class TranslationState : IDisposable
     /// <summary>Makes generated code leave at its next check; any thread, after the request is set.</summary>
     public void Poke()
     {
-        Volatile.Write(ref state->Poll, 1);
+        // In this order: the dispatcher arms the tables when it sees Poll, so a table disarmed late is not left so.
         Cache.DisarmTables();
+        Volatile.Write(ref state->Poll, 1);
     }
 
     /// <summary>Notes that the code of a page has changed; any thread.</summary>
