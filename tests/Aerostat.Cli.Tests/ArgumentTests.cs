@@ -31,7 +31,6 @@ public sealed class ArgumentTests
         { "run --kernel k --cpus 65", "1 to 64" },
         { "run --kernel k --cpus two", "'two' is not a number" },
         { "run --kernel k --accel kvm", "not yet in this version" },
-        { "run --kernel k --accel translator", "not yet in this version" },
         { "run --kernel k --accel warp", "no accelerator 'warp'" },
         { "run --kernel k --cpu pentium", "no model 'pentium'" },
         { "run --kernel k --personality hyperv", "later version" },
