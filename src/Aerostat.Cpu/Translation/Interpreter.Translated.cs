@@ -86,7 +86,7 @@ internal sealed unsafe partial class Interpreter
         if ((s->SystemFlags & RFlags.If) == 0)
             mask &= ~(int)Request.Interrupt;
         if (s->NmiBlocked != 0)
-            mask &= ~(int)Request.Nmi;
+            mask &= ~(int)(Request.Nmi | Request.SecondNmi);
         return mask;
     }
 
