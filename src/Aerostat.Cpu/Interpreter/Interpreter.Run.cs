@@ -373,6 +373,7 @@ internal sealed unsafe partial class Interpreter
             bit = (int)((before & (int)Request.Nmi) != 0 && Volatile.Read(ref State->NmiBlocked) == 0 ? Request.SecondNmi : Request.Nmi);
         }
         while (Interlocked.CompareExchange(ref word, before | bit, before) != before);
+        translation?.Poke();
     }
 
     // The second is set only beside the first, and goes first.
