@@ -18,7 +18,8 @@ internal sealed unsafe class DifferentialRunner : IDisposable
     private byte[] _code = [];
     private int _bitness;
 
-    public DifferentialRunner(Func<GuestMemory, IHypervisor> hypervisor, CpuidTable cpuid) => _guest = new GuestRunner(hypervisor, cpuid);
+    public DifferentialRunner(Func<GuestMemory, IHypervisor> hypervisor, CpuidTable cpuid, bool watched = false) =>
+        _guest = new GuestRunner(hypervisor, cpuid, watched);
 
     /// <summary>Status flags that nobody reads again may be lost when the translator reports a fault.</summary>
     public bool IgnoreFlagsOfFaults { get; init; }

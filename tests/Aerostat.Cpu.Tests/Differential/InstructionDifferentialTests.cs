@@ -17,7 +17,8 @@ public sealed class InstructionDifferentialTests
 
     private static ulong Seed => ulong.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_SEED"), CultureInfo.InvariantCulture, out ulong s) ? s : 1;
 
-    private static DifferentialRunner CreateRunner() => new(m => new InterpreterHypervisor(m), CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none"));
+    private static DifferentialRunner CreateRunner(bool watched = false) =>
+        new(m => new InterpreterHypervisor(m), CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none"), watched);
 
     private static DifferentialRunner CreateTranslated() =>
         new(m => new TranslatorHypervisor(m, threshold: 0), CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none")) { IgnoreFlagsOfFaults = true };
@@ -54,6 +55,22 @@ public sealed class InstructionDifferentialTests
             RunForm(runner, report, rng, code, bitness, encodings: 14, states: 10);
         }
 
+        report.Finish();
+    }
+
+    /// <summary>The same, more quickly, while a data breakpoint is set: all memory accesses then take their slow paths.</summary>
+    [Theory]
+    [InlineData(64)]
+    [InlineData(32)]
+    [InlineData(16)]
+    public void EveryFormAgreesWithTheHostUnderABreakpoint(int bitness)
+    {
+        HostRequirements.Check();
+        using DifferentialRunner runner = CreateRunner(watched: true);
+        Assert.SkipUnless(runner.Native.CanRun(bitness), $"the host does not run {bitness}-bit code");
+        var report = new Report(runner);
+        foreach (Code code in FormCatalog.Forms(bitness))
+            RunForm(runner, report, new Rng(Seed * 999_983 + (ulong)code * 4 + (ulong)bitness), code, bitness, encodings: 4, states: 4);
         report.Finish();
     }
 

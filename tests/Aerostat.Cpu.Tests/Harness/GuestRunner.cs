@@ -30,7 +30,7 @@ internal sealed unsafe class GuestRunner : IDisposable
     private readonly Interpreter? _cpu;
     private int _codeLength, _bitness;
 
-    public GuestRunner(Func<GuestMemory, IHypervisor> hypervisor, CpuidTable cpuid)
+    public GuestRunner(Func<GuestMemory, IHypervisor> hypervisor, CpuidTable cpuid, bool watched = false)
     {
         var tables = new PageTables(_memory, Tables);
         const ulong user = PageTableEntry.W | PageTableEntry.U | PageTableEntry.A | PageTableEntry.D;
@@ -59,6 +59,12 @@ internal sealed unsafe class GuestRunner : IDisposable
         _cpu = (_processor as SoftwareProcessor)?.Interpreter;
         _state.Dr[6] = 0xFFFF0FF0;
         _state.Dr[7] = 0x400;
+        if (watched)
+        {
+            // A data breakpoint that nothing meets: every access has to be looked at, and every instruction ends alone.
+            _state.Dr[0] = 0x7000_0000;
+            _state.Dr[7] |= 1 | (3 << 16);
+        }
     }
 
     public IVirtualProcessor Processor => _processor;
