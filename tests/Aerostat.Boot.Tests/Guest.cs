@@ -57,8 +57,9 @@ internal static class Guest
     /// <param name="script">What the guest does besides telling facts; a shell script.</param>
     /// <param name="modules">Kernel modules to load before.</param>
     /// <param name="companion">Runs beside the guest.</param>
+    /// <param name="accelerator">Which processor.</param>
     public static async Task<BootOutcome> BootAsync(
-        string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null)
+        string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter")
     {
         string boot = Path.Combine(Cache, kernel, "boot");
         string? path = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
@@ -71,6 +72,7 @@ internal static class Guest
         {
             MemoryBytes = memory,
             Cpus = cpus,
+            Accelerator = accelerator,
             NoReboot = true,
             Serial = console.Append,
             Boot = new KernelBootOptions(path!)

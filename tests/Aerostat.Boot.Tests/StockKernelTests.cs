@@ -10,20 +10,24 @@ namespace Aerostat.Boot.Tests;
 /// <summary>Boots of unmodified Debian kernels, each to its init and to power-off, over the shapes a machine can have.</summary>
 public sealed class StockKernelTests
 {
-    [Fact]
-    public async Task CloudKernelWithOneProcessor()
+    [Theory]
+    [InlineData("interpreter")]
+    [InlineData("translator")]
+    public async Task CloudKernelWithOneProcessor(string accelerator)
     {
-        BootOutcome outcome = await Guest.BootAsync();
+        BootOutcome outcome = await Guest.BootAsync(accelerator: accelerator);
         Guest.AssertPoweredOff(outcome);
         Assert.Equal("1", outcome.Value("CPUS"));
         Assert.Equal("tsc", outcome.Value("CLOCK"));
         Assert.Contains("cloud-amd64", outcome.Value("RELEASE"), StringComparison.Ordinal);
     }
 
-    [Fact]
-    public async Task CloudKernelWithFourProcessors()
+    [Theory]
+    [InlineData("interpreter")]
+    [InlineData("translator")]
+    public async Task CloudKernelWithFourProcessors(string accelerator)
     {
-        BootOutcome outcome = await Guest.BootAsync(cpus: 4, script: """
+        BootOutcome outcome = await Guest.BootAsync(accelerator: accelerator, cpus: 4, script: """
             for i in 1 2 3 4 5 6 7 8; do (seq 1 3000 | sort -rn | sort -n | sha256sum > /tmp/$i) & done
             wait
             echo SAME=$(cat /tmp/1 /tmp/2 /tmp/3 /tmp/4 /tmp/5 /tmp/6 /tmp/7 /tmp/8 | uniq | wc -l)
@@ -33,10 +37,12 @@ public sealed class StockKernelTests
         Assert.Equal("1", outcome.Value("SAME"));
     }
 
-    [Fact]
-    public async Task GenericKernel()
+    [Theory]
+    [InlineData("interpreter")]
+    [InlineData("translator")]
+    public async Task GenericKernel(string accelerator)
     {
-        BootOutcome outcome = await Guest.BootAsync(kernel: "generic");
+        BootOutcome outcome = await Guest.BootAsync(kernel: "generic", accelerator: accelerator);
         Guest.AssertPoweredOff(outcome);
         Assert.DoesNotContain("cloud", outcome.Value("RELEASE"), StringComparison.Ordinal);
     }

@@ -109,7 +109,6 @@ internal sealed unsafe partial class Interpreter
         }
         if (s->Bitness != 64 && (uint)rip + (ulong)block->Length - 1 > s->Cs.Limit)
             return Step(s, out exit);
-        branches[branchNext++ & (BranchRing - 1)] = rip;
         s->Gpr[17] = rip;
         MicroOp* op = block->Ops;
         MicroOp* end = op + block->Count;
@@ -129,7 +128,7 @@ internal sealed unsafe partial class Interpreter
             return false;
         }
         instructions += op - block->Ops + 1;
-        return outcome != Outcome.Jump && Finish(s, op, outcome, out exit);
+        return EndInterpreted(s, op, rip, outcome, out exit);
     }
 
     /// <summary>One instruction of 64-bit code at RIP; true: Run returns.</summary>
@@ -158,7 +157,16 @@ internal sealed unsafe partial class Interpreter
             s->Rip = rip + op->Length;
             return false;
         }
-        return outcome != Outcome.Jump && Finish(s, op, outcome, out exit);
+        return EndInterpreted(s, op, rip, outcome, out exit);
+    }
+
+    private bool EndInterpreted(CpuState* s, MicroOp* op, ulong rip, Outcome outcome, out ProcessorExit exit)
+    {
+        exit = default;
+        if (outcome != Outcome.Jump)
+            return Finish(s, op, outcome, out exit);
+        NoteBranch(rip + op->Offset, op->Length, s->Rip);
+        return false;
     }
 
     private int Variant(CpuState* s)

@@ -26,11 +26,11 @@ internal static class FormCatalog
     private static string? Excluded(Code code, OpCodeInfo info, int bitness)
     {
         if (bitness switch
-            {
-                64 => info.IntelDecoder64 != info.AmdDecoder64,
-                32 => info.IntelDecoder32 != info.AmdDecoder32,
-                _ => info.IntelDecoder16 != info.AmdDecoder16,
-            })
+        {
+            64 => info.IntelDecoder64 != info.AmdDecoder64,
+            32 => info.IntelDecoder32 != info.AmdDecoder32,
+            _ => info.IntelDecoder16 != info.AmdDecoder16,
+        })
             return "processors of different makers decode it differently";
         if (code is Code.Reservednop_rm16_r16_0F0D or Code.Reservednop_rm32_r32_0F0D or Code.Reservednop_rm64_r64_0F0D)
             return "processors of different makers decode it differently";
