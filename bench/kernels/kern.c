@@ -14,6 +14,13 @@ static u64 mix(u64 sum, u64 value)
     return sum ^ sum >> 29;
 }
 
+// Not every loader clears the memory behind the image.
+static void clear(void *at, u64 size)
+{
+    for (u64 *p = at; size; size -= 8)
+        *p++ = 0;
+}
+
 static u64 next_random(u64 *state)
 {
     *state = *state * 6364136223846793005UL + 1442695040888963407UL;
@@ -172,6 +179,9 @@ NOINLINE static void copy_bytes(u8 *to, const u8 *from, u64 count)
 static u64 memory(u64 n)
 {
     u64 seed = 2, sum = 0;
+    clear(cells, sizeof(cells));
+    clear(buffer_a, sizeof(buffer_a));
+    clear(buffer_b, sizeof(buffer_b));
     for (u64 round = 0; round < n; round++) {
         for (u32 i = 0; i < 1500000; i++) {
             u64 r = next_random(&seed);
@@ -291,6 +301,7 @@ static step *volatile steps[4];
 static u64 indirect(u64 n)
 {
     u64 sum = 0;
+    clear(cell_memory, sizeof(cell_memory));
     steps[0] = step_add;
     steps[1] = step_rotate;
     steps[2] = step_multiply;
@@ -403,6 +414,8 @@ NOINLINE static lanes blend(lanes *a, const lanes *b, u32 count)
 static u64 vectors(u64 n)
 {
     lanes s = { 1, 2, 3, 4 }, total = { 0 };
+    clear(image, sizeof(image));
+    clear(image_b, sizeof(image_b));
     for (u64 round = 0; round < n; round++) {
         s = generate(image, 4096, s);
         s = generate(image_b, 4096, s);
@@ -442,6 +455,7 @@ NOINLINE static void compress(u32 *h, const u32 *m)
 static u64 scalars(u64 n)
 {
     u32 h[8] = { 1, 2, 3, 4, 5, 6, 7, 8 };
+    clear(block, sizeof(block));
     for (u64 round = 0; round < n; round++)
         for (u32 i = 0; i < 1000; i++) {
             block[i & 15] += h[i & 7] + i;
