@@ -154,7 +154,7 @@ public sealed class RunTests : IDisposable
         await process.StandardInput.WriteAsync("x");
         await process.StandardInput.FlushAsync(Token);
         Assert.Equal('x', process.StandardOutput.Read());
-        using (Process kill = Process.Start("/bin/kill", [$"-{signal}", $"{process.Id}"]))
+        using (Process kill = Process.Start("/bin/sh", ["-c", $"kill -{signal} {process.Id}"]))
             await kill.WaitForExitAsync(Token);
         Assert.Equal(expected, (await End(process)).Status);
         using JsonDocument json = JsonDocument.Parse(await File.ReadAllTextAsync(stats, Token));
