@@ -9,7 +9,7 @@ namespace Aerostat.Cli;
 /// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
 internal static class BenchCommand
 {
-    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateSoak() };
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateSoak() };
 
     private static Command CreateBoot()
     {
@@ -34,6 +34,49 @@ internal static class BenchCommand
             Json = result.GetValue(json),
         }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
         return command;
+    }
+
+    private static Command CreateCpu()
+    {
+        Argument<string> folder = new("FOLDER") { HelpName = "FOLDER", Description = "The built kernels: boot.elf, kern.bin and native" };
+        Option<string> accelerator = new("--accel") { HelpName = "NAME", Description = "What runs the guest", DefaultValueFactory = _ => "translator" };
+        Option<string> sizes = new("--sizes") { HelpName = "N,N,...", Description = "The work of kernels 1 to 7", DefaultValueFactory = _ => "300,10,3000,60,300,12000,4000" };
+        Option<bool> interpreter = new("--interpreter") { Description = "Run a tenth of the work on the interpreter as well" };
+        Option<string> runs = new("--runs") { HelpName = "N", Description = "How often each is run", DefaultValueFactory = _ => "5" };
+        Option<bool> json = new("--json") { Description = "Machine-readable output" };
+        Command command = new("cpu", "Run compute kernels in a guest, in turn with QEMU's software processor and the host's own; './dev bench cpu' builds them first.")
+        {
+            folder, accelerator, sizes, interpreter, runs, json,
+        };
+        command.SetAction(async (result, _) =>
+        {
+            using HostSignals signals = new();
+            try
+            {
+                return await new CpuBenchmark
+                {
+                    Folder = result.GetRequiredValue(folder),
+                    Sizes = ParseSizes(result.GetRequiredValue(sizes)),
+                    Accelerator = result.GetRequiredValue(accelerator),
+                    WithInterpreter = result.GetValue(interpreter),
+                    Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
+                    Json = result.GetValue(json),
+                }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, signals.Stopping).ConfigureAwait(false);
+            }
+            catch (OperationCanceledException) when (signals.Received != 0)
+            {
+                return signals.ExitStatus;
+            }
+        });
+        return command;
+    }
+
+    private static long[] ParseSizes(string text)
+    {
+        string[] parts = text.Split(',');
+        return parts.Length == 7
+            ? [.. parts.Select(part => (long)ParseCount("--sizes", part, int.MaxValue))]
+            : throw new ConfigurationException($"--sizes: '{text}' does not have seven numbers");
     }
 
     private static Command CreateSoak()
