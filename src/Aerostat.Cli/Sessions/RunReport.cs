@@ -15,6 +15,10 @@ namespace Aerostat.Cli;
 internal sealed record RunReport(
     MachineOptions Options, MachineExit Exit, int Status, MachineStatistics Statistics, TimeSpan Wall, ProcessUsage Usage, long PeakOwnBytes)
 {
+    // Counters of single instructions, by mnemonic.
+    private const string InstructionPrefix = "interpreted/";
+    private const int MostInstructions = 40;
+
     /// <summary>CPU time of the whole process, start-up included.</summary>
     public TimeSpan Cpu => Usage.UserTime + Usage.SystemTime;
 
@@ -130,7 +134,24 @@ internal sealed record RunReport(
         WriteMap(json, "handled", Statistics.Handled);
         json.WriteNumber("unclaimedPortAccesses", Statistics.UnclaimedPortAccesses);
         json.WriteNumber("unclaimedMmioAccesses", Statistics.UnclaimedMmioAccesses);
-        WriteMap(json, "counters", Statistics.Counters);
+        WriteMap(json, "counters", Statistics.Counters.Where(c => !IsInstruction(c.Key)).ToDictionary());
+        WriteInstructions(json);
+        json.WriteEndObject();
+    }
+
+    private static bool IsInstruction(string counter) => counter.StartsWith(InstructionPrefix, StringComparison.Ordinal);
+
+    // What translated code left to the interpreter, one instruction at a time: the most frequent first, the rest in one figure.
+    private void WriteInstructions(Utf8JsonWriter json)
+    {
+        List<KeyValuePair<string, long>> all = [.. Statistics.Counters.Where(c => IsInstruction(c.Key)).OrderByDescending(c => c.Value).ThenBy(c => c.Key, StringComparer.Ordinal)];
+        if (all.Count == 0)
+            return;
+        json.WriteStartObject("interpretedInstructions");
+        foreach ((string name, long count) in all.Take(MostInstructions))
+            json.WriteNumber(name[InstructionPrefix.Length..], count);
+        if (all.Count > MostInstructions)
+            json.WriteNumber("others", all.Skip(MostInstructions).Sum(c => c.Value));
         json.WriteEndObject();
     }
 

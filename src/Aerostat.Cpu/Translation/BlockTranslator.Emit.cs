@@ -418,6 +418,8 @@ internal sealed unsafe partial class BlockTranslator
             EmitAddress(i);
             EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], SegmentOffset(i));
             a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
+            // As in EmitIndirect.
+            start = a.Here;
         }
         (int pointer, int distance) = Reach(k, start, 8, write: true, aligned: false, -8, stack: true, spillToMemory: fromMemory);
         if (fromMemory)

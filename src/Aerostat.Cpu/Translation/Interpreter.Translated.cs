@@ -74,6 +74,10 @@ internal sealed unsafe partial class Interpreter
                     continue;
                 }
             }
+            else
+            {
+                t.Counters.Blocks[(int)(s->Bitness == 64 ? InterpretedBlock.CheckedAccesses : InterpretedBlock.OtherMode)]++;
+            }
             if (RunInterpreted(s, out ProcessorExit left))
                 return left;
         }
@@ -150,6 +154,7 @@ internal sealed unsafe partial class Interpreter
         }
         s->Gpr[17] = rip;
         MicroOp* op = block->Ops;
+        translation!.Counters.Interpreted(op->Code);
         outcome = op->Handler(this, s, op);
         instructions++;
         if (outcome == Outcome.Next)
@@ -203,6 +208,7 @@ internal sealed unsafe partial class Interpreter
                 if (*heat < t.Threshold)
                 {
                     ++*heat;
+                    t.Counters.Blocks[(int)InterpretedBlock.Cold]++;
                     return null;
                 }
             }
@@ -212,17 +218,19 @@ internal sealed unsafe partial class Interpreter
                 return e->Block;
             }
         }
-        if (!IsCanonical(s, rip))
-            return null;
         Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
-        if (!Translate(s, rip, access, out Translation where) || Memory.TryGetPage(where.Gpa) == null)
+        if (!IsCanonical(s, rip) || !Translate(s, rip, access, out Translation where) || Memory.TryGetPage(where.Gpa) == null)
+        {
+            t.Counters.Blocks[(int)InterpretedBlock.NotFetched]++;
             return null;
+        }
         TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant);
         if (block == null)
         {
             if (*heat < t.Threshold)
             {
                 ++*heat;
+                t.Counters.Blocks[(int)InterpretedBlock.Cold]++;
                 *e = new LookasideEntry { Linear = rip, Epoch = epoch, Variant = variant + 1, Age = t.Cache.Age };
                 return null;
             }
@@ -242,14 +250,14 @@ internal sealed unsafe partial class Interpreter
         {
             s->HostFlags = ToHostFlags(s);
             s->EntryTarget = (ulong)entry;
-            t.Entries++;
+            t.Counters.Entries++;
             if (variant < 3)
                 t.Cache.Thunks.Enter();
             else
                 t.Cache.Thunks.EnterVector();
             FromHostFlags(s);
             ExitRecord* record = t.Cache.Record(s->ExitRecord);
-            t.Exits[(int)record->Kind]++;
+            t.Counters.Exits[(int)record->Kind]++;
             s->Rip = record->Rip;
             switch (record->Kind)
             {
@@ -267,15 +275,18 @@ internal sealed unsafe partial class Interpreter
                 case ExitKind.Poll:
                     return false;
                 case ExitKind.Memory:
-                    if (Refill(s, record))
+                    if (Refill(s, record, out SlowAccess reason))
                     {
-                        t.TlbRefills++;
+                        t.Counters.TlbRefills++;
+                        // Whoever waits for this vCPU does not wait for an instruction that misses again and again.
+                        if (s->Poll != 0)
+                            return false;
                         entry = record->Retry;
                         continue;
                     }
                     if (record->Group)
                     {
-                        t.GroupFailures++;
+                        t.Counters.GroupFailures++;
                         TranslatedBlock* alone = FindUngrouped(s, t, variant);
                         if (alone != null)
                         {
@@ -283,6 +294,7 @@ internal sealed unsafe partial class Interpreter
                             continue;
                         }
                     }
+                    t.Counters.SlowAccesses[(int)reason]++;
                     break;
                 case ExitKind.NeedsVectors:
                     if (tlbSet != UserSet && (s->Cr0 & (Cr0.Em | Cr0.Ts)) == 0 && !supervisorVectors)
@@ -302,7 +314,12 @@ internal sealed unsafe partial class Interpreter
                 return true;
             if (outcome != Outcome.Next || next == 0 || before != epoch || age != t.Cache.Age || s->Poll != 0 || Variant(s) != variant)
             {
-                t.StoppedSteps++;
+                t.Counters.Leaves[(int)(outcome != Outcome.Next ? BlockLeave.Branched
+                    : next == 0 ? BlockLeave.NoContinuation
+                    : before != epoch ? BlockLeave.MappingChanged
+                    : age != t.Cache.Age ? BlockLeave.CodeForgotten
+                    : s->Poll != 0 ? BlockLeave.Requested
+                    : BlockLeave.VariantChanged)]++;
                 return false;
             }
             entry = next;
@@ -346,16 +363,23 @@ internal sealed unsafe partial class Interpreter
     }
 
     /// <summary>Fills the TLB for an access that failed; false: the interpreter has to do it.</summary>
-    private bool Refill(CpuState* s, ExitRecord* record)
+    private bool Refill(CpuState* s, ExitRecord* record, out SlowAccess reason)
     {
         ulong linear = s->ExitAddress;
-        if ((linear & 4095) + record->Size > 4096 || (record->Aligned && (linear & 15) != 0) || !IsCanonical(s, linear))
+        bool aligned = !record->Aligned || (linear & 15) == 0;
+        reason = (linear & 4095) + record->Size > 4096 ? SlowAccess.PageCrossing : aligned ? SlowAccess.NotCanonical : SlowAccess.Misaligned;
+        if ((linear & 4095) + record->Size > 4096 || !aligned || !IsCanonical(s, linear))
             return false;
+        reason = SlowAccess.Fault;
         // A group's check must not set the dirty flag for a write that may not happen.
         bool writes = record->Group ? record->LeaderWrites : record->Write;
         Access access = DataAccess(s) | (writes ? Access.Write : 0);
-        if (!Translate(s, linear, access, out Translation t) || Memory.TryGetPage(t.Gpa) == null)
+        if (!Translate(s, linear, access, out Translation t))
             return false;
+        reason = SlowAccess.Device;
+        if (Memory.TryGetPage(t.Gpa) == null)
+            return false;
+        reason = SlowAccess.WatchedPage;
         if (record->Write && Memory.Watch[t.Gpa >> 12] != 0)
             return false;
         FillTlb(s, tlbSet, linear, t, writes || WriteAllowed(s, t));
@@ -385,16 +409,6 @@ internal sealed unsafe partial class Interpreter
         named["translated-instructions"] = translation.Translator.InstructionsTranslated;
         named["translated-bytes"] = translation.Cache.BytesUsed;
         named["code-cache-evictions"] = translation.Cache.Evictions;
-        named["entries"] = translation.Entries;
-        named["exit-jump-table-miss"] = translation.Exits[(int)ExitKind.Miss];
-        named["exit-link"] = translation.Exits[(int)ExitKind.Link];
-        named["exit-poll"] = translation.Exits[(int)ExitKind.Poll];
-        named["exit-memory"] = translation.Exits[(int)ExitKind.Memory];
-        named["exit-memory-tlb-refill"] = translation.TlbRefills;
-        named["exit-memory-group"] = translation.GroupFailures;
-        named["exit-interpret"] = translation.Exits[(int)ExitKind.Interpret];
-        named["exit-needs-vectors"] = translation.Exits[(int)ExitKind.NeedsVectors];
-        named["exit-division"] = translation.Exits[(int)ExitKind.Division];
-        named["steps-that-left-the-block"] = translation.StoppedSteps;
+        translation.Counters.AddTo(named);
     }
 }

@@ -36,10 +36,8 @@ internal sealed unsafe class TranslationState : IDisposable
     /// <summary>From linear address and variant to block, within an epoch; the second half for blocks without groups.</summary>
     public LookasideEntry* Lookaside { get; }
 
-    /// <summary>Exits by kind.</summary>
-    public readonly long[] Exits = new long[8];
-
-    public long Entries, TlbRefills, GroupFailures, StoppedSteps;
+    /// <summary>Why generated code was left.</summary>
+    public TranslationCounters Counters { get; } = new();
 
     /// <summary>Makes generated code leave at its next check; any thread, after the request is set.</summary>
     public void Poke()
@@ -70,6 +68,7 @@ internal sealed unsafe class TranslationState : IDisposable
     public void Dispose()
     {
         Cache.Dispose();
+        Counters.Dispose();
         HostMapping.Unmap(Heat, HeatEntries);
         HostMapping.Unmap((byte*)Lookaside, 2 * LookasideEntries * (ulong)sizeof(LookasideEntry));
     }

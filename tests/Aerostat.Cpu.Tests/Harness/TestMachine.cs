@@ -71,11 +71,11 @@ internal sealed unsafe class TestMachine : IDisposable
 
     private const uint ErrorVectors = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 
-    public TestMachine(TestMode mode, string? model = null, int processors = 1)
+    public TestMachine(TestMode mode, string? model = null, int processors = 1, Func<GuestMemory, IHypervisor>? hypervisor = null)
     {
         Mode = mode;
         Memory = new GuestMemory(new MemoryRegion(new GuestAddress(0), MemorySize, "test"));
-        Hypervisor = new InterpreterHypervisor(Memory);
+        Hypervisor = hypervisor?.Invoke(Memory) ?? new InterpreterHypervisor(Memory);
         for (int i = 0; i < processors; i++)
         {
             Processors.Add(Hypervisor.CreateProcessor(new VirtualProcessorOptions
@@ -99,7 +99,7 @@ internal sealed unsafe class TestMachine : IDisposable
 
     public GuestMemory Memory { get; }
 
-    public InterpreterHypervisor Hypervisor { get; }
+    public IHypervisor Hypervisor { get; }
 
     public List<IVirtualProcessor> Processors { get; } = [];
 
