@@ -34,6 +34,16 @@ public interface IVirtualProcessor : IProcessorPins, IDisposable
     /// <summary>Power-on reset (Intel SDM vol. 3 section 10.1): vCPU 0 starts at F000:FFF0, the others wait for SIPI.</summary>
     void Reset();
 
+    /// <summary>What <see cref="SetGuestDebug"/> accepts.</summary>
+    GuestDebugSupport DebugSupport => GuestDebugSupport.None;
+
+    /// <summary>
+    /// Replaces what the host's debugger asks for, from the next <see cref="Run"/> on; <see cref="GuestDebug.None"/> ends debugging without a
+    /// trace. What is asked for survives <see cref="Reset"/> and <see cref="SetState"/>. Stops come as <see cref="ExitReason.Debug"/>.
+    /// </summary>
+    /// <exception cref="GuestDebugException">The request is wrong; nothing has changed.</exception>
+    void SetGuestDebug(GuestDebug debug) => debug.Validate(DebugSupport);
+
     /// <summary>Whether a halted processor now has a reason to run (interrupt with IF set, NMI, INIT, SIPI, kick).</summary>
     bool HasWork { get; }
 

@@ -11,7 +11,7 @@ public enum ExitReason
     WaitForStartup,
     /// <summary>The guest can take an external interrupt now (asked for by the caller; see part 3).</summary>
     InterruptWindow,
-    /// <summary>A debug event that belongs to the host's debugger. Detail: DR6 bits.</summary>
+    /// <summary>A debug event that belongs to the host's debugger. Detail: <see cref="GuestDebugBits"/>; Address: RIP.</summary>
     Debug,
     /// <summary>Triple fault. The processor is in the shutdown state until Reset.</summary>
     Shutdown,
@@ -26,4 +26,5 @@ public enum ExitReason
 /// <summary>An exit that the processor did not serve in place.</summary>
 /// <param name="Reason">Why.</param>
 /// <param name="Detail">Depends on the reason.</param>
-public readonly record struct ProcessorExit(ExitReason Reason, ulong Detail = 0);
+/// <param name="Address">Where, for reasons that have a place.</param>
+public readonly record struct ProcessorExit(ExitReason Reason, ulong Detail = 0, ulong Address = 0);

@@ -47,6 +47,14 @@ internal sealed unsafe partial class Interpreter
     /// </summary>
     internal bool Deliver(CpuState* s, EventKind kind, int vector, bool hasError, uint error)
     {
+        deliveringEvent = true;
+        bool done = DeliverAll(s, kind, vector, hasError, error);
+        deliveringEvent = false;
+        return done;
+    }
+
+    private bool DeliverAll(CpuState* s, EventKind kind, int vector, bool hasError, uint error)
+    {
         s->Shadow = 0;
         if (kind == EventKind.Nmi)
             s->NmiBlocked = 1;

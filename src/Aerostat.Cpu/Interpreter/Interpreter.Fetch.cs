@@ -34,6 +34,9 @@ internal sealed unsafe partial class Interpreter
         Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
         if (!Translate(s, linear, access, out Translation t))
             return null;
+        bool stop = stops.Count != 0 && stops.ContainsKey(linear);
+        if (stop && MeetsStop(linear))
+            return null;
         // Key 3: a single instruction of 64-bit code, for the translator.
         ulong key = (t.Gpa << 2) | (single ? 3 : (uint)(s->Bitness >> 5));
         Block* block = blocks.Find(key);
@@ -43,11 +46,13 @@ internal sealed unsafe partial class Interpreter
             if (block == null)
                 return null;
         }
+        jumpMisses++;
+        if (stop)
+            return block;
         JumpEntry* e = (single ? singles : jumpCache) + JumpIndex(linear);
         e->Key = linear ^ modeKey;
         e->Epoch = epoch;
         e->Block = block;
-        jumpMisses++;
         return block;
     }
 
@@ -67,6 +72,7 @@ internal sealed unsafe partial class Interpreter
             int count = decoder.Decode(fetchBuffer, available, s->Bitness, blocks.Scratch, maxOps, out int length);
             if (count == 0)
                 return DecodeCrossing(s, linear, gpa, available, access);
+            count = CutBlock(gpa, count, ref length);
             WatchCode(gpa, (uint)length);
             Interlocked.MemoryBarrier();
             if (!new ReadOnlySpan<byte>(fetchBuffer, length).SequenceEqual(new ReadOnlySpan<byte>(Memory.HostBase + gpa, length)))

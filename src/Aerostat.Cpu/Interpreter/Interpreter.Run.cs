@@ -19,12 +19,13 @@ internal sealed unsafe partial class Interpreter
     private int debug;
 
     internal long instructions;
-    internal long blocksDecoded, jumpMisses, tlbFills, tlbFlushes, mmioReads, mmioWrites, codeWrites, shootdowns, interrupts, exceptions, steps;
+    internal long blocksDecoded, jumpMisses, tlbFills, tlbFlushes, mmioReads, mmioWrites, codeWrites, shootdowns, interrupts, exceptions, steps, debugStops;
 
     /// <summary>Runs until there is something to tell; see <see cref="IVirtualProcessor.Run"/>.</summary>
     internal ProcessorExit Run(IExitHandler handler)
     {
         guestHandler.Inner = handler;
+        PrepareForDebugger(State);
         gate.Enter(this);
         try
         {
@@ -166,7 +167,9 @@ internal sealed unsafe partial class Interpreter
     /// Runs exactly one instruction with everything that is looked at between instructions: interrupt shadow, RF, TF, breakpoints and,
     /// outside 64-bit mode, the limit of CS.
     /// </summary>
-    private bool Step(CpuState* s, out ProcessorExit exit)
+    private bool Step(CpuState* s, out ProcessorExit exit) => hostDebug == 0 ? StepGuest(s, out exit) : StepDebugged(s, out exit);
+
+    private bool StepGuest(CpuState* s, out ProcessorExit exit)
     {
         exit = default;
         steps++;
@@ -199,7 +202,7 @@ internal sealed unsafe partial class Interpreter
             s->SystemFlags |= before & RFlags.Rf;
         instructions++;
         if (outcome == Outcome.Fault)
-            s->PendingDebug = 0; // the fault takes the place of traps, and so do those of the restarted instruction
+            s->PendingDebug = hostHits = 0; // the fault takes the place of traps, and so do those of the restarted instruction
         bool leave = outcome != Outcome.Jump && Finish(s, op, outcome, out exit);
         if (outcome == Outcome.Fault || (leave && exit.Reason == ExitReason.Shutdown))
             return leave;
@@ -263,7 +266,13 @@ internal sealed unsafe partial class Interpreter
     private bool Attend(CpuState* s, out ProcessorExit exit)
     {
         exit = default;
+        if ((hostDebug & HostReport) != 0)
+        {
+            exit = ReportStop(s);
+            return true;
+        }
         var request = (Request)Volatile.Read(ref s->Request);
+        bool halted = s->Activity == (int)ActivityState.Halted;
         if ((request & Request.TlbShootdown) != 0)
         {
             ClearRequest(Request.TlbShootdown);
@@ -312,6 +321,8 @@ internal sealed unsafe partial class Interpreter
         // A start-up IPI to a processor that does not wait for one is ignored.
         if ((request & (Request.Startup | Request.Init)) == Request.Startup)
             ClearRequest(Request.Startup);
+        if (hostDebug != 0 && HoldsInterrupts(s))
+            request &= ~(Request.Nmi | Request.Interrupt);
         if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
         {
             // In this order: one that comes in between must find either the first still there and not blocked, or the latch free.
@@ -341,6 +352,13 @@ internal sealed unsafe partial class Interpreter
         if (s->Activity == (int)ActivityState.Halted)
         {
             exit = new ProcessorExit(ExitReason.Halted);
+            return true;
+        }
+        if (halted && (hostDebug & HostStep) != 0)
+        {
+            // What ended the halt is this step.
+            hostHits |= GuestDebugBits.SingleStep;
+            exit = ReportStop(s);
             return true;
         }
         return false;
@@ -405,6 +423,11 @@ internal sealed unsafe partial class Interpreter
 
     private bool DeliverRaised(CpuState* s, EventKind kind)
     {
+        if (raisedVector < 0)
+        {
+            NoteForDebugger();
+            return true;
+        }
         exceptions++;
         ulong from = s->Rip;
         if (!Deliver(s, kind, raisedVector, raisedHasError, raisedError))

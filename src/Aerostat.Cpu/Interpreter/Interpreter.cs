@@ -136,12 +136,12 @@ internal sealed unsafe partial class Interpreter : IDisposable
         s->StackMask = bitness == 64 ? ulong.MaxValue : (s->Ss.Attributes & SegmentRegister.Db) != 0 ? uint.MaxValue : 0xFFFFu;
         s->Bitness = bitness;
         modeKey = (s->Cpl == 3 ? 1UL << 62 : 0) | (bitness == 64 ? 0 : (ulong)bitness << 54);
-        debug = 0;
+        debug = hostDebug;
         if ((s->Dr[7] & 0xFF) != 0)
             for (int i = 0; i < 4; i++)
                 if (((s->Dr[7] >> (i * 2)) & 3) != 0)
                     debug |= ((s->Dr[7] >> (16 + (i * 4))) & 3) == 0 ? ExecuteBreakpoints : DataBreakpoints;
-        bool checkEach = (debug & DataBreakpoints) != 0
+        bool checkEach = (debug & (DataBreakpoints | HostWatch)) != 0
             || (s->Cpl == 3 && (s->Cr0 & Cr0.Am) != 0 && (s->SystemFlags & RFlags.Ac) != 0);
         tlbSet = checkEach ? EmptySet
             : s->Cpl == 3 ? UserSet

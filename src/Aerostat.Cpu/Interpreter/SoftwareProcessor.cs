@@ -41,6 +41,7 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
                 counters.Named["interrupts"] = interpreter.interrupts;
                 counters.Named["exceptions"] = interpreter.exceptions;
                 counters.Named["single-steps"] = interpreter.steps;
+                counters.Named["debug-stops"] = interpreter.debugStops;
                 counters.Named["block-cache-evictions"] = interpreter.BlockEvictions;
                 interpreter.TranslationCounters(counters.Named);
             }
@@ -103,6 +104,17 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
         interpreter.SetState(state);
         interpreter.UpdateMode();
         interpreter.FlushTlb();
+    }
+
+    /// <inheritdoc/>
+    public GuestDebugSupport DebugSupport => GuestDebugSupport.Hardware | GuestDebugSupport.SingleStep | GuestDebugSupport.Code;
+
+    /// <inheritdoc/>
+    public void SetGuestDebug(GuestDebug debug)
+    {
+        ArgumentNullException.ThrowIfNull(debug);
+        debug.Validate(DebugSupport);
+        interpreter.SetGuestDebug(debug);
     }
 
     /// <inheritdoc/>

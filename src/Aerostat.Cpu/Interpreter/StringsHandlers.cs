@@ -73,7 +73,7 @@ internal static unsafe class StringHandlers<T>
 
     public static Outcome RepeatMove(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        ulong mask = AddressMask(op), bytes = Budget(s, ByteBudget);
+        ulong mask = AddressMask(op), bytes = Budget(cpu, s, ByteBudget);
         int slow = 0;
         for (ulong count = s->Gpr[1] & mask; count != 0;)
         {
@@ -106,7 +106,7 @@ internal static unsafe class StringHandlers<T>
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
             if (count == 0)
                 return o;
-            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
+            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(cpu, s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -114,7 +114,7 @@ internal static unsafe class StringHandlers<T>
 
     public static Outcome RepeatStore(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        ulong mask = AddressMask(op), bytes = Budget(s, ByteBudget);
+        ulong mask = AddressMask(op), bytes = Budget(cpu, s, ByteBudget);
         int slow = 0;
         for (ulong count = s->Gpr[1] & mask; count != 0;)
         {
@@ -143,7 +143,7 @@ internal static unsafe class StringHandlers<T>
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
             if (count == 0)
                 return o;
-            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
+            if (o != Outcome.Next || bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(cpu, s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -158,7 +158,7 @@ internal static unsafe class StringHandlers<T>
             if (Load(cpu, s, op) == Outcome.Fault)
                 return Outcome.Fault;
             WriteAddress(s, op, Rcx, --count);
-            if (count != 0 && (--left <= 0 || IsInterrupted(s)))
+            if (count != 0 && (--left <= 0 || IsInterrupted(cpu, s)))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -167,7 +167,7 @@ internal static unsafe class StringHandlers<T>
     /// <summary>REPE (F3) goes on while equal, REPNE (F2) while not.</summary>
     public static Outcome RepeatScan(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        ulong mask = AddressMask(op), bytes = Budget(s, ByteBudget);
+        ulong mask = AddressMask(op), bytes = Budget(cpu, s, ByteBudget);
         bool whileEqual = (op->Flags & MicroOpFlags.Rep) != 0;
         int slow = 0;
         for (ulong count = s->Gpr[1] & mask; count != 0;)
@@ -203,7 +203,7 @@ internal static unsafe class StringHandlers<T>
             if (count == 0 || (s->FlagZero == 0) != whileEqual)
                 return Outcome.Next;
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
-            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
+            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(cpu, s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
@@ -211,7 +211,7 @@ internal static unsafe class StringHandlers<T>
 
     public static Outcome RepeatCompare(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        ulong mask = AddressMask(op), bytes = Budget(s, ByteBudget);
+        ulong mask = AddressMask(op), bytes = Budget(cpu, s, ByteBudget);
         bool whileEqual = (op->Flags & MicroOpFlags.Rep) != 0;
         int slow = 0;
         for (ulong count = s->Gpr[1] & mask; count != 0;)
@@ -252,14 +252,14 @@ internal static unsafe class StringHandlers<T>
             if (count == 0 || (s->FlagZero == 0) != whileEqual)
                 return Outcome.Next;
             bytes -= Math.Min(bytes, n * (ulong)sizeof(T));
-            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(s))
+            if (bytes < (ulong)sizeof(T) || slow >= SlowBudget || IsInterrupted(cpu, s))
                 return Outcome.Repeat;
         }
         return Outcome.Next;
     }
 
     // Requests, and data breakpoints that this iteration has met.
-    private static bool IsInterrupted(CpuState* s) => Volatile.Read(ref s->Request) != 0 || s->PendingDebug != 0;
+    private static bool IsInterrupted(Interpreter cpu, CpuState* s) => Volatile.Read(ref s->Request) != 0 || s->PendingDebug != 0 || cpu.StepsIterations;
 
     private static ulong AddressMask(MicroOp* op) =>
         op->AddressBits == 64 ? ulong.MaxValue : op->AddressBits == 32 ? uint.MaxValue : ushort.MaxValue;
@@ -267,7 +267,7 @@ internal static unsafe class StringHandlers<T>
     private static bool Backward(CpuState* s) => (s->SystemFlags & RFlags.Df) != 0;
 
     // Under single step each element is a step of its own.
-    private static ulong Budget(CpuState* s, ulong usual) => (s->SystemFlags & RFlags.Tf) != 0 ? (ulong)sizeof(T) : usual;
+    private static ulong Budget(Interpreter cpu, CpuState* s, ulong usual) => (s->SystemFlags & RFlags.Tf) != 0 || cpu.StepsIterations ? (ulong)sizeof(T) : usual;
 
     // A 16-bit address leaves the upper register bits, a 32-bit one clears them.
     private static void WriteAddress(CpuState* s, MicroOp* op, byte register, ulong value)

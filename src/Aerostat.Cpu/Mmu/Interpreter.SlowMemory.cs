@@ -51,6 +51,8 @@ internal sealed unsafe partial class Interpreter
             return false;
         Access access = DataAccess(s) | Access.Write;
         ulong first = 4096 - (linear & 4095);
+        if (watchpoints.Length != 0 && (hostDebug & HostWatch) == 0 && !PassesWatchpoints(linear, size, write: true))
+            return false;
         return Translate(s, linear, access, out _) && (first >= (ulong)size || Translate(s, (linear + first) & LinearMask(s), access, out _));
     }
 
@@ -68,6 +70,8 @@ internal sealed unsafe partial class Interpreter
             return true;
         }
         if (!CheckLinear(s, linear, segment, size) || !Translate(s, linear, DataAccess(s), out Translation t))
+            return false;
+        if (watchpoints.Length != 0 && !PassesWatchpoints(linear, size, write: false))
             return false;
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page == null)
@@ -87,6 +91,8 @@ internal sealed unsafe partial class Interpreter
         if ((linear & 4095) + (ulong)size > 4096 || tlbSet == EmptySet)
             return StoreBytesSlow(s, linear, segment, (byte*)&value, size);
         if (!CheckLinear(s, linear, segment, size) || !Translate(s, linear, DataAccess(s) | Access.Write, out Translation t))
+            return Outcome.Fault;
+        if (watchpoints.Length != 0 && !PassesWatchpoints(linear, size, write: true))
             return Outcome.Fault;
         return StorePhysical(s, linear, t, size, value);
     }
@@ -115,7 +121,7 @@ internal sealed unsafe partial class Interpreter
 
     internal byte* MapRmwSlow(CpuState* s, ulong linear, int segment, int size)
     {
-        if (!CheckLinear(s, linear, segment, size))
+        if (!CheckLinear(s, linear, segment, size) || (watchpoints.Length != 0 && !PassesWatchpoints(linear, size, write: true)))
             return null;
         ulong first = linear & 4095;
         Access access = DataAccess(s) | Access.Write;
@@ -188,6 +194,8 @@ internal sealed unsafe partial class Interpreter
         if (!Translate(s, linear, access, out Translation t1)
             || (first < count && !Translate(s, (linear + (ulong)first) & LinearMask(s), access, out t2)))
             return false;
+        if (watchpoints.Length != 0 && !PassesWatchpoints(linear, count, write: false))
+            return false;
         CheckDataBreakpoints(s, linear, count, write: false);
         ReadPhysical(s, linear, t1, destination, first);
         if (first < count)
@@ -225,6 +233,8 @@ internal sealed unsafe partial class Interpreter
         Translation t2 = default;
         if (!Translate(s, linear, access, out Translation t1)
             || (first < count && !Translate(s, (linear + (ulong)first) & LinearMask(s), access, out t2)))
+            return Outcome.Fault;
+        if (watchpoints.Length != 0 && !PassesWatchpoints(linear, count, write: true))
             return Outcome.Fault;
         CheckDataBreakpoints(s, linear, count, write: true);
         bool hit = WritePhysical(s, linear, t1, source, first);

@@ -85,7 +85,7 @@ internal sealed unsafe partial class Interpreter
 
     private void FillTlb(CpuState* s, int set, ulong linear, in Translation t, bool writeAllowed)
     {
-        if (set == EmptySet)
+        if (set == EmptySet || (watchpoints.Length != 0 && IsWatchedPage(linear)))
             return;
         ulong page = linear & ~4095UL, gpa = t.Gpa & ~4095UL;
         int number = (set * TlbEntries) + (int)((linear >> 12) & (TlbEntries - 1));

@@ -143,7 +143,7 @@ internal static unsafe class Ports
             if (!repeated)
                 return o == Outcome.Next ? Done(s) : o;
             Advance(s, 1, mask, -1);
-            if (o != Outcome.Next || (s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0 || s->PendingDebug != 0)
+            if (o != Outcome.Next || (s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0 || s->PendingDebug != 0 || cpu.StepsIterations)
                 break;
         }
         return (s->Gpr[1] & mask) == 0 ? Outcome.Stop : Outcome.Repeat;
@@ -171,7 +171,7 @@ internal static unsafe class Ports
             if (!repeated)
                 return Done(s);
             Advance(s, 1, mask, -1);
-            if ((s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0 || s->PendingDebug != 0)
+            if ((s->SystemFlags & RFlags.Tf) != 0 || s->Request != 0 || s->PendingDebug != 0 || cpu.StepsIterations)
                 break;
         }
         return (s->Gpr[1] & mask) == 0 ? Outcome.Stop : Outcome.Repeat;

@@ -48,6 +48,9 @@ internal sealed unsafe partial class BlockTranslator
 
     public long BlocksTranslated { get; private set; }
 
+    /// <summary>Offsets in a page, a bit each, of instructions that begin a block and before which all flags are true: breakpoints.</summary>
+    public ulong[]? BlockEnds { get; set; }
+
     public long InstructionsTranslated { get; private set; }
 
     /// <summary>Translates the block at an address whose page has been found. The caller has made room in the cache.</summary>
@@ -120,7 +123,7 @@ internal sealed unsafe partial class BlockTranslator
         ulong ip = linear;
         while (count < MaxInstructions)
         {
-            if (!DecodeAt(ip, out Instruction i, out Treatment treatment))
+            if ((count != 0 && Interpreter.EndsBlocks(BlockEnds, ip)) || !DecodeAt(ip, out Instruction i, out Treatment treatment))
                 break;
             code[count] = i;
             treatments[count] = treatment;
@@ -246,7 +249,7 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Which flags may still be read by code at an address. Only this page is looked at, so a change of it undoes the answer too.</summary>
     private int LiveAt(ulong address, int depth)
     {
-        if (!SamePage(address) || depth == 0)
+        if (!SamePage(address) || depth == 0 || Interpreter.EndsBlocks(BlockEnds, address))
             return FlagEffects.All;
         if (lookAhead.TryGetValue((int)(address & 4095), out int known))
             return known;
@@ -256,7 +259,7 @@ internal sealed unsafe partial class BlockTranslator
         ulong ip = address;
         for (int n = 0; open != 0; n++)
         {
-            if (n == LookAheadInstructions || !DecodeAt(ip, out Instruction i, out Treatment treatment))
+            if (n == LookAheadInstructions || Interpreter.EndsBlocks(BlockEnds, ip) || !DecodeAt(ip, out Instruction i, out Treatment treatment))
             {
                 result |= open;
                 break;

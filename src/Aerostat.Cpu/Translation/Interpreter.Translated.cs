@@ -192,6 +192,9 @@ internal sealed unsafe partial class Interpreter
     private TranslatedBlock* FindTranslation(CpuState* s, TranslationState t)
     {
         ulong rip = s->Rip;
+        // The interpreter looks for breakpoints; nothing leads past it to where one is.
+        if (stops.Count != 0 && stops.ContainsKey(rip))
+            return null;
         int variant = Variant(s);
         if (tableEpoch != epoch)
         {
@@ -335,7 +338,8 @@ internal sealed unsafe partial class Interpreter
         if (s->Poll != 0)
             return false;
         TranslatedBlock* block = FindTranslation(s, t);
-        if (block != null && age == t.Cache.Age && block->Variant == variant && s->Poll == 0)
+        // A breakpoint that is set here again must be met, so no jump goes straight to where one has been.
+        if (block != null && !EndsBlocks(blockEnds, block->Linear) && age == t.Cache.Age && block->Variant == variant && s->Poll == 0)
             t.Cache.Link(site, block->Entry);
         return false;
     }
