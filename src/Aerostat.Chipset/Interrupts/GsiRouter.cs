@@ -43,16 +43,18 @@ public sealed class GsiRouter
     private sealed class Wire(IInterruptLine? first, IInterruptLine? second)
     {
         private readonly Lock _lock = new();
+        private readonly List<Driver> _drivers = [];
         private ulong _asserted;
-        private int _drivers;
 
         public IInterruptLine Connect()
         {
             lock (_lock)
             {
-                if (_drivers == 64)
+                if (_drivers.Count == 64)
                     throw new InvalidOperationException("An interrupt line cannot have more than 64 drivers.");
-                return new Driver(this, 1UL << _drivers++);
+                var driver = new Driver(this, 1UL << _drivers.Count);
+                _drivers.Add(driver);
+                return driver;
             }
         }
 
@@ -69,10 +71,61 @@ public sealed class GsiRouter
                 second?.Set(asserted);
             }
         }
+
+        public Reception Tick()
+        {
+            lock (_lock)
+            {
+                // Another driver holds the wire: this one makes no edge.
+                if (_asserted != 0)
+                    return Reception.Lost;
+                Reception one = Tick(first), other = Tick(second);
+                return one > other ? one : other;
+            }
+        }
+
+        private static Reception Tick(IInterruptLine? line)
+        {
+            if (line is ITickLine tick)
+                return tick.Tick();
+            line?.Pulse();
+            return line is null ? Reception.Lost : Reception.Accepted;
+        }
+
+        /// <summary>From now on the receivers say when an edge has been taken. Called while the board is built.</summary>
+        public void Listen()
+        {
+            Driver[] drivers;
+            lock (_lock)
+                drivers = [.. _drivers.Where(d => d.Taken is not null)];
+            Action tell = () =>
+            {
+                foreach (Driver driver in drivers)
+                    driver.Taken?.Invoke();
+            };
+            if (first is ITickLine one)
+                one.Taken = tell;
+            if (second is ITickLine other)
+                other.Taken = tell;
+        }
     }
 
-    private sealed class Driver(Wire wire, ulong bit) : IInterruptLine
+    private sealed class Driver(Wire wire, ulong bit) : ITickLine
     {
+        private Action? _taken;
+
+        public Action? Taken
+        {
+            get => _taken;
+            set
+            {
+                _taken = value;
+                wire.Listen();
+            }
+        }
+
         public void Set(bool asserted) => wire.Set(bit, asserted);
+
+        public Reception Tick() => wire.Tick();
     }
 }

@@ -61,6 +61,13 @@ public sealed class InterruptFabric : IMessageInterrupts
             apic.EndOfInterrupt(vector);
     }
 
+    /// <summary>A local APIC has handed an interrupt to its processor; on that processor's thread, without any lock.</summary>
+    internal void NoteTaken(byte vector)
+    {
+        foreach (IoApic apic in _ioApics)
+            apic.NoteTaken(vector);
+    }
+
     /// <summary>
     /// A memory write to 0xFEExxxxx (SDM 11.11): bits 19..12 of the address are the destination, 3 the redirection hint,
     /// 2 the destination mode; data bits 7..0 the vector, 10..8 the delivery mode, 14 the level, 15 the trigger mode.
@@ -87,22 +94,26 @@ public sealed class InterruptFabric : IMessageInterrupts
     {
         var mode = (DeliveryMode)(command >> 8 & 7);
         return mode is DeliveryMode.Fixed or DeliveryMode.Nmi && apicId != uint.MaxValue
-            && Deliver(new InterruptMessage(apicId, Wide: true, Logical: false, mode, (byte)command, Level: false, OneOf: false));
+            && Deliver(new InterruptMessage(apicId, Wide: true, Logical: false, mode, (byte)command, Level: false, OneOf: false))
+                != Reception.Lost;
     }
 
-    /// <summary>Delivers to every matching local APIC; true if at least one took the message.</summary>
-    internal bool Deliver(in InterruptMessage message)
+    /// <summary>Delivers to every matching local APIC.</summary>
+    internal Reception Deliver(in InterruptMessage message)
     {
         LocalApic[] locals = _locals;
         if (message.OneOf)
             return DeliverToOne(locals, message);
-        bool taken = false;
+        var best = Reception.Lost;
         foreach (LocalApic apic in locals)
         {
-            if (apic.Matches(message))
-                taken |= apic.Accept(message.Mode, message.Vector, message.Level);
+            if (!apic.Matches(message))
+                continue;
+            Reception reception = apic.Accept(message.Mode, message.Vector, message.Level);
+            if (reception > best)
+                best = reception;
         }
-        return taken;
+        return best;
     }
 
     /// <summary>The shorthands "all including self" and "all excluding self".</summary>
@@ -116,10 +127,10 @@ public sealed class InterruptFabric : IMessageInterrupts
     }
 
     /// <summary>Lowest priority: the matching processor with the lowest priority class, in turn among equals.</summary>
-    private bool DeliverToOne(LocalApic[] locals, in InterruptMessage message)
+    private Reception DeliverToOne(LocalApic[] locals, in InterruptMessage message)
     {
         if (locals.Length == 0)
-            return false;
+            return Reception.Lost;
         int start = (int)((uint)Interlocked.Increment(ref _turn) % (uint)locals.Length);
         LocalApic? best = null;
         int bestPriority = int.MaxValue;
@@ -133,7 +144,7 @@ public sealed class InterruptFabric : IMessageInterrupts
             if (priority < bestPriority)
                 (best, bestPriority) = (apic, priority);
         }
-        return best is not null && best.Accept(message.Mode, message.Vector, message.Level);
+        return best?.Accept(message.Mode, message.Vector, message.Level) ?? Reception.Lost;
     }
 
     private sealed class ExternalInterruptLine(InterruptFabric fabric) : IInterruptLine

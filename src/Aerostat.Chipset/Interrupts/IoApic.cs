@@ -174,6 +174,35 @@ public sealed class IoApic : IDevice, IMmioDevice, ISavable<IoApicSavedState>
         }
     }
 
+    /// <summary>An edge of a pin whose wire is low.</summary>
+    private Reception Tick(int index)
+    {
+        lock (_lock)
+        {
+            ulong entry = _entries[index];
+            if ((_levels & 1u << index) != 0 || (entry & Masked) != 0)
+                return Reception.Lost;
+            if ((entry & LevelTriggered) == 0)
+                return Send(entry, level: false);
+            // Too short for a level: seen if nothing is in service.
+            _levels |= 1u << index;
+            DeliverLevel(index);
+            _levels &= ~(1u << index);
+            return Reception.Accepted;
+        }
+    }
+
+    /// <summary>A processor has taken this vector: tells the edge-triggered pins that may have sent it.</summary>
+    internal void NoteTaken(byte vector)
+    {
+        foreach (Pin pin in _pins)
+        {
+            // Without the lock: what a guest changes at this moment may be seen or not.
+            if (pin.Taken is { } taken && (Volatile.Read(ref _entries[pin.Index]) & (0xFF | Masked | LevelTriggered)) == vector)
+                taken();
+        }
+    }
+
     /// <summary>Sends for an asserted, unmasked level-triggered pin whose last message has been completed.</summary>
     private void DeliverLevel(int index)
     {
@@ -182,11 +211,11 @@ public sealed class IoApic : IDevice, IMmioDevice, ISavable<IoApicSavedState>
             return;
         var mode = (DeliveryMode)(entry >> 8 & 7);
         bool fixedMode = mode is DeliveryMode.Fixed or DeliveryMode.LowestPriority;
-        if (Send(entry, fixedMode) && fixedMode)
+        if (Send(entry, fixedMode) != Reception.Lost && fixedMode)
             _entries[index] |= RemoteIrr;
     }
 
-    private bool Send(ulong entry, bool level)
+    private Reception Send(ulong entry, bool level)
     {
         var mode = (DeliveryMode)(entry >> 8 & 7);
         return _fabric.Deliver(new InterruptMessage(
@@ -214,9 +243,15 @@ public sealed class IoApic : IDevice, IMmioDevice, ISavable<IoApicSavedState>
         }
     }
 
-    private sealed class Pin(IoApic owner, int index) : IInterruptLine
+    private sealed class Pin(IoApic owner, int index) : ITickLine
     {
+        public int Index => index;
+
+        public Action? Taken { get; set; }
+
         public void Set(bool asserted) => owner.SetPin(index, asserted);
+
+        public Reception Tick() => owner.Tick(index);
     }
 }
 

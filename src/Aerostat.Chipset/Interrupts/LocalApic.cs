@@ -204,6 +204,7 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
                 _irr.Clear(vector);
                 _isr.SetOwned(vector);
                 UpdatePriority();
+                _fabric.NoteTaken((byte)vector);
                 return vector;
             }
         }
@@ -240,8 +241,8 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
             : destination >> 4 == id >> 4 && (destination & id & 0xF) != 0;
     }
 
-    /// <summary>Takes a message from any thread; false when it is lost.</summary>
-    internal bool Accept(DeliveryMode mode, byte vector, bool level)
+    /// <summary>Takes a message from any thread.</summary>
+    internal Reception Accept(DeliveryMode mode, byte vector, bool level)
     {
         switch (mode)
         {
@@ -250,36 +251,36 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
                 return AcceptFixed(vector, level);
             case DeliveryMode.Nmi:
                 if (!_hardwareEnabled)
-                    return false;
+                    return Reception.Lost;
                 _pins.RaiseNmi();
-                return true;
+                return Reception.Accepted;
             case DeliveryMode.Init:
                 // The owner resets the registers at its next access; until then nothing else is accepted (11.4.7.3).
                 _initPending = true;
                 _pins.RaiseInit();
-                return true;
+                return Reception.Accepted;
             case DeliveryMode.Startup:
                 _pins.RaiseStartup(vector);
-                return true;
+                return Reception.Accepted;
             case DeliveryMode.ExtInt:
                 if (!_hardwareEnabled)
-                    return false;
+                    return Reception.Lost;
                 _extIntLatched = true;
                 RaiseWire();
-                return true;
+                return Reception.Accepted;
             default:
-                return false;
+                return Reception.Lost;
         }
     }
 
-    private bool AcceptFixed(byte vector, bool level)
+    private Reception AcceptFixed(byte vector, bool level)
     {
         if (!TakesFixed)
-            return false;
+            return Reception.Lost;
         if (vector < 16)
         {
             RecordError(ErrorReceiveIllegalVector);
-            return false;
+            return Reception.Lost;
         }
         // The TMR bit says at EOI time whether the I/O APICs must hear of it (11.8.4).
         if (_tmr[vector] != level)
@@ -289,10 +290,10 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
             else
                 _tmr.Clear(vector);
         }
-        _irr.Set(vector);
+        bool added = _irr.Set(vector);
         if (vector >> 4 > (int)(_ppr >> 4))
             RaiseWire();
-        return true;
+        return added ? Reception.Accepted : Reception.Merged;
     }
 
     /// <summary>Delivers what a local vector table entry says (11.5.1).</summary>

@@ -1,3 +1,4 @@
+using System.Numerics;
 using Aerostat.Devices;
 using Aerostat.Interrupts;
 using Aerostat.State;
@@ -75,13 +76,37 @@ public sealed class Pic : BytePortDevice, IDevice, IExternalInterruptController,
     /// <inheritdoc/>
     public int Acknowledge()
     {
+        int vector;
         lock (_lock)
         {
-            int input = _master.Acknowledge(out int vector);
+            int input = _master.Acknowledge(out vector);
             if (input == CascadeInput)
                 _slave.Acknowledge(out vector);
             UpdateOutput();
-            return vector;
+        }
+        TellTaken();
+        return vector;
+    }
+
+    /// <summary>Tells the drivers of inputs that have been acknowledged. Without the lock.</summary>
+    private void TellTaken()
+    {
+        uint taken;
+        lock (_lock)
+            taken = _master.PopTaken() | (uint)_slave.PopTaken() << 8;
+        for (; taken != 0; taken &= taken - 1)
+            _inputs[BitOperations.TrailingZeroCount(taken)].Taken?.Invoke();
+    }
+
+    private Reception Tick(int index)
+    {
+        if (index == CascadeInput)
+            return Reception.Lost;
+        lock (_lock)
+        {
+            Reception reception = index < 8 ? _master.Tick(index) : _slave.Tick(index - 8);
+            UpdateOutput();
+            return reception;
         }
     }
 
@@ -89,9 +114,9 @@ public sealed class Pic : BytePortDevice, IDevice, IExternalInterruptController,
 
     private protected override byte ReadByte(ushort port)
     {
+        byte value;
         lock (_lock)
         {
-            byte value;
             switch (port)
             {
                 case 0x20:
@@ -113,8 +138,9 @@ public sealed class Pic : BytePortDevice, IDevice, IExternalInterruptController,
             }
             // A poll acknowledges.
             UpdateOutput();
-            return value;
         }
+        TellTaken();
+        return value;
     }
 
     private protected override void WriteByte(ushort port, byte value)
@@ -193,8 +219,12 @@ public sealed class Pic : BytePortDevice, IDevice, IExternalInterruptController,
         }
     }
 
-    private sealed class Input(Pic owner, int index) : IInterruptLine
+    private sealed class Input(Pic owner, int index) : ITickLine
     {
+        public Action? Taken { get; set; }
+
+        public Reception Tick() => owner.Tick(index);
+
         public void Set(bool asserted) => owner.SetInput(index, asserted);
     }
 }

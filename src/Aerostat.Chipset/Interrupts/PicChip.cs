@@ -21,6 +21,7 @@ internal sealed class PicChip(byte levelCapable)
     private bool _specialMask;
     private bool _readsInService;
     private bool _polling;
+    private byte _taken;
 
     /// <summary>IMR, as read at the data port.</summary>
     public byte Mask => _mask;
@@ -74,6 +75,27 @@ internal sealed class PicChip(byte levelCapable)
         byte bit = (byte)(1 << index);
         _lines = (byte)(asserted ? _lines | bit : _lines & ~bit);
         _requests = (byte)(asserted ? _requests | bit : _requests & ~bit);
+    }
+
+    /// <summary>An edge of an input whose wire is low.</summary>
+    public Reception Tick(int index)
+    {
+        byte bit = (byte)(1 << index);
+        if ((_lines & bit) != 0)
+            return Reception.Lost;
+        bool waits = (_requests & bit) != 0;
+        SetInput(index, true);
+        SetInput(index, false);
+        // While the pair is being initialised or the input is masked, the edge is latched, but nobody counts on it.
+        return (_mask & bit) != 0 || _expecting != 0 ? Reception.Lost : waits ? Reception.Merged : Reception.Accepted;
+    }
+
+    /// <summary>The inputs that have been acknowledged since the last call.</summary>
+    public byte PopTaken()
+    {
+        byte taken = _taken;
+        _taken = 0;
+        return taken;
     }
 
     /// <summary>INTA: the input that is served (7 for a spurious one) and its vector.</summary>
@@ -204,6 +226,7 @@ internal sealed class PicChip(byte levelCapable)
     private void Serve(int input)
     {
         byte bit = (byte)(1 << input);
+        _taken |= bit;
         if ((_levelInputs & bit) == 0)
             _requests &= (byte)~bit;
         if (!_autoEoi)

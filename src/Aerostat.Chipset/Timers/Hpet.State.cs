@@ -36,6 +36,8 @@ public sealed record HpetComparatorState
     public long? UntilMatch { get; init; }
     /// <summary>It holds its interrupt line.</summary>
     public bool Asserted { get; init; }
+    /// <summary>Periodic matches that the guest has yet to get.</summary>
+    public int Waiting { get; init; }
 }
 
 public sealed partial class Hpet
@@ -63,6 +65,7 @@ public sealed partial class Hpet
                     Period = t.Period,
                     UntilMatch = t.Next == Never ? null : t.Next - ticks,
                     Asserted = t.Asserted is not null,
+                    Waiting = t.Ticks.Waiting,
                 })],
             };
         }
@@ -89,6 +92,7 @@ public sealed partial class Hpet
                 timer.Next = IsEnabled && saved.UntilMatch is long wait ? wait : Never;
                 timer.LastMatch = long.MinValue / 2;
                 timer.Asserted = null;
+                timer.Ticks.Waiting = saved.Waiting;
             }
             for (int i = 0; i < TimerCount; i++)
             {

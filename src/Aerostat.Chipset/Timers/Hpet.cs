@@ -7,7 +7,9 @@ namespace Aerostat.Chipset;
 /// <summary>
 /// A high-precision event timer: IA-PC HPET specification 1.0a. A 64-bit counter at 100 MHz and three comparators, all of them
 /// periodic-capable, with legacy replacement routing.
-/// <para>Not emulated: FSB (message) interrupts; a periodic comparator of under 50 microseconds is coalesced.</para>
+/// <para>Not emulated: FSB (message) interrupts; a periodic comparator of under 50 microseconds is coalesced.
+/// Periodic matches that come before the guest has taken the last one follow when it has (<see cref="TickQueue"/>); a real
+/// HPET's would be lost.</para>
 /// </summary>
 /// <remarks>
 /// In legacy replacement mode comparator 0 takes the place of the 8254 on IRQ 0 and comparator 1 that of the RTC on IRQ 8. So
@@ -46,6 +48,7 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
     private readonly ulong _routeCapability;
     private readonly IInterruptLine _irq0;
     private readonly IInterruptLine _irq8;
+    private readonly LegacyInput _pitInput;
     private readonly Comparator[] _timers = [new(), new(), new()];
 
     private ulong _configuration;
@@ -74,15 +77,20 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
         }
         _clock = new VmClock(time);
         _timer = new VmTimer(_clock, OnTimer);
-        PitInput = new LegacyInput(this, rtc: false);
+        _pitInput = new LegacyInput(this, rtc: false);
         RtcInput = new LegacyInput(this, rtc: true);
+        foreach (IInterruptLine? line in (IEnumerable<IInterruptLine?>)[irq0, irq8, .. _routes])
+        {
+            if (line is ITickLine tick)
+                tick.Taken = () => OnTaken(tick);
+        }
     }
 
     /// <inheritdoc/>
     public string Name => "hpet";
 
     /// <summary>Where OUT 0 of the 8254 goes.</summary>
-    public IInterruptLine PitInput { get; }
+    public IInterruptLine PitInput => _pitInput;
 
     /// <summary>Where the interrupt of the RTC goes.</summary>
     public IInterruptLine RtcInput { get; }
@@ -179,13 +187,14 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
             case RegStatus:
                 _status &= ~(uint)(value & mask);
                 UpdateLines();
+                RaiseWaiting((uint)(value & mask));
                 return;
             case RegCounter:
                 ulong counter = Counter & ~mask | value & mask;
                 _base = counter;
                 _start = _clock.Now;
                 foreach (Comparator timer in _timers)
-                    Schedule(timer, matchNow: true);
+                    Reschedule(timer);
                 return;
         }
         if (register < RegTimers)
@@ -214,7 +223,7 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
             _base = counter;
             _start = _clock.Now;
             foreach (Comparator timer in _timers)
-                Schedule(timer, matchNow: true);
+                Reschedule(timer);
         }
         UpdateLines();
         UpdateLegacy();
@@ -230,6 +239,7 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
         if ((_routeCapability & 1UL << route) == 0)
             now = now & ~(31UL << TimerRouteShift) | old & 31UL << TimerRouteShift;
         timer.Configuration = now;
+        timer.Ticks.Waiting = 0;
         if ((now & Timer32) != 0)
         {
             timer.Value = (uint)timer.Value;
@@ -245,6 +255,7 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
     private void WriteComparator(Comparator timer, ulong value, ulong mask)
     {
         ulong width = timer.Mask;
+        timer.Ticks.Waiting = 0;
         bool periodic = (timer.Configuration & TimerPeriodic) != 0;
         // In periodic mode the value written is the period; with VAL_SET it is the next match as well (2.3.9.2.2).
         if (periodic)
@@ -255,6 +266,12 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
             timer.Configuration &= ~TimerSetValue;
             Schedule(timer, matchNow: true);
         }
+    }
+
+    private void Reschedule(Comparator timer)
+    {
+        timer.Ticks.Waiting = 0;
+        Schedule(timer, matchNow: true);
     }
 
     /// <summary>When the counter will next equal the comparator, in ticks since <see cref="_start"/>.</summary>
@@ -286,13 +303,16 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
 
     private void Match(int index, Comparator timer, long now)
     {
+        long periods = 0;
         if ((timer.Configuration & TimerPeriodic) != 0 && timer.Period != 0)
         {
-            // Missed periods are coalesced into this one match; the next keeps the phase.
+            // The host may be late: every period counts, unless they come faster than the host can follow. The next keeps the phase.
             ulong missed = (ulong)(now - timer.Next) / timer.Period + 1;
             timer.Value = (timer.Value + missed * timer.Period) & timer.Mask;
             ulong step = missed * timer.Period;
             timer.Next = step < 1UL << 58 ? timer.Next + (long)step : Never;
+            if (timer.Period >= ShortestPeriod / TickNanoseconds)
+                periods = (long)Math.Min(missed, TickQueue.Most);
         }
         else
         {
@@ -300,15 +320,56 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
             timer.Next = (timer.Configuration & Timer32) != 0 ? timer.Next + (((now - timer.Next) >> 32) + 1 << 32) : Never;
         }
         timer.LastMatch = _clock.Now;
+        bool interrupts = (timer.Configuration & TimerInterrupt) != 0;
         if ((timer.Configuration & TimerLevel) != 0)
         {
+            // Clearing the status bit is what takes a level-triggered tick.
+            if (interrupts && periods != 0)
+                timer.Ticks.Note((_status & 1u << index) != 0 ? Reception.Merged : Reception.Accepted, periods);
             _status |= 1u << index;
             UpdateLines();
         }
-        else if ((timer.Configuration & TimerInterrupt) != 0)
+        else if (interrupts && periods != 0)
+        {
+            timer.Ticks.Send(LineOf(index), periods);
+        }
+        else if (interrupts)
         {
             LineOf(index)?.Pulse();
         }
+    }
+
+    /// <summary>Sets the status bits that the guest has just cleared for ticks that wait.</summary>
+    private void RaiseWaiting(uint cleared)
+    {
+        for (int i = 0; i < TimerCount; i++)
+        {
+            Comparator timer = _timers[i];
+            if ((cleared & 1u << i) == 0 || timer.Ticks.Waiting == 0 || (timer.Configuration & TimerLevel) == 0)
+                continue;
+            timer.Ticks.Waiting--;
+            _status |= 1u << i;
+        }
+        UpdateLines();
+    }
+
+    /// <summary>The guest has taken an edge of this line; on a vCPU's thread.</summary>
+    private void OnTaken(ITickLine line)
+    {
+        bool legacy;
+        lock (_lock)
+        {
+            legacy = IsLegacy;
+            for (int i = 0; i < TimerCount; i++)
+            {
+                Comparator timer = _timers[i];
+                if (timer.Ticks.Waiting != 0 && (timer.Configuration & (TimerLevel | TimerInterrupt)) == TimerInterrupt && LineOf(i) == line)
+                    timer.Ticks.Resend(line);
+            }
+        }
+        // The 8254 takes its own lock and then this one.
+        if (!legacy && line == _irq0)
+            _pitInput.Taken?.Invoke();
     }
 
     private IInterruptLine? LineOf(int index) => IsLegacy && index < 2
@@ -375,8 +436,26 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
             _irq8.Set(!IsLegacy && _rtcLevel);
     }
 
-    private sealed class LegacyInput(Hpet owner, bool rtc) : IInterruptLine
+    private Reception TickLegacy(bool rtc)
     {
+        lock (_lock)
+        {
+            if (IsLegacy)
+                return Reception.Lost;
+            IInterruptLine line = rtc ? _irq8 : _irq0;
+            if (line is ITickLine tick)
+                return tick.Tick();
+            line.Pulse();
+            return Reception.Accepted;
+        }
+    }
+
+    private sealed class LegacyInput(Hpet owner, bool rtc) : ITickLine
+    {
+        public Action? Taken { get; set; }
+
+        public Reception Tick() => owner.TickLegacy(rtc);
+
         public void Set(bool asserted) => owner.SetLegacy(rtc, asserted);
     }
 
@@ -388,6 +467,7 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
         public long Next = Never;
         public long LastMatch = long.MinValue / 2;
         public IInterruptLine? Asserted;
+        public TickQueue Ticks;
 
         public ulong Mask => (Configuration & Timer32) != 0 ? uint.MaxValue : ulong.MaxValue;
 
@@ -397,6 +477,7 @@ public sealed partial class Hpet : IDevice, IMmioDevice, ISavable<HpetSavedState
             Value = ulong.MaxValue;
             Period = 0;
             Next = Never;
+            Ticks.Waiting = 0;
             LastMatch = long.MinValue / 2;
         }
     }

@@ -9,7 +9,8 @@ namespace Aerostat.Chipset;
 /// <see cref="SystemControlPortB"/>.
 /// <para>Not emulated: the one clock between the write of a count and its loading, a new count in modes 2 and 3 waiting for the
 /// end of the period, DRAM refresh by counter 1 (it counts, nothing listens). The low phases of OUT 0 are not shown on IRQ 0
-/// in the periodic modes: each period gives one pulse.</para>
+/// in the periodic modes: each period gives one pulse. Pulses that come before the guest has taken the last one follow when it has
+/// (<see cref="TickQueue"/>); a real 8254's would be lost.</para>
 /// </summary>
 public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
 {
@@ -24,6 +25,7 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
     private bool _level;
     private long _edge = long.MaxValue;
     private long _lastPulse = long.MinValue / 2;
+    private TickQueue _ticks;
 
     /// <summary>Makes a timer whose counters have not been programmed.</summary>
     /// <param name="irq0">OUT 0.</param>
@@ -34,6 +36,8 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
         _clock = new VmClock(time);
         _timer = new VmTimer(_clock, OnTimer);
         _channels = [new(_clock), new(_clock), new(_clock)];
+        if (irq0 is ITickLine tick)
+            tick.Taken = () => OnTaken(tick);
     }
 
     /// <inheritdoc/>
@@ -71,6 +75,7 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
         {
             foreach (PitChannel channel in _channels)
                 channel.Reset();
+            _ticks.Waiting = 0;
             _lastPulse = long.MinValue / 2;
             Update();
         }
@@ -93,15 +98,22 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
             {
                 _channels[port & 3].WriteCount(value);
                 if ((port & 3) == 0)
+                {
+                    _ticks.Waiting = 0;
                     Update();
+                }
                 return;
             }
             int select = value >> 6;
             if (select < 3)
             {
                 _channels[select].WriteControl(value);
-                if (select == 0)
+                // A latch command programs nothing.
+                if (select == 0 && (value & 0x30) != 0)
+                {
+                    _ticks.Waiting = 0;
                     Update();
+                }
                 return;
             }
             for (int i = 0; i < 3; i++)
@@ -120,10 +132,15 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
             long now = _clock.Now;
             if (now >= _edge)
             {
-                // However many periods have passed, the guest gets one edge now and the next one in phase.
-                switch (_channels[0].Mode)
+                PitChannel channel = _channels[0];
+                switch (channel.Mode)
                 {
-                    case 2 or 3 or 4 or 5:
+                    case 2 or 3:
+                        // The host may be late: every period counts, unless they come faster than the host can follow.
+                        _lastPulse = now;
+                        _ticks.Send(_irq, channel.Period >= ShortestPeriod ? channel.PeriodsSince(_edge, now) : 1);
+                        break;
+                    case 4 or 5:
                         _lastPulse = now;
                         _irq.Pulse();
                         break;
@@ -131,6 +148,13 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
             }
             Update();
         }
+    }
+
+    /// <summary>The guest has taken a tick; on a vCPU's thread.</summary>
+    private void OnTaken(ITickLine line)
+    {
+        lock (_lock)
+            _ticks.Resend(line);
     }
 
     /// <summary>Drives the wire to its steady level and arms the timer for the next edge.</summary>
@@ -152,7 +176,7 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
     public PitSavedState Save()
     {
         lock (_lock)
-            return new PitSavedState { Channels = [.. _channels.Select(c => c.Save())], Output = _level };
+            return new PitSavedState { Channels = [.. _channels.Select(c => c.Save())], Output = _level, Waiting = _ticks.Waiting };
     }
 
     /// <inheritdoc/>
@@ -163,6 +187,7 @@ public sealed class Pit : BytePortDevice, IDevice, ISavable<PitSavedState>
             for (int i = 0; i < _channels.Length; i++)
                 _channels[i].Restore(i < state.Channels.Length ? state.Channels[i] : new PitChannelState { Gate = i != 2 });
             _level = state.Output;
+            _ticks.Waiting = state.Waiting;
             _irq.Set(_level);
             _lastPulse = long.MinValue / 2;
             _timer.Expired();
@@ -179,4 +204,6 @@ public sealed record PitSavedState
     public PitChannelState[] Channels { get; init; } = [];
     /// <summary>Level driven on IRQ 0.</summary>
     public bool Output { get; init; }
+    /// <summary>Periodic ticks that the guest has yet to get.</summary>
+    public int Waiting { get; init; }
 }

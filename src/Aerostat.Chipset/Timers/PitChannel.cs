@@ -229,6 +229,12 @@ internal sealed class PitChannel
         return at > now ? at : long.MaxValue;
     }
 
+    /// <summary>How many periods end after the one that ended at <paramref name="edge"/>, up to <paramref name="now"/>, that one included.</summary>
+    public long PeriodsSince(long edge, long now) => (Elapsed(now) / _reload) - (Elapsed(edge) / _reload) + 1;
+
+    /// <summary>The period in nanoseconds, in modes 2 and 3.</summary>
+    public long Period => VmClock.TimeOfTick(_reload, Frequency);
+
     /// <summary>Read-back command for this counter: bit 5 clear latches the count, bit 4 clear the status.</summary>
     public void ReadBack(byte command)
     {
