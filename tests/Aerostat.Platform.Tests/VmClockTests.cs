@@ -347,6 +347,50 @@ public sealed class VmClockTests : IDisposable
     }
 
     [Fact]
+    public void What_is_due_has_been_called_when_dispatch_returns()
+    {
+        int calls = 0, nested = 0;
+        using VmTimer timer = clock.CreateTimer(
+            _ =>
+            {
+                clock.DispatchDue();
+                if (Interlocked.Increment(ref nested) == 1)
+                    Volatile.Write(ref calls, calls + 1);
+                Interlocked.Decrement(ref nested);
+            },
+            null);
+        clock.Start();
+        for (int i = 1; i <= 2_000; i++)
+        {
+            timer.ArmAt(clock.GetTimestamp());
+            clock.DispatchDue();
+            Assert.Equal(i, Volatile.Read(ref calls));
+            Assert.Equal(long.MaxValue, clock.NextDue);
+        }
+    }
+
+    [Fact]
+    public void The_next_due_time_counts_a_call_until_it_has_returned()
+    {
+        long seen = 0;
+        using VmTimer timer = clock.CreateTimer(_ => seen = clock.NextDue, null);
+        Assert.Equal(long.MaxValue, clock.NextDue);
+        timer.ArmAt(5);
+        Assert.Equal(5, clock.NextDue);
+        clock.DispatchDue();
+        Assert.Equal(5, clock.NextDue);
+        clock.SetTimestamp(1_000);
+        clock.Start();
+        clock.DispatchDue();
+        Assert.Equal(5, seen);
+        Assert.Equal(long.MaxValue, clock.NextDue);
+        timer.ArmAt(long.MaxValue - 1);
+        Assert.Equal(long.MaxValue - 1, clock.NextDue);
+        timer.Cancel();
+        Assert.Equal(long.MaxValue, clock.NextDue);
+    }
+
+    [Fact]
     public void An_idle_clock_uses_no_processor()
     {
         clock.Start();

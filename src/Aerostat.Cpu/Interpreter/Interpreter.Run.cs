@@ -320,7 +320,7 @@ internal sealed unsafe partial class Interpreter
         }
         // A start-up IPI to a processor that does not wait for one is ignored.
         if ((request & (Request.Startup | Request.Init)) == Request.Startup)
-            ClearRequest(Request.Startup);
+            DropStartup();
         if (hostDebug != 0 && HoldsInterrupts(s))
             request &= ~(Request.Nmi | Request.Interrupt);
         if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
@@ -405,6 +405,20 @@ internal sealed unsafe partial class Interpreter
             bit = (int)((before & (int)Request.SecondNmi) != 0 ? Request.SecondNmi : Request.Nmi);
         }
         while (Interlocked.CompareExchange(ref word, before & ~bit, before) != before);
+    }
+
+    // INIT and another start-up IPI may have come since the caller looked: that one is for the processor as it will be after INIT.
+    private void DropStartup()
+    {
+        ref int word = ref State->Request;
+        int before;
+        do
+        {
+            before = Volatile.Read(ref word);
+            if ((before & (int)Request.Init) != 0)
+                return;
+        }
+        while (Interlocked.CompareExchange(ref word, before & ~(int)Request.Startup, before) != before);
     }
 
     /// <summary>INIT; any thread. Start-up IPIs from before it are void; one that comes after it waits until INIT has been taken.</summary>

@@ -1,5 +1,6 @@
 using System.Runtime.InteropServices;
 using Aerostat.Memory;
+using Aerostat.Platform;
 using Aerostat.Processors;
 using Aerostat.X86;
 
@@ -13,6 +14,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
 {
     private readonly ExecutionGate gate;
     private readonly GuestHandler guestHandler;
+    private readonly VmClock? vmClock;
     private bool disposed;
 
     // The exception recorded by the last Raise; delivered by the run loop.
@@ -26,6 +28,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
         Memory = memory;
         Cpuid = options.Cpuid;
         Timestamp = new TimestampCounter(options.Clock, options.TscFrequencyHz);
+        vmClock = options.Clock as VmClock;
         Features = new FeatureGate(options.Cpuid);
         this.gate = gate;
         guestHandler = new GuestHandler(this, gate);

@@ -104,6 +104,8 @@ internal static unsafe class ModelRegisters
     {
         if (TimeHidden(s))
             return cpu.RaiseGp();
+        if (!cpu.CanShowTime(s))
+            return Outcome.Repeat;
         SetEdxEax(s, cpu.Timestamp.Read());
         return Outcome.Next;
     }
@@ -112,6 +114,8 @@ internal static unsafe class ModelRegisters
     {
         if (TimeHidden(s))
             return cpu.RaiseGp();
+        if (!cpu.CanShowTime(s))
+            return Outcome.Repeat;
         SetEdxEax(s, cpu.Timestamp.Read());
         s->Gpr[1] = s->TscAux;
         return Outcome.Next;

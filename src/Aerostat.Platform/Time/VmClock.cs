@@ -33,8 +33,12 @@ public sealed class VmClock : TimeProvider, IDisposable
     private long sequence;
     private long programmed = long.MaxValue;
     private int timers;
-    private bool dispatching;
+    private long currentDue;
+    private Thread? dispatcher;
     private bool disposed;
+
+    // When the first call-back is due that has not returned yet. Written under the gate, read by anybody.
+    private long nextDue = long.MaxValue;
 
     /// <summary>Makes a stopped clock.</summary>
     /// <param name="bootTime">Wall-clock time at VM time 0.</param>
@@ -55,6 +59,11 @@ public sealed class VmClock : TimeProvider, IDisposable
 
     /// <summary>Called on the timer thread with what a call-back threw; without it such an exception ends the process.</summary>
     public Action<Exception>? CallbackFailed { get; set; }
+
+    /// <summary>
+    /// VM time for which the first call-back is armed that has not yet been made and returned; <see cref="long.MaxValue"/>: none.
+    /// </summary>
+    public long NextDue => Volatile.Read(ref nextDue);
 
     /// <summary>Whether time runs.</summary>
     public bool IsRunning => CurrentPhase().Running;
@@ -125,6 +134,32 @@ public sealed class VmClock : TimeProvider, IDisposable
         }
     }
 
+    /// <summary>
+    /// Makes every call-back that is due, on the caller's thread, or waits until the timer thread has made them: for a caller that
+    /// is about to show somebody the time and must not be ahead of the timers. Must not be called with a lock held that a
+    /// call-back wants. Does nothing when called from a call-back, or while time stands still.
+    /// </summary>
+    public void DispatchDue()
+    {
+        SpinWait spin = default;
+        while (true)
+        {
+            lock (gate)
+            {
+                if (disposed || dispatcher == Thread.CurrentThread || phase is not { Running: true } p || nextDue > Stopwatch.GetTimestamp() - p.Origin)
+                    return;
+                if (dispatcher is null)
+                {
+                    dispatcher = Thread.CurrentThread;
+                    break;
+                }
+            }
+            spin.SpinOnce();
+        }
+        while (TakeDue() is { } timer)
+            Call(timer);
+    }
+
     /// <summary>Makes a timer; see <see cref="VmTimer"/> for what it guarantees. The execution context is not captured.</summary>
     public override ITimer CreateTimer(TimerCallback callback, object? state, TimeSpan dueTime, TimeSpan period)
     {
@@ -193,11 +228,15 @@ public sealed class VmClock : TimeProvider, IDisposable
             if (timer.HeapIndex >= 0)
                 heap.Remove(timer);
             if (due == long.MaxValue)
+            {
+                Publish();
                 return true;
+            }
             timer.Due = Math.Max(due, 0);
             timer.Period = period;
             timer.Sequence = ++sequence;
             heap.Add(timer);
+            Publish();
             Program();
             return true;
         }
@@ -213,6 +252,7 @@ public sealed class VmClock : TimeProvider, IDisposable
             timers--;
             if (timer.HeapIndex >= 0)
                 heap.Remove(timer);
+            Publish();
         }
     }
 
@@ -220,7 +260,7 @@ public sealed class VmClock : TimeProvider, IDisposable
     {
         lock (gate)
         {
-            if (current != timer || thread == Thread.CurrentThread)
+            if (current != timer || dispatcher == Thread.CurrentThread)
                 return ValueTask.CompletedTask;
         }
         return new ValueTask(Task.Run(() => WaitForCallback(timer)));
@@ -250,14 +290,14 @@ public sealed class VmClock : TimeProvider, IDisposable
         }
     }
 
-    // Waits until the given timer (null: any) is not in its call-back. The timer thread itself does not wait.
+    // Waits until the given timer (null: any) is not in its call-back. The thread that makes the call does not wait.
     private void WaitForCallback(VmTimer? timer)
     {
         SpinWait spin = default;
         while (true)
         {
             lock (gate)
-                if (current is null || (timer is not null && current != timer) || thread == Thread.CurrentThread)
+                if (current is null || (timer is not null && current != timer) || dispatcher == Thread.CurrentThread)
                     return;
             spin.SpinOnce();
         }
@@ -266,7 +306,7 @@ public sealed class VmClock : TimeProvider, IDisposable
     // Gate held. Brings the timerfd forward when the first deadline is earlier; the timer thread, when awake, looks for itself.
     private void Program()
     {
-        if (dispatching || heap.First is not { } first || phase is not { Running: true } p)
+        if (dispatcher is not null || heap.First is not { } first || phase is not { Running: true } p)
             return;
         long host = first.Due > long.MaxValue - Math.Max(p.Origin, 0) ? long.MaxValue : first.Due + p.Origin;
         if (host >= programmed)
@@ -280,12 +320,16 @@ public sealed class VmClock : TimeProvider, IDisposable
         while (true)
         {
             descriptor.Wait();
+            bool mine;
             lock (gate)
             {
                 programmed = long.MaxValue;
-                dispatching = true;
+                // A thread that dispatches already goes on until nothing is due, and then programs the timerfd.
+                mine = dispatcher is null;
+                if (mine)
+                    dispatcher = Thread.CurrentThread;
             }
-            while (TakeDue() is { } timer)
+            while (mine && TakeDue() is { } timer)
                 Call(timer);
             lock (gate)
                 if (disposed)
@@ -304,12 +348,14 @@ public sealed class VmClock : TimeProvider, IDisposable
             long now = p.Running ? Stopwatch.GetTimestamp() - p.Origin : p.Origin;
             if (disposed || !p.Running || timer is null || timer.Due > now)
             {
-                dispatching = false;
+                dispatcher = null;
+                Publish();
                 if (!disposed)
                     Program();
                 return null;
             }
             heap.Remove(timer);
+            currentDue = timer.Due;
             if (timer.Period > 0)
             {
                 long late = now - timer.Due;
@@ -318,8 +364,16 @@ public sealed class VmClock : TimeProvider, IDisposable
                 heap.Add(timer);
             }
             current = timer;
+            Publish();
             return timer;
         }
+    }
+
+    // Gate held.
+    private void Publish()
+    {
+        long first = heap.First?.Due ?? long.MaxValue;
+        Volatile.Write(ref nextDue, current is null ? first : Math.Min(first, currentDue));
     }
 
     private void Call(VmTimer timer)

@@ -71,7 +71,8 @@ internal sealed unsafe class TestMachine : IDisposable
 
     private const uint ErrorVectors = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 
-    public TestMachine(TestMode mode, string? model = null, int processors = 1, Func<GuestMemory, IHypervisor>? hypervisor = null)
+    public TestMachine(
+        TestMode mode, string? model = null, int processors = 1, Func<GuestMemory, IHypervisor>? hypervisor = null, TimeProvider? clock = null)
     {
         Mode = mode;
         Memory = new GuestMemory(new MemoryRegion(new GuestAddress(0), MemorySize, "test"));
@@ -83,7 +84,7 @@ internal sealed unsafe class TestMachine : IDisposable
                 Index = i,
                 Count = processors,
                 Cpuid = CpuModels.CreateCpuid(model ?? (mode == TestMode.Long5 ? "max" : CpuModels.Default), i, processors, "none"),
-                Clock = TimeProvider.System,
+                Clock = clock ?? TimeProvider.System,
             }));
         }
 

@@ -1,4 +1,5 @@
 using Aerostat.Memory;
+using Aerostat.Platform;
 using Aerostat.Processors;
 using Aerostat.X86;
 using Iced.Intel;
@@ -139,6 +140,45 @@ public sealed class RunLoopTests
         });
         m.State.Rflags |= RFlags.If;
         Assert.Equal(Vector.Breakpoint, m.Run(0, code).Vector);
+    }
+
+    /// <summary>
+    /// A timer that is overdue interrupts before the guest can see how late it is, though its call-back ends only after the guest has come to
+    /// the instruction that shows the time.
+    /// </summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AnOverdueTimerInterruptsBeforeTheTimeIsShown(bool rdtscp)
+    {
+        using VmClock clock = new();
+        using ManualResetEventSlim reached = new();
+        using TestMachine m = new(TestMode.Long, clock: clock);
+        m.Handler.PortWritten = (_, _) => reached.Set();
+        m.Handler.Interrupts.Enqueue(0x41);
+        m.Handler.Acknowledged = () => m.Processor.SetInterruptRequest(false);
+        ulong code = m.Assemble(a =>
+        {
+            a.@out(0x80, al);
+            if (rdtscp)
+                a.rdtscp();
+            else
+                a.rdtsc();
+            a.int3();
+        });
+        using VmTimer timer = clock.CreateTimer(
+            _ =>
+            {
+                reached.Wait();
+                m.Processor.SetInterruptRequest(true);
+            },
+            null);
+        timer.ArmAt(0);
+        clock.SetTimestamp(1_000_000_000);
+        clock.Start();
+        m.State.Rflags |= RFlags.If;
+        TestResult r = m.Run(0, code);
+        Assert.Equal((0x41, code + 2), (r.Vector, r.Rip));
     }
 
     [Fact]

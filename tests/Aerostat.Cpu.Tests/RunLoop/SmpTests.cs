@@ -42,6 +42,57 @@ public sealed class SmpTests
         Assert.Empty(errors);
     }
 
+    /// <summary>
+    /// A processor that runs ignores a start-up IPI; INIT and another one right behind it must start it again, however they meet the moment in
+    /// which it drops the first.
+    /// </summary>
+    [Fact]
+    public void InitAndStartupBehindAnIgnoredStartup()
+    {
+        using var m = new TestMachine(TestMode.Real, processors: 2);
+        // mov byte cs:[0], 1 ... jmp $; the page number of the vector is the page that is marked.
+        byte[] code = [0x2E, 0xC6, 0x06, 0x80, 0x00, 0x01, 0xEB, 0xFE];
+        foreach (byte page in (byte[])[0x50, 0x51])
+            m.Memory.Write(new GuestAddress((ulong)page << 12), code);
+        IVirtualProcessor other = m.Processors[1];
+        using ManualResetEventSlim wake = new(false, 0);
+        other.WakeUp = wake.Set;
+        bool end = false;
+        var thread = new Thread(() =>
+        {
+            while (!Volatile.Read(ref end))
+            {
+                ProcessorExit exit = other.Run(new TestExitHandler());
+                if (exit.Reason != ExitReason.WaitForStartup)
+                    continue;
+                wake.Reset();
+                if (!other.HasWork)
+                    wake.Wait();
+            }
+        });
+        other.RaiseInit();
+        thread.Start();
+        byte[] mark = new byte[1];
+        for (int i = 0; i < Rounds / 4; i++)
+        {
+            byte page = (byte)(0x50 + (i & 1));
+            ulong at = ((ulong)page << 12) + 0x80;
+            m.Memory.Write(new GuestAddress(at), [0]);
+            other.RaiseStartup((byte)(0x50 + (~i & 1)));
+            Thread.SpinWait(i & 63);
+            other.RaiseInit();
+            other.RaiseStartup(page);
+            Assert.True(
+                SpinWait.SpinUntil(
+                    () => m.Memory.TryRead(new GuestAddress(at), mark) && mark[0] == 1,
+                    TimeSpan.FromSeconds(30)),
+                $"did not start in round {i}");
+        }
+        Volatile.Write(ref end, true);
+        other.Kick();
+        thread.Join();
+    }
+
     // At 0: within a cache line; at 0x3D: across lines; at 0xFFD: across pages.
     public static TheoryData<string, int> Forms
     {
