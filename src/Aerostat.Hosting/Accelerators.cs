@@ -51,6 +51,8 @@ public static class Accelerators
         string model = cpuModel ?? CpuModels.Default;
         if (!CpuModels.All.Any(m => m.Name == model))
             throw new ConfigurationException($"--cpu: there is no model '{model}'; '--cpu help' lists what there is");
+        if (!CpuModels.RunsOnHost(model))
+            throw new ConfigurationException($"--cpu: '{model}' needs a host with AVX2, FMA and F16C, which this one lacks; leave --cpu out or use {CpuModels.Default}");
         return new Accelerator(
             name,
             model,

@@ -131,6 +131,7 @@ public sealed class ArgumentTests
         (int status, string output, _) = Run("run", "--cpu", "help");
         Assert.Equal(0, status);
         Assert.Contains("aerostat-v2-1", output, StringComparison.Ordinal);
+        Assert.Contains("aerostat-v3-1", output, StringComparison.Ordinal);
         Assert.Contains("max", output, StringComparison.Ordinal);
     }
 

@@ -21,8 +21,9 @@ namespace Aerostat.Cpu;
 /// </remarks>
 internal sealed class HostStubs : IDisposable
 {
-    // Legacy forms with an 8-bit immediate are the many: about 110 of them, 256 values, 64 bytes or less each.
-    private const int CodeBytes = 16 << 20;
+    // Memory is taken in pieces as it is needed. Forms with an 8-bit immediate are the many: about 110 legacy and 200 VEX ones (register and memory
+    // operands counted apart), 256 values, 128 bytes or less each; so a guest that uses every form there is makes no more than about 10 MiB.
+    private const int PieceBytes = 2 << 20;
 
     // No instruction's key has this bit.
     private const ulong CompareExchange16Key = 1UL << 63;
@@ -33,7 +34,7 @@ internal sealed class HostStubs : IDisposable
 
     private readonly Lock gate = new();
     private readonly Dictionary<ulong, nint> stubs = [];
-    private ExecutableMemory? memory;
+    private readonly List<ExecutableMemory> memory = [];
     private bool disposed;
 
     /// <summary>Whether this host can execute instructions of a feature in a stub.</summary>
@@ -55,6 +56,11 @@ internal sealed class HostStubs : IDisposable
             CpuidFeature.SSE4_1 => Bit(ecx1, 19),
             CpuidFeature.SSE4_2 => Bit(ecx1, 20),
             CpuidFeature.AES => Bit(ecx1, 25),
+            // These look at what the host's system enables, too.
+            CpuidFeature.AVX => Avx.IsSupported,
+            CpuidFeature.AVX2 => Avx2.IsSupported,
+            CpuidFeature.FMA => Fma.IsSupported,
+            CpuidFeature.F16C => Avx.IsSupported && Bit(ecx1, 29),
             CpuidFeature.SHA => Bit(ebx7, 29),
             _ => false,
         };
@@ -76,9 +82,7 @@ internal sealed class HostStubs : IDisposable
             if (stubs.TryGetValue(key, out nint address))
                 return address;
             ObjectDisposedException.ThrowIf(disposed, this);
-            memory ??= new ExecutableMemory(CodeBytes);
-            if (!memory.TryWrite(StubBuilder.Build(instruction, traits), 16, out address))
-                return 0;
+            address = Write(StubBuilder.Build(instruction, traits));
             stubs.Add(key, address);
             return address;
         }
@@ -97,7 +101,6 @@ internal sealed class HostStubs : IDisposable
             if (stubs.TryGetValue(CompareExchange16Key, out nint address))
                 return address;
             ObjectDisposedException.ThrowIf(disposed, this);
-            memory ??= new ExecutableMemory(CodeBytes);
             ReadOnlySpan<byte> code =
             [
                 0x53,                         // push rbx
@@ -111,8 +114,7 @@ internal sealed class HostStubs : IDisposable
                 0x0F, 0xB6, 0xC0,             // movzx eax, al
                 0x5B, 0xC3,                   // pop rbx; ret
             ];
-            if (!memory.TryWrite(code, 16, out address))
-                return 0;
+            address = Write(code);
             stubs.Add(CompareExchange16Key, address);
             return address;
         }
@@ -124,10 +126,20 @@ internal sealed class HostStubs : IDisposable
         lock (gate)
         {
             disposed = true;
-            memory?.Dispose();
-            memory = null;
+            foreach (ExecutableMemory m in memory)
+                m.Dispose();
+            memory.Clear();
             stubs.Clear();
         }
+    }
+
+    // Never fails for want of room: the number of forms is what bounds it.
+    private nint Write(ReadOnlySpan<byte> code)
+    {
+        if (memory.Count > 0 && memory[^1].TryWrite(code, 16, out nint address))
+            return address;
+        memory.Add(new ExecutableMemory(PieceBytes));
+        return memory[^1].Write(code);
     }
 
     private static (int Eax, int Ebx, int Ecx, int Edx) Leaf(int leaf) =>

@@ -62,6 +62,12 @@ internal unsafe struct MicroOp
     public byte Src;
     /// <summary>Third register operand.</summary>
     public byte Src2;
+    /// <summary>Fourth register operand, or the index register of a gather.</summary>
+    public byte Src3;
+    /// <summary>Where the operands of a VEX instruction are: <see cref="VexPlace"/>, two bits each.</summary>
+    public byte Places;
+    /// <summary>VCVTPS2PH, whose result is smaller than its source.</summary>
+    public bool Narrows;
     public byte Base;
     public byte Index;
     /// <summary>0..3.</summary>

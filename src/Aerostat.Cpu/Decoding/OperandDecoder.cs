@@ -11,7 +11,7 @@ internal readonly record struct DecodeContext(int Bitness, HostStubs Stubs);
 internal static unsafe class OperandDecoder
 {
     /// <summary>
-    /// Fills length, flags, code, the memory operand, immediates and registers: Dst, Src and Src2 stand for operands 0, 1 and 2 where those
+    /// Fills length, flags, code, the memory operand, immediates and registers: Dst, Src, Src2 and Src3 stand for operands 0 to 3 where those
     /// are registers. The instruction was decoded with its block at address 0, so that RIP-relative operands and branch targets are
     /// distances from the block's start.
     /// </summary>
@@ -44,6 +44,8 @@ internal static unsafe class OperandDecoder
                         op->Src = r;
                     else if (k == 2)
                         op->Src2 = r;
+                    else if (k == 3)
+                        op->Src3 = r;
                     break;
                 case OpKind.NearBranch16:
                 case OpKind.NearBranch32:
@@ -126,6 +128,13 @@ internal static unsafe class OperandDecoder
                 op->Index = (byte)(x.GetNumber() * 8);
                 op->Scale = (byte)System.Numerics.BitOperations.Log2((uint)i.MemoryIndexScale);
                 bits = x.GetSize() * 8;
+            }
+            if (x.IsVectorRegister())
+            {
+                op->Src3 = (byte)x.GetNumber();
+                op->Scale = (byte)System.Numerics.BitOperations.Log2((uint)i.MemoryIndexScale);
+                if (b == Register.None)
+                    bits = i.MemoryDisplSize == 8 ? 64 : 32;
             }
             if (b == Register.None && x == Register.None)
                 bits = i.MemoryDisplSize switch { 2 => 16, 4 when bitness != 64 => 32, 8 => 64, _ => bitness };

@@ -145,4 +145,8 @@ internal static class ExtendedState
     /// <summary>Bytes of a standard-format XSAVE area for these components.</summary>
     public static uint AreaSize(ulong components) =>
         (components & Pkru) != 0 ? 840u : (components & Avx) != 0 ? 832u : 576;
+
+    /// <summary>Bytes of a compacted XSAVE area for these components.</summary>
+    public static uint CompactedSize(ulong components) =>
+        576 + ((components & Avx) != 0 ? 256u : 0) + ((components & Pkru) != 0 ? 8u : 0);
 }

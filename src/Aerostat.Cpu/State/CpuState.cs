@@ -118,7 +118,7 @@ internal unsafe struct CpuState
     public long Executed;
 
     public const int ZeroRegister = 16 * 8, BlockRip = 17 * 8;
-    public const int XsaveBytes = 1024, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576, PkruOffset = 832;
+    public const int XsaveBytes = 1536, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576, PkruOffset = 832;
 }
 
 /// <summary>Access to the packed parts of <see cref="CpuState"/>.</summary>

@@ -17,8 +17,10 @@ internal sealed unsafe partial class Interpreter
                 return r with { Ecx = (r.Ecx & ~(1u << 27)) | osxsave, Edx = edx };
             case 7 when subleaf == 0:
                 return r with { Ecx = (r.Ecx & ~(1u << 4)) | ((s->Cr4 & Cr4.Pke) != 0 ? 1u << 4 : 0) };
-            case 0xD when subleaf <= 1 && (subleaf == 0 || (r.Eax & 0xA) != 0):
+            case 0xD when subleaf == 0:
                 return r with { Ebx = ExtendedState.AreaSize(s->Xcr0) };
+            case 0xD when subleaf == 1 && (r.Eax & 0xA) != 0:
+                return r with { Ebx = ExtendedState.CompactedSize(s->Xcr0) };
             case 0x8000_0001 when Model.Vendor == Vendor.Intel && s->Bitness != 64:
                 // SYSCALL does not exist outside 64-bit code there, and says so.
                 return r with { Edx = r.Edx & ~(1u << 11) };

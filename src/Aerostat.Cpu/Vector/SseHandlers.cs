@@ -37,7 +37,7 @@ internal unsafe interface IStubDestination
 /// </remarks>
 internal static unsafe class SseHandlers
 {
-    private const uint InvalidDenormalZero = 7, Underflow = 16, Flags = 0x3F, FlushToZero = 0x8000;
+    internal const uint InvalidDenormalZero = 7, Underflow = 16, Flags = 0x3F, FlushToZero = 0x8000;
 
     public readonly struct Xmm : IStubSource, IStubDestination
     {
@@ -216,19 +216,25 @@ internal static unsafe class SseHandlers
             return VectorState.Unusable(cpu, s);
         if (!TSrc.Fetch(cpu, s, op, out byte* source))
             return Outcome.Fault;
+        RunCompareStrings(s, op, source);
+        return Outcome.Next;
+    }
+
+    internal static void RunCompareStrings(CpuState* s, MicroOp* op, byte* source)
+    {
         byte* result = op->Src2 != 0 ? (byte*)VectorState.Xmm(s, 0) : (byte*)&s->Gpr[1];
         // SAFETY: as Call; the fifth argument is the state itself, whose first member is RAX.
         ulong r = ((delegate* unmanaged[SuppressGCTransition]<byte*, byte*, byte*, uint, byte*, ulong>)op->Aux)(
             (byte*)VectorState.Xmm(s, op->Dst), source, result, 0, (byte*)s->Gpr);
         CpuStateExtensions.SetStatusFlags(s, (uint)(r >> 32));
-        return Outcome.Next;
     }
 
     /// <summary>LDMXCSR.</summary>
-    public static Outcome LoadMxcsr(Interpreter cpu, CpuState* s, MicroOp* op)
+    public static Outcome LoadMxcsr(Interpreter cpu, CpuState* s, MicroOp* op) =>
+        VectorState.Usable(s) ? LoadMxcsrUnchecked(cpu, s, op) : VectorState.Unusable(cpu, s);
+
+    internal static Outcome LoadMxcsrUnchecked(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        if (!VectorState.Usable(s))
-            return VectorState.Unusable(cpu, s);
         if (!cpu.LoadOperand<uint>(s, op, out ulong v))
             return Outcome.Fault;
         if ((v & ~(ulong)VectorState.MxcsrValid) != 0)
@@ -251,11 +257,8 @@ internal static unsafe class SseHandlers
     {
         uint* mxcsr = (uint*)(s->Xsave + CpuState.MxcsrOffset);
         uint control = *mxcsr;
-        uint enabled = ~(control >> 7) & Flags;
-        uint run = (control & ~Flags) | VectorState.MxcsrMasks;
-        // Flush-to-zero has no effect while underflow is unmasked.
-        if ((enabled & Underflow) != 0)
-            run &= ~FlushToZero;
+        uint enabled = Enabled(control);
+        uint run = MaskedControl(control);
         answer = Call(s, op, first, source, result, run);
         uint raised = (uint)answer & Flags;
         if ((raised & enabled & InvalidDenormalZero) != 0)
@@ -272,7 +275,17 @@ internal static unsafe class SseHandlers
         return (raised & enabled) == 0 || Raise(cpu, s);
     }
 
-    private static bool Raise(Interpreter cpu, CpuState* s)
+    /// <summary>The exceptions that are unmasked, in the places of their flags.</summary>
+    internal static uint Enabled(uint control) => ~(control >> 7) & Flags;
+
+    /// <summary>What a stub runs with instead: everything masked, no flags. Flush-to-zero has no effect while underflow is unmasked.</summary>
+    internal static uint MaskedControl(uint control)
+    {
+        uint run = (control & ~Flags) | VectorState.MxcsrMasks;
+        return (Enabled(control) & Underflow) != 0 ? run & ~FlushToZero : run;
+    }
+
+    internal static bool Raise(Interpreter cpu, CpuState* s)
     {
         if ((s->Cr4 & Cr4.OsXmmExcpt) != 0)
             cpu.Raise(Vector.SimdFloatingPoint);

@@ -26,6 +26,8 @@ internal enum StubTraits
     MaskResult = 128,
     /// <summary>An x87 instruction: the first argument is an FXSAVE64 image that is loaded before and stored after it.</summary>
     X87 = 256,
+    /// <summary>The first operand is read as well as written (VEX forms; the others always load it).</summary>
+    ReadsOperand = 512,
 }
 
 /// <summary>
@@ -36,14 +38,14 @@ internal enum StubTraits
 /// <remarks>
 /// The instruction is normalised: first operand in XMM1, MM1 or RAX, second in XMM2, MM2 or R9, a memory operand becomes [RDX]
 /// (first) or [RSI] (second) without index or displacement, segment override and hint prefixes are dropped. So no guest value can ever
-/// become an address in a stub. Three-operand (VEX) forms extend this with a third pointer; nothing else depends on the count.
+/// become an address in a stub. VEX forms have more operands and a signature of their own, see <see cref="VexStubBuilder"/>.
 /// Nothing is called and no exception can be raised: MXCSR is loaded with all exceptions masked, x87 exceptions stay pending
 /// until FNINIT drops them.
 /// </remarks>
 internal static class StubBuilder
 {
     // In the red zone, below the 8 bytes that PUSHFQ uses.
-    private const int Mxcsr = -16;
+    internal const int Mxcsr = -16;
 
     /// <summary>The code of a form, position-independent.</summary>
     public static byte[] Build(in Instruction source, StubTraits traits)
@@ -53,7 +55,9 @@ internal static class StubBuilder
         n.IP = 0; // Iced's assembler numbers labels by IP
         n.SegmentPrefix = Register.None;
         n.HasLockPrefix = n.HasRepPrefix = n.HasRepnePrefix = false;
-        if ((traits & StubTraits.X87) != 0)
+        if (source.Encoding == EncodingKind.VEX)
+            VexStubBuilder.Build(c, n, traits);
+        else if ((traits & StubTraits.X87) != 0)
             BuildX87(c, n, traits);
         else
             BuildVector(c, n, traits);
@@ -203,7 +207,7 @@ internal static class StubBuilder
         _ => first ? Register.RAX : Register.R9,
     };
 
-    private static void SetMemory(ref Instruction n, Register pointer)
+    internal static void SetMemory(ref Instruction n, Register pointer)
     {
         n.MemoryBase = pointer;
         n.MemoryIndex = Register.None;

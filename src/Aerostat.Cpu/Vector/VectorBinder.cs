@@ -4,7 +4,8 @@ namespace Aerostat.Cpu;
 
 /// <summary>
 /// Binds x87, MMX, SSE to SSE4.2, AES, PCLMULQDQ, SHA, FXSAVE and XSAVE. Every instruction that runs on the host is named here or in
-/// <see cref="VectorForms"/>; nothing is run because it happens to decode. VEX and EVEX forms are not bound (#UD).
+/// <see cref="VectorForms"/>; nothing is run because it happens to decode. For VEX forms see <see cref="VexBinder"/>; EVEX forms are not
+/// bound (#UD).
 /// </summary>
 internal static unsafe class VectorBinder
 {
@@ -14,6 +15,8 @@ internal static unsafe class VectorBinder
     public static bool Bind(in Instruction i, MicroOp* op, DecodeContext c)
     {
         // The string instruction CMPSD shares its mnemonic with the comparison of doubles.
+        if (i.Encoding == EncodingKind.VEX)
+            return VexBinder.Bind(i, op, c);
         if (i.Encoding != EncodingKind.Legacy || i.IsStringInstruction)
             return false;
         op->OperandSize = (byte)i.MemorySize.GetSize();

@@ -7,14 +7,18 @@ namespace Aerostat.Cpu;
 /// <summary>Checks and places that all vector and floating-point handlers share.</summary>
 internal static unsafe class VectorState
 {
-    // SAFETY: the XSAVE area is XsaveBytes (1024) long and 64-byte aligned; register numbers are 0..15. PeekRead and PeekWrite tell how
+    // SAFETY: the XSAVE area is XsaveBytes long and 64-byte aligned; register numbers are 0..15. PeekRead and PeekWrite tell how
     // many bytes a pointer is good for.
 
     /// <summary>
-    /// Two 32-byte operands and 64 bytes for results behind the architectural state in the XSAVE area (which ends at 832 with AVX): aligned
-    /// host memory of this vCPU, where memory operands are brought before anything looks at them.
+    /// A 32-byte operand and two results behind the architectural state in the XSAVE area (which ends at 840 with protection keys): aligned
+    /// host memory of this vCPU, where memory operands are brought before anything looks at them. A result is 32 bytes, or two halves
+    /// <see cref="HighDistance"/> apart.
     /// </summary>
     public const int Bounce = 896, Result = 928, Spare = 960;
+
+    /// <summary>From the lower to the upper half of a YMM register, and so too from either half of a vector result to the other.</summary>
+    public const int HighDistance = CpuState.YmmHighOffset - CpuState.XmmOffset;
 
     /// <summary>MXCSR after reset: all exceptions masked, round to nearest.</summary>
     public const uint MxcsrDefault = 0x1F80;
@@ -28,6 +32,10 @@ internal static unsafe class VectorState
     /// <summary>XMM register <paramref name="n"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Vector128<byte>* Xmm(CpuState* s, int n) => (Vector128<byte>*)(s->Xsave + CpuState.XmmOffset) + n;
+
+    /// <summary>Upper half of YMM register <paramref name="n"/>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Vector128<byte>* YmmHigh(CpuState* s, int n) => (Vector128<byte>*)(s->Xsave + CpuState.YmmHighOffset) + n;
 
     /// <summary>Whether SSE instructions may run (Intel SDM vol. 3 table 2-2); if not, return <see cref="Unusable"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -6,7 +6,7 @@ namespace Aerostat.Cpu.Tests;
 /// <summary>
 /// Cases as text, one a line: code size, machine code in hexadecimal, then <c>name=value</c> for whatever is not zero (or, for fcw, mxcsr,
 /// rflags and rsp, not as <see cref="TestState.Clean"/> has it). Names: the registers, rflags, fsbase, gsbase, fcw, fsw, ftw, mxcsr, st0..st7,
-/// xmm0..xmm15 (most significant digit first), <c>w</c> + offset for bytes of the window in memory order, and <c>low</c> for the low window.
+/// xmm0..xmm15 and the upper halves ymmh0..ymmh15 (most significant digit first), <c>w</c> + offset for bytes of the window in memory order, and <c>low</c> for the low window.
 /// </summary>
 internal static class Corpus
 {
@@ -34,7 +34,11 @@ internal static class Corpus
         for (int k = 0; k < 8; k++)
             AddBytes("st" + k, s.St(k));
         for (int k = 0; k < 16; k++)
+        {
             AddBytes("xmm" + k, s.Xmm(k));
+            AddBytes("ymmh" + k, s.YmmHigh(k));
+        }
+
         for (int k = 0; k < c.Window.Length; k++)
         {
             if (c.Window[k] == 0)
@@ -83,6 +87,8 @@ internal static class Corpus
             int register = Array.IndexOf(Names, name);
             if (name.StartsWith("xmm", StringComparison.Ordinal))
                 Bytes(value, c.State.Xmm(int.Parse(name.AsSpan(3), CultureInfo.InvariantCulture)));
+            else if (name.StartsWith("ymmh", StringComparison.Ordinal))
+                Bytes(value, c.State.YmmHigh(int.Parse(name.AsSpan(4), CultureInfo.InvariantCulture)));
             else if (name.StartsWith("st", StringComparison.Ordinal))
                 Bytes(value, c.State.St(name[2] - '0'));
             else if (name[0] == 'w')

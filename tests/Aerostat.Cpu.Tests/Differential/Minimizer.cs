@@ -27,6 +27,7 @@ internal static unsafe class Minimizer
             int n = k;
             Try(x => x.State.Gpr[n] = n == 4 ? x.WindowBase + Layout.StackOffset : 0);
             Try(x => x.State.Xmm(n).Clear());
+            Try(x => x.State.YmmHigh(n).Clear());
             if (k < 8)
                 Try(x => x.State.St(n).Clear());
         }

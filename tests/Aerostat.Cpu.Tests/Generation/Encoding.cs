@@ -137,6 +137,8 @@ internal sealed class EncodingGenerator
         };
     }
 
+    private Register Ymm() => Register.YMM0 + _rng.Below(_bitness == 64 ? 16 : 8);
+
     private Register Xmm() => Register.XMM0 + _rng.Below(_bitness == 64 ? 16 : 8);
 
     private bool SetOperand(ref Instruction i, OpCodeInfo info, int k, bool memory)
@@ -164,10 +166,18 @@ internal sealed class EncodingGenerator
                 return SetRegister(ref i, k, Register.MM0 + _rng.Below(8));
             case OpCodeOperandKind.mm_or_mem:
                 return memory ? SetMemory(ref i, k) : SetRegister(ref i, k, Register.MM0 + _rng.Below(8));
-            case OpCodeOperandKind.xmm_reg or OpCodeOperandKind.xmm_rm:
+            case OpCodeOperandKind.xmm_reg or OpCodeOperandKind.xmm_rm or OpCodeOperandKind.xmm_vvvv or OpCodeOperandKind.xmm_is4:
                 return SetRegister(ref i, k, Xmm());
             case OpCodeOperandKind.xmm_or_mem:
                 return memory ? SetMemory(ref i, k) : SetRegister(ref i, k, Xmm());
+            case OpCodeOperandKind.ymm_reg or OpCodeOperandKind.ymm_rm or OpCodeOperandKind.ymm_vvvv or OpCodeOperandKind.ymm_is4:
+                return SetRegister(ref i, k, Ymm());
+            case OpCodeOperandKind.ymm_or_mem:
+                return memory ? SetMemory(ref i, k) : SetRegister(ref i, k, Ymm());
+            case OpCodeOperandKind.mem_vsib32x or OpCodeOperandKind.mem_vsib64x:
+                return SetGather(ref i, k, Xmm());
+            case OpCodeOperandKind.mem_vsib32y or OpCodeOperandKind.mem_vsib64y:
+                return SetGather(ref i, k, Ymm());
             case OpCodeOperandKind.mem:
                 return SetMemory(ref i, k);
             case OpCodeOperandKind.seg_reg:
@@ -308,6 +318,19 @@ internal sealed class EncodingGenerator
         (Register.BX, Register.SI), (Register.BX, Register.DI), (Register.BP, Register.SI), (Register.BP, Register.DI), (Register.SI, Register.None),
         (Register.DI, Register.None), (Register.BP, Register.None), (Register.BX, Register.None), (Register.None, Register.None),
     ];
+
+    // Any memory operand that can have an index, with a vector register for it.
+    private bool SetGather(ref Instruction i, int k, Register index)
+    {
+        if (_addressBits == 16)
+            return false;
+        SetMemory(ref i, k);
+        if (i.MemoryBase is Register.RIP or Register.EIP)
+            return false;
+        i.MemoryIndex = index;
+        i.MemoryIndexScale = 1 << _rng.Below(4);
+        return true;
+    }
 
     private bool SetMemory(ref Instruction i, int k)
     {

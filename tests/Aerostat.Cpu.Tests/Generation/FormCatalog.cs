@@ -8,7 +8,7 @@ namespace Aerostat.Cpu.Tests;
 /// </summary>
 internal static class FormCatalog
 {
-    /// <summary>Instruction sets of the model aerostat-v2-1, said independently of the model's data.</summary>
+    /// <summary>Instruction sets of the model aerostat-v3-1, said independently of the model's data.</summary>
     private static readonly HashSet<CpuidFeature> Model =
     [
         CpuidFeature.INTEL8086, CpuidFeature.INTEL186, CpuidFeature.INTEL286, CpuidFeature.INTEL386, CpuidFeature.INTEL486, CpuidFeature.X64,
@@ -19,7 +19,7 @@ internal static class FormCatalog
         CpuidFeature.LZCNT, CpuidFeature.BMI1, CpuidFeature.BMI2, CpuidFeature.ADX, CpuidFeature.MOVBE, CpuidFeature.RDRAND,
         CpuidFeature.RDSEED, CpuidFeature.XSAVE, CpuidFeature.XSAVEOPT, CpuidFeature.XSAVEC, CpuidFeature.XSAVES, CpuidFeature.FSGSBASE, CpuidFeature.CLFSH, CpuidFeature.CLFLUSHOPT, CpuidFeature.CLWB,
         CpuidFeature.PREFETCHW, CpuidFeature.PREFETCHWT1, CpuidFeature.PREFETCHITI, CpuidFeature.CLDEMOTE, CpuidFeature.CET_IBT, CpuidFeature.SMM,
-        CpuidFeature.RDTSCP, CpuidFeature.RDPID, CpuidFeature.INVPCID, CpuidFeature.SMAP, CpuidFeature.RDPMC,
+        CpuidFeature.RDTSCP, CpuidFeature.RDPID, CpuidFeature.INVPCID, CpuidFeature.SMAP, CpuidFeature.RDPMC, CpuidFeature.AVX, CpuidFeature.AVX2, CpuidFeature.FMA, CpuidFeature.F16C,
     ];
 
     /// <summary>Why a form of the model is not compared with the host; null: it is.</summary>

@@ -41,6 +41,10 @@ internal sealed unsafe class StateGenerator(Rng rng)
 
         SpecialRegisters(ref s, i, e.Bitness);
         Strings(ref s, i, b);
+        if (i.Mnemonic == Mnemonic.Vcvtps2ph)
+            Halves(ref s, i.Op1Register);
+        if (i.IsVsib)
+            PlaceIndexes(ref s, i);
         bool hasMemory = false;
         for (int k = 0; k < i.OpCount; k++)
             hasMemory |= i.GetOpKind(k) == OpKind.Memory;
@@ -64,6 +68,10 @@ internal sealed unsafe class StateGenerator(Rng rng)
     private static LaneKind KindOf(in Instruction i)
     {
         string name = i.Mnemonic.ToString();
+        if (i.Encoding == EncodingKind.VEX && name.Length > 2 && name[0] == 'V')
+            name = char.ToUpperInvariant(name[1]) + name[2..];
+        if (name is "Cvtph2ps" || i.IsVsib)
+            return LaneKind.Integer;
         if (name.EndsWith("ps", StringComparison.Ordinal) || name.EndsWith("ss", StringComparison.Ordinal) || name.StartsWith("Cvtps", StringComparison.Ordinal)
             || name.StartsWith("Cvtss", StringComparison.Ordinal) || name.StartsWith("Cvttps", StringComparison.Ordinal) || name.StartsWith("Cvttss", StringComparison.Ordinal))
             return LaneKind.Single;
@@ -91,6 +99,8 @@ internal sealed unsafe class StateGenerator(Rng rng)
             s.Rflags |= RFlags.Ac;
         for (int k = 0; k < 16; k++)
             ValuePool.Lanes(rng, kind == LaneKind.Extended ? LaneKind.Integer : kind, s.Xmm(k));
+        for (int k = 0; k < 16; k++)
+            ValuePool.Lanes(rng, kind == LaneKind.Extended ? LaneKind.Integer : kind, s.YmmHigh(k));
         for (int k = 0; k < 8; k++)
             ValuePool.Extended(rng, s.St(k));
 
@@ -156,6 +166,49 @@ internal sealed unsafe class StateGenerator(Rng rng)
             s.Gpr[1] = Merge(s.Gpr[1], (ulong)(rng.OneIn(4) ? rng.Below(40) : rng.Below(5)), addressBits);
     }
 
+    // Values around the range of half precision.
+    private void Halves(ref TestState s, Register register)
+    {
+        int n = register.GetNumber();
+        for (int k = 0; k < 8; k++)
+        {
+            if (rng.OneIn(3))
+                continue;
+            uint value = ((uint)rng.Next() & 0x8000_0000) | (uint)(127 - 26 + rng.Below(44)) << 23 | ((uint)rng.Next() & 0x7F_FFFF & (uint.MaxValue << rng.Below(24)));
+            MemoryMarshal.Write((k < 4 ? s.Xmm(n) : s.YmmHigh(n))[(4 * (k & 3))..], value);
+        }
+    }
+
+    /// <summary>
+    /// Gives a gather's index register small distances; elements that are masked off get any. Some of the selected ones lie in the hole.
+    /// </summary>
+    private void PlaceIndexes(ref TestState s, in Instruction i)
+    {
+        int index = i.MemoryIndex.GetNumber(), mask = i.Op2Register.GetNumber();
+        int elements = GatherElements(i, out int indexSize, out int size);
+        for (int k = 0; k < elements; k++)
+        {
+            Span<byte> lane = Lane(ref s, index, k * indexSize, indexSize), selector = Lane(ref s, mask, k * size, size);
+            if ((selector[size - 1] & 0x80) == 0 && rng.OneIn(2))
+                continue;
+            long distance = rng.OneIn(30) ? (long)(Layout.Hole - Layout.Window) / i.MemoryIndexScale : rng.Below(256) - 128;
+            if (indexSize == 4)
+                MemoryMarshal.Write(lane, (int)distance);
+            else
+                MemoryMarshal.Write(lane, distance);
+        }
+    }
+
+    private static int GatherElements(in Instruction i, out int indexSize, out int size)
+    {
+        indexSize = i.Mnemonic is Mnemonic.Vgatherqps or Mnemonic.Vgatherqpd or Mnemonic.Vpgatherqd or Mnemonic.Vpgatherqq ? 8 : 4;
+        size = i.MemorySize.GetSize();
+        return (i.Op0Register.IsYMM() || i.MemoryIndex.IsYMM() ? 32 : 16) / Math.Max(indexSize, size);
+    }
+
+    private static Span<byte> Lane(ref TestState s, int register, int offset, int size) =>
+        (offset < 16 ? s.Xmm(register) : s.YmmHigh(register)).Slice(offset & 15, size);
+
     private ulong Hole(int addressBits, ulong otherwise) => addressBits == 16 ? otherwise : Layout.Hole + 0x100 + (ulong)rng.Below(16);
 
     // Chooses where the operand lies and makes the base register (or the segment base) agree.
@@ -178,7 +231,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
             target = rng.OneIn(3) && size <= 64 && !aligned ? b + Layout.WindowSize - (ulong)(size / 2) : Layout.Hole + 0x200;
 
         ulong mask = addressBits == 64 ? ulong.MaxValue : addressBits == 32 ? uint.MaxValue : 0xFFFF;
-        ulong index = Register64(ref s, i.MemoryIndex) * (ulong)i.MemoryIndexScale;
+        ulong index = i.IsVsib ? 0 : Register64(ref s, i.MemoryIndex) * (ulong)i.MemoryIndexScale;
         ulong displacement = i.MemoryDisplacement64;
         bool segmented = i.SegmentPrefix is Register.FS or Register.GS;
         ulong segmentBase = 0;
@@ -193,7 +246,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
             ulong fixedAddress = (displacement + index) & mask;
             if (segmented)
                 segmentBase = 16 * (ulong)rng.Below(8);
-            if (i.MemoryBase == Register.None && i.MemoryIndex != Register.None)
+            if (i.MemoryBase == Register.None && i.MemoryIndex != Register.None && !i.IsVsib)
                 SetRegister(ref s, i.MemoryIndex, i.MemoryIndexScale == 1 ? target - displacement : 0, addressBits);
             target = fixedAddress + segmentBase;
         }
@@ -226,7 +279,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
             return 64;
         if (i.MemoryBase is Register.EIP)
             return 32;
-        Register r = i.MemoryBase != Register.None ? i.MemoryBase : i.MemoryIndex;
+        Register r = i.MemoryBase != Register.None || i.IsVsib ? i.MemoryBase : i.MemoryIndex;
         return r switch
         {
             >= Register.AX and <= Register.R15W => 16,
@@ -303,7 +356,7 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 MemoryMarshal.Write(operand, s.Gpr[0]);
                 MemoryMarshal.Write(operand[8..], s.Gpr[2]);
                 break;
-            case Mnemonic.Ldmxcsr:
+            case Mnemonic.Ldmxcsr or Mnemonic.Vldmxcsr:
                 // Bit 17 exists on some processors.
                 MemoryMarshal.Write(operand, (uint)rng.Next() & (rng.OneIn(8) ? ~0x20000u : 0xFFFF));
                 break;
@@ -370,6 +423,19 @@ internal sealed unsafe class StateGenerator(Rng rng)
         {
             if (m.Access == OpAccess.NoMemAccess)
                 continue;
+            if (i.IsVsib)
+            {
+                int elements = GatherElements(i, out _, out int size);
+                for (int k = 0; k < elements; k++)
+                {
+                    bool selected = (Lane(ref s, i.Op2Register.GetNumber(), k * size, size)[size - 1] & 0x80) != 0;
+                    if (selected && (!m.TryGetVirtualAddress(k, out ulong element, TryGetRegister) || !IsInside(c, element)))
+                        return false;
+                }
+
+                continue;
+            }
+
             if (!m.TryGetVirtualAddress(0, out ulong at, TryGetRegister))
                 return false;
             if (i.Mnemonic is Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc && i.Op1Kind == OpKind.Register)
@@ -378,17 +444,21 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 at += (ulong)(distance >> 3);
             }
 
-            if (c.Bitness != 64)
-                at = (uint)at;
-            bool inside = (at >= c.WindowBase - 0x100 && at <= c.WindowBase + Layout.WindowSize)
-                || (at >= Layout.Window - 0x100 && at <= Layout.Window + Layout.WindowSize)
-                || (at >= Layout.Hole && at < Layout.Hole + Layout.HoleSize - 0x1000)
-                || (at >= Layout.Code && at < Layout.Code + Layout.CodeSize - 64);
-            if (!inside)
+            if (!IsInside(c, at))
                 return false;
         }
 
         return true;
+    }
+
+    private static bool IsInside(TestCase c, ulong at)
+    {
+        if (c.Bitness != 64)
+            at = (uint)at;
+        return (at >= c.WindowBase - 0x100 && at <= c.WindowBase + Layout.WindowSize)
+            || (at >= Layout.Window - 0x100 && at <= Layout.Window + Layout.WindowSize)
+            || (at >= Layout.Hole && at < Layout.Hole + Layout.HoleSize - 0x1000)
+            || (at >= Layout.Code && at < Layout.Code + Layout.CodeSize - 64);
     }
 
     private TestCase? _checked;
@@ -409,6 +479,10 @@ internal sealed unsafe class StateGenerator(Rng rng)
                 return true;
             case Register.AL:
                 value = (byte)s.Gpr[0];
+                return true;
+            case >= Register.XMM0 and <= Register.YMM31:
+                Span<byte> lane = Lane(ref s, register.GetNumber(), elementIndex * elementSize, elementSize);
+                value = elementSize == 4 ? (ulong)MemoryMarshal.Read<int>(lane) : MemoryMarshal.Read<ulong>(lane);
                 return true;
             default:
                 ulong v = s.Gpr[register.GetFullRegister() - Register.RAX];

@@ -50,7 +50,7 @@ internal sealed unsafe class GuestRunner : IDisposable
             Cr3 = tables.Root,
             Cr4 = Cr4.Pae | Cr4.OsFxsr | Cr4.OsXmmExcpt | Cr4.OsXsave | Cr4.FsGsBase,
             Efer = Efer.Sce | Efer.Lme | Efer.Lma | Efer.Nxe,
-            Xcr0 = 3,
+            Xcr0 = cpuid.Get(0xD, 0).Eax & 7,
             Gdtr = new DescriptorTableState(Gdt, 0x5F),
             Idtr = new DescriptorTableState(Idt, 0xFFF),
             Tr = new SegmentState(0x40, Tss, 0x67, 0x8B),
@@ -134,9 +134,9 @@ internal sealed unsafe class GuestRunner : IDisposable
         _state.Segments[4] = new SegmentState(0, s.FsBase, 0, SegmentState.Unusable);
         _state.Segments[5] = new SegmentState(0, s.GsBase, 0, SegmentState.Unusable);
         fixed (byte* fx = s.Fx)
-            new ReadOnlySpan<byte>(fx, 512).CopyTo(_state.Xsave);
-        _state.Xsave.AsSpan(512).Clear();
-        _state.Xsave[512] = 3;
+            new ReadOnlySpan<byte>(fx, TestState.ImageBytes).CopyTo(_state.Xsave);
+        _state.Xsave.AsSpan(512, 64).Clear();
+        _state.Xsave[512] = (byte)_state.Xcr0;
         _state.Cr2 = 0;
         _state.Activity = ActivityState.Running;
         _processor.SetState(_state);
@@ -156,7 +156,11 @@ internal sealed unsafe class GuestRunner : IDisposable
         c->Fs = new SegmentRegister { Base = s.FsBase, Attributes = SegmentState.Unusable };
         c->Gs = new SegmentRegister { Base = s.GsBase, Attributes = SegmentState.Unusable };
         fixed (byte* fx = s.Fx)
+        {
             Buffer.MemoryCopy(fx, c->Xsave, 512, 512);
+            Buffer.MemoryCopy(fx + TestState.YmmHighOffset, c->Xsave + CpuState.YmmHighOffset, 256, 256);
+        }
+
         c->Cr2 = 0;
         c->Cpl = 3;
         c->Activity = (int)ActivityState.Running;
@@ -175,7 +179,7 @@ internal sealed unsafe class GuestRunner : IDisposable
             s.FsBase = c->Fs.Base;
             s.GsBase = c->Gs.Base;
             s.Cr2 = c->Cr2;
-            Buffer.MemoryCopy(c->Xsave, s.Fx, 512, 512);
+            Buffer.MemoryCopy(c->Xsave, s.Fx, TestState.ImageBytes, TestState.ImageBytes);
             return s;
         }
 
@@ -186,7 +190,7 @@ internal sealed unsafe class GuestRunner : IDisposable
         s.FsBase = r.Segments[4].Base;
         s.GsBase = r.Segments[5].Base;
         s.Cr2 = r.Cr2;
-        r.Xsave.AsSpan(0, 512).CopyTo(new Span<byte>(s.Fx, 512));
+        r.Xsave.AsSpan(0, TestState.ImageBytes).CopyTo(new Span<byte>(s.Fx, TestState.ImageBytes));
         return s;
     }
 

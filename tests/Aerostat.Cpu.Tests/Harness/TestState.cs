@@ -19,8 +19,10 @@ internal unsafe struct TestState
     public ulong Error;
     public ulong Cr2;
     public ulong Reserved;
-    /// <summary>FXSAVE64 image.</summary>
-    public fixed byte Fx[512];
+    /// <summary>XSAVE64 image in the standard format with x87, SSE and AVX; its header counts for nothing.</summary>
+    public fixed byte Fx[832];
+
+    public const int ImageBytes = 832, YmmHighOffset = 576;
 
     public const int MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, FcwOffset = 0, FswOffset = 2, FtwOffset = 4;
 
@@ -62,6 +64,10 @@ internal unsafe struct TestState
 
     [UnscopedRef]
     public Span<byte> Xmm(int n) => MemoryMarshal.CreateSpan(ref Unsafe.Add(ref Fx[0], XmmOffset + 16 * n), 16);
+
+    /// <summary>Upper half of a YMM register.</summary>
+    [UnscopedRef]
+    public Span<byte> YmmHigh(int n) => MemoryMarshal.CreateSpan(ref Unsafe.Add(ref Fx[0], YmmHighOffset + 16 * n), 16);
 
     /// <summary>ST or MM slot: 10 bytes count, 6 are zero.</summary>
     [UnscopedRef]

@@ -1,5 +1,6 @@
 using System.ComponentModel;
 using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics.X86;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -21,12 +22,13 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         OldHandlers = 2112, CodeStart = 2104;
     private const int RflagsOffset = 128, RipOffset = 136, FsOffset = 144, GsOffset = 152, VectorOffset = 160, ErrorOffset = 168, Cr2Offset = 176,
         FxOffset = 192;
+    private const int XstateBv = 512, StubSize = 8192;
     private const int UserCode32 = 0x23, UserData = 0x2B, UserCode64 = 0x33, LocalCode16 = 7;
 
     private static readonly int[] Signals = [4, 5, 7, 8, 11];
 
     private readonly FixedMapping _code = FixedMapping.Code(Layout.Code, Layout.CodeSize);
-    private readonly FixedMapping _stub = FixedMapping.Code(StubAddress, 4096);
+    private readonly FixedMapping _stub = FixedMapping.Code(StubAddress, StubSize);
     private readonly FixedMapping _state = FixedMapping.Data(StateAddress, 4096);
     private readonly FixedMapping _window = FixedMapping.Data(Layout.Window, Layout.WindowSize);
     private readonly FixedMapping _hole = FixedMapping.Hole(Layout.Hole, Layout.HoleSize);
@@ -40,6 +42,9 @@ internal sealed unsafe partial class NativeRunner : IDisposable
 
     private static readonly AssemblerRegister64[] Registers =
         [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+
+    private static readonly AssemblerRegisterYMM[] Ymm =
+        [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 
     /// <summary>Index of each register in the signal context's register array (Linux, ucontext of x86-64).</summary>
     private static readonly int[] ContextIndex = [13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7];
@@ -137,6 +142,8 @@ internal sealed unsafe partial class NativeRunner : IDisposable
             else
                 _enter16();
             NativeMemory.Copy(block + Out, s, (nuint)sizeof(TestState));
+            if ((s->Fx[XstateBv] & 4) == 0)
+                new Span<byte>(s->Fx + TestState.YmmHighOffset, 256).Clear();
         }
 
         if (state.Vector < 0)
@@ -170,7 +177,7 @@ internal sealed unsafe partial class NativeRunner : IDisposable
 
         ulong at = next;
         next = (next + (ulong)code.Length + 15) & ~15UL;
-        if (next > StubAddress + 4096)
+        if (next > StubAddress + StubSize)
             throw new InvalidOperationException("the stub does not fit");
         return at;
     }
@@ -212,6 +219,8 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         }
 
         a.fxrstor64(__[(long)StateAddress + In + FxOffset]);
+        for (int i = 0; i < 16 && Avx.IsSupported; i++)
+            a.vinsertf128(Ymm[i], Ymm[i], __xmmword_ptr[At(In + FxOffset + TestState.YmmHighOffset + i * 16)], 1);
         a.push(__qword_ptr[At(In + RflagsOffset)]);
         a.popfq();
         for (int i = 0; i < 16; i++)
@@ -230,6 +239,9 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         a.pushfq();
         a.pop(__qword_ptr[At(Out + RflagsOffset)]);
         a.fxsave64(__[(long)StateAddress + Out + FxOffset]);
+        for (int i = 0; i < 16 && Avx.IsSupported; i++)
+            a.vextractf128(__xmmword_ptr[At(Out + FxOffset + TestState.YmmHighOffset + i * 16)], Ymm[i], 1);
+        a.mov(__qword_ptr[At(Out + FxOffset + XstateBv)], 7);
         a.mov(__qword_ptr[At(Out + VectorOffset)], -1);
         Label tail = a.CreateLabel();
         a.Label(ref tail);
@@ -249,6 +261,8 @@ internal sealed unsafe partial class NativeRunner : IDisposable
             a.wrgsbase(rax);
         }
 
+        if (Avx.IsSupported)
+            a.vzeroupper();
         a.fninit();
         a.fldcw(__word_ptr[At(SavedFcw)]);
         a.ldmxcsr(__dword_ptr[At(SavedMxcsr)]);
@@ -281,7 +295,7 @@ internal sealed unsafe partial class NativeRunner : IDisposable
         a.jb(mine);
         a.mov(rcx, rax);
         a.sub(rcx, (int)StubAddress);
-        a.cmp(rcx, 4096);
+        a.cmp(rcx, StubSize);
         a.jae(theirs);
 
         a.Label(ref mine);
@@ -300,7 +314,8 @@ internal sealed unsafe partial class NativeRunner : IDisposable
 
         a.mov(rsi, __qword_ptr[rdx + fpregs]);
         a.mov(edi, (uint)(StateAddress + Out + FxOffset));
-        a.mov(ecx, 64);
+        // With AVX the frame is an XSAVE image; a component that is not in its header is in its initial state.
+        a.mov(ecx, (Avx.IsSupported ? TestState.ImageBytes : 512) / 8);
         a.cld();
         a.rep.movsq();
         a.mov(eax, (uint)tail);
