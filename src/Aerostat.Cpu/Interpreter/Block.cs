@@ -1,3 +1,4 @@
+using System.Numerics;
 using System.Runtime.InteropServices;
 using Aerostat.Platform;
 
@@ -35,20 +36,47 @@ internal unsafe struct JumpEntry
     public ulong Unused;
 }
 
+/// <summary>
+/// Memory that the vCPUs of a machine share for what they have decoded. Each has a little of its own and takes more as long as there is some:
+/// the processor that boots a guest needs far more than those that wait for work.
+/// </summary>
+internal sealed class BlockCacheBudget(long bytes)
+{
+    private long left = bytes;
+
+    /// <summary>Takes a share for good; any thread.</summary>
+    public bool TryTake(long share)
+    {
+        if (Interlocked.Add(ref left, -share) >= 0)
+            return true;
+        Interlocked.Add(ref left, share);
+        return false;
+    }
+}
+
 /// <summary>Bounded native memory for blocks; when it is full everything is dropped at once.</summary>
 internal sealed unsafe class BlockCache : IDisposable
 {
-    private const int Buckets = 1 << 15;
+    /// <summary>What each cache has of its own, and by how much it grows.</summary>
+    public const ulong Share = 512 << 10;
+
+    private const ulong BytesPerBucket = 512;
+    private readonly BlockCacheBudget budget;
     private readonly byte* arena;
     private readonly ulong capacity;
     private readonly Block** buckets;
-    private ulong used;
+    private ulong used, granted = Share;
+    private int bucketBits;
 
-    public BlockCache(ulong bytes)
+    /// <param name="bytes">Most that this cache may use; whole shares.</param>
+    /// <param name="budget">Where all but the first share comes from.</param>
+    public BlockCache(ulong bytes, BlockCacheBudget budget)
     {
+        this.budget = budget;
         capacity = bytes;
         arena = HostMapping.AllocateLazy(bytes);
-        buckets = (Block**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(Block*));
+        buckets = (Block**)HostMapping.AllocateLazy(BucketsFor(capacity) * (ulong)sizeof(Block*));
+        bucketBits = BitOperations.Log2(BucketsFor(granted));
     }
 
     /// <summary>How often the cache was full.</summary>
@@ -68,8 +96,16 @@ internal sealed unsafe class BlockCache : IDisposable
     /// <summary>Room for a block of up to <paramref name="maxOps"/>; false: the cache was emptied first and all block pointers are stale.</summary>
     public bool Reserve(int maxOps)
     {
-        if (used + (ulong)sizeof(Block) + ((ulong)maxOps * (ulong)sizeof(MicroOp)) <= capacity)
+        ulong wanted = used + (ulong)sizeof(Block) + ((ulong)maxOps * (ulong)sizeof(MicroOp));
+        if (wanted <= granted)
             return true;
+        if (granted + Share <= capacity && budget.TryTake((long)Share))
+        {
+            granted += Share;
+            if (BucketsFor(granted) > 1UL << bucketBits)
+                Rehash();
+            return true;
+        }
         Clear();
         Evictions++;
         return false;
@@ -85,26 +121,51 @@ internal sealed unsafe class BlockCache : IDisposable
         *b = block;
         b->Ops = Scratch;
         used += (ulong)sizeof(Block) + ((ulong)block.Count * (ulong)sizeof(MicroOp));
+        b->NextInBucket = null;
         if (findable)
-        {
-            Block** bucket = &buckets[Bucket(block.Key)];
-            b->NextInBucket = *bucket;
-            *bucket = b;
-        }
+            Insert(b);
+        else
+            b->Key = NotFindable;
         return b;
     }
 
     public void Clear()
     {
         used = 0;
-        new Span<nint>(buckets, Buckets).Clear();
+        new Span<nint>(buckets, 1 << bucketBits).Clear();
     }
 
-    private static int Bucket(ulong key) => (int)((key * 0x9E37_79B9_7F4A_7C15UL) >> (64 - 15));
+    // No physical address is that large.
+    private const ulong NotFindable = ulong.MaxValue;
+
+    private void Insert(Block* b)
+    {
+        Block** bucket = &buckets[Bucket(b->Key)];
+        b->NextInBucket = *bucket;
+        *bucket = b;
+    }
+
+    // The blocks lie one behind the other, in the order in which they were made.
+    private void Rehash()
+    {
+        new Span<nint>(buckets, 1 << bucketBits).Clear();
+        bucketBits = BitOperations.Log2(BucketsFor(granted));
+        for (ulong at = 0; at < used;)
+        {
+            var b = (Block*)(arena + at);
+            if (b->Key != NotFindable)
+                Insert(b);
+            at += (ulong)sizeof(Block) + ((ulong)b->Count * (ulong)sizeof(MicroOp));
+        }
+    }
+
+    private static ulong BucketsFor(ulong bytes) => BitOperations.RoundUpToPowerOf2(bytes / BytesPerBucket);
+
+    private int Bucket(ulong key) => (int)((key * 0x9E37_79B9_7F4A_7C15UL) >> (64 - bucketBits));
 
     public void Dispose()
     {
         HostMapping.Unmap(arena, capacity);
-        HostMapping.Unmap((byte*)buckets, Buckets * (ulong)sizeof(Block*));
+        HostMapping.Unmap((byte*)buckets, BucketsFor(capacity) * (ulong)sizeof(Block*));
     }
 }

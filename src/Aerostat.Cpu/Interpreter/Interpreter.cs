@@ -22,7 +22,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
     internal uint raisedError;
     internal bool raisedHasError;
 
-    public Interpreter(VirtualProcessorOptions options, GuestMemory memory, ExecutionGate gate, HostStubs stubs, ulong blockCacheBytes)
+    public Interpreter(VirtualProcessorOptions options, GuestMemory memory, ExecutionGate gate, HostStubs stubs, BlockCache blocks)
     {
         Index = options.Index;
         Memory = memory;
@@ -34,7 +34,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
         guestHandler = new GuestHandler(this, gate);
         Handler = guestHandler;
         decoder = new BlockDecoder(stubs, Features);
-        blocks = new BlockCache(blockCacheBytes);
+        this.blocks = blocks;
 
         // SAFETY: all native blocks below live until Dispose, which the owner calls after the vCPU thread has ended.
         State = (CpuState*)NativeMemory.AlignedAlloc(StateBytes + (SetCount * TlbEntries * (nuint)sizeof(TlbEntry)), 4096);
@@ -43,8 +43,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
         new Span<byte>(State->Xsave, CpuState.XsaveBytes).Clear();
         bounce = (byte*)NativeMemory.AlignedAlloc(64, 64);
         fetchBuffer = (byte*)NativeMemory.AlignedAlloc(FetchBufferBytes, 64);
-        jumpCache = (JumpEntry*)NativeMemory.AlignedAlloc(2 * JumpEntries * (nuint)sizeof(JumpEntry), 64);
-        new Span<JumpEntry>(jumpCache, 2 * JumpEntries).Clear();
+        jumpCache = (JumpEntry*)HostMapping.AllocateLazy(2 * JumpEntries * (ulong)sizeof(JumpEntry));
         singles = jumpCache + JumpEntries;
         zeroGeneration = (uint*)NativeMemory.AlignedAlloc(64, 64);
         *zeroGeneration = 0;
@@ -160,7 +159,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
         gate.Remove(this);
         translation?.Dispose();
         blocks.Dispose();
-        NativeMemory.AlignedFree(jumpCache);
+        HostMapping.Unmap((byte*)jumpCache, 2 * JumpEntries * (ulong)sizeof(JumpEntry));
         NativeMemory.AlignedFree(zeroGeneration);
         NativeMemory.AlignedFree(fetchBuffer);
         NativeMemory.AlignedFree(bounce);

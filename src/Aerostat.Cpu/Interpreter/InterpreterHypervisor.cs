@@ -6,9 +6,12 @@ namespace Aerostat.Cpu;
 /// <summary>Runs guest code on the software x86-64 interpreter. Needs nothing from the host but memory.</summary>
 public sealed class InterpreterHypervisor : IHypervisor
 {
-    // Decoded code of all vCPUs together, in bytes.
-    private const ulong BlockCacheBudget = 48 << 20, SmallestBlockCache = 4 << 20;
+    // Decoded code, in bytes: what all vCPUs share beyond the little that each has, and the most that one may have.
+    private const long SharedBlocks = 32 << 20, SharedBlocksOfTranslator = 12 << 20;
+    private const ulong MostBlocks = 24 << 20, MostBlocksOfTranslator = 8 << 20;
 
+    private readonly BlockCacheBudget blocks;
+    private readonly ulong mostBlocks;
     private readonly GuestMemory memory;
     private readonly ExecutionGate gate = new();
     private readonly HostStubs stubs = new();
@@ -16,7 +19,15 @@ public sealed class InterpreterHypervisor : IHypervisor
 
     /// <summary>Binds an interpreter to a machine's memory, which must outlive it.</summary>
     public InterpreterHypervisor(GuestMemory memory)
+        : this(memory, coldCodeOnly: false)
     {
+    }
+
+    /// <summary>As the other; a translator leaves only cold code to its interpreters.</summary>
+    internal InterpreterHypervisor(GuestMemory memory, bool coldCodeOnly)
+    {
+        blocks = new BlockCacheBudget(coldCodeOnly ? SharedBlocksOfTranslator : SharedBlocks);
+        mostBlocks = coldCodeOnly ? MostBlocksOfTranslator : MostBlocks;
         this.memory = memory;
         memory.WatchTightened += DropWritePaths;
     }
@@ -31,7 +42,7 @@ public sealed class InterpreterHypervisor : IHypervisor
         ArgumentNullException.ThrowIfNull(options);
         if (options.Index < 0 || options.Index >= options.Count || !made.Add(options.Index))
             throw new ArgumentOutOfRangeException(nameof(options), options.Index, $"vCPU numbers are 0..{options.Count - 1}, each once");
-        var interpreter = new Interpreter(options, memory, gate, stubs, Math.Max(SmallestBlockCache, BlockCacheBudget / (ulong)options.Count));
+        var interpreter = new Interpreter(options, memory, gate, stubs, new BlockCache(mostBlocks, blocks));
         var processor = new SoftwareProcessor(interpreter);
         interpreter.Owner = processor;
         return processor;

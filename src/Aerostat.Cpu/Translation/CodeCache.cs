@@ -53,13 +53,40 @@ internal struct ExitRecord
     /// <summary>Where generated code goes on if the interpreter has executed the instruction; 0: look the next one up.</summary>
     public nint Next;
     public ExitKind Kind;
+    private byte flags;
     /// <summary>Bytes of the access.</summary>
     public ushort Size;
-    public bool Write, Aligned;
-    /// <summary>The check was for a group: where it cannot be met, code without groups goes on. Whether the first access itself writes.</summary>
-    public bool Group, LeaderWrites;
     /// <summary>For indirect branches: what to add to RSP to undo it.</summary>
     public int StackUndo;
+
+    public bool Write
+    {
+        readonly get => (flags & 1) != 0;
+        set => Set(1, value);
+    }
+
+    public bool Aligned
+    {
+        readonly get => (flags & 2) != 0;
+        set => Set(2, value);
+    }
+
+    /// <summary>The check was for a group: where it cannot be met, code without groups goes on.</summary>
+    public bool Group
+    {
+        readonly get => (flags & 4) != 0;
+        set => Set(4, value);
+    }
+
+    /// <summary>Whether the first access of a group itself writes.</summary>
+    public bool LeaderWrites
+    {
+        readonly get => (flags & 8) != 0;
+        set => Set(8, value);
+    }
+
+    // There are about as many records as translated instructions, so each byte counts.
+    private void Set(byte flag, bool value) => flags = (byte)(value ? flags | flag : flags & ~flag);
 }
 
 /// <summary>

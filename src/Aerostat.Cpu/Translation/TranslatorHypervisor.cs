@@ -32,7 +32,7 @@ public sealed class TranslatorHypervisor : IHypervisor
         if (!IsSupported)
             throw new PlatformNotSupportedException("the translator needs an x86-64 host; use the interpreter");
         this.memory = memory;
-        interpreters = new InterpreterHypervisor(memory);
+        interpreters = new InterpreterHypervisor(memory, coldCodeOnly: true);
         memory.CodeChanged += NoteCodeChange;
     }
 
