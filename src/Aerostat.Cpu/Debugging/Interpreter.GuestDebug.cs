@@ -77,12 +77,12 @@ internal sealed unsafe partial class Interpreter
             word |= 1UL << (int)(address & 63);
         }
         if (stops.Count != 0 || wanted.Count != 0)
-            epoch++;
+            ForgetCodeMappings();
         stops = wanted;
         if (!recut)
             return;
         blocks.Clear();
-        epoch++;
+        ForgetCodeMappings();
         if (translation == null)
             return;
         translation.Translator.BlockEnds = blockEnds;

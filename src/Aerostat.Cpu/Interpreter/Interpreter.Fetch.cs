@@ -49,9 +49,12 @@ internal sealed unsafe partial class Interpreter
         jumpMisses++;
         if (stop)
             return block;
+        NoteCodePage(linear);
+        NoteCodePage(linear + (ulong)block->Length - 1);
         JumpEntry* e = (single ? singles : jumpCache) + JumpIndex(linear);
         e->Key = linear ^ modeKey;
-        e->Epoch = epoch;
+        // What crosses into another page, or comes from no RAM, is true in this epoch only.
+        e->Epoch = t.Global && block->Key == key ? globalEpoch : epoch;
         e->Block = block;
         return block;
     }
@@ -59,7 +62,7 @@ internal sealed unsafe partial class Interpreter
     private Block* DecodeBlock(CpuState* s, ulong linear, ulong gpa, ulong key, Access access, int maxOps)
     {
         if (!blocks.Reserve(BlockDecoder.MaxOps))
-            epoch++;
+            ForgetCodeMappings();
         while (true)
         {
             // The order matters: take the generation, watch the page, copy and decode, mark what was decoded, and only then make sure that
@@ -137,9 +140,8 @@ internal sealed unsafe partial class Interpreter
             byte* page = Memory.TryGetPage(gpa + (ulong)i);
             fetchBuffer[i] = page != null ? page[(gpa + (ulong)i) & 4095] : (byte)Handler.ReadMmio(gpa + (ulong)i, 1);
         }
-        epoch++;
-        if (!blocks.Reserve(BlockDecoder.MaxOps))
-            epoch++;
+        ForgetCodeMappings();
+        _ = blocks.Reserve(BlockDecoder.MaxOps);
         int count = decoder.Decode(fetchBuffer, LongestInstruction, s->Bitness, blocks.Scratch, 1, out int length);
         return blocks.Commit(
             new Block { Count = Math.Max(count, 1), Length = length, Generation = zeroGeneration, Generation2 = zeroGeneration },

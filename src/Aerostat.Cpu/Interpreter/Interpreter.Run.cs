@@ -80,7 +80,7 @@ internal sealed unsafe partial class Interpreter
             ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
             JumpEntry* e = jumpCache + JumpIndex(linear);
             Block* block = e->Block;
-            if (e->Key != (linear ^ modeKey) || e->Epoch != epoch || !block->IsValid)
+            if (e->Key != (linear ^ modeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
             {
                 block = FetchBlock(s, linear);
                 if (block == null)
@@ -372,7 +372,7 @@ internal sealed unsafe partial class Interpreter
         s->Rip = 0;
         s->Activity = (int)ActivityState.Running;
         UpdateMode();
-        epoch++;
+        ForgetCodeMappings();
     }
 
     private volatile int startupVector;

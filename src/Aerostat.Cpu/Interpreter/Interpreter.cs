@@ -37,8 +37,12 @@ internal sealed unsafe partial class Interpreter : IDisposable
         this.blocks = blocks;
 
         // SAFETY: all native blocks below live until Dispose, which the owner calls after the vCPU thread has ended.
-        State = (CpuState*)NativeMemory.AlignedAlloc(StateBytes + (SetCount * TlbEntries * (nuint)sizeof(TlbEntry)), 4096);
-        *State = default;
+        tlbMemory = new TlbMemory();
+        space = tlbMemory.Spaces[0];
+        space.Pcid = 0;
+        space.Epoch = epoch;
+        State = (CpuState*)space.Base;
+        UseSets();
         State->Xsave = (byte*)NativeMemory.AlignedAlloc(CpuState.XsaveBytes, 64);
         new Span<byte>(State->Xsave, CpuState.XsaveBytes).Clear();
         bounce = (byte*)NativeMemory.AlignedAlloc(64, 64);
@@ -47,7 +51,6 @@ internal sealed unsafe partial class Interpreter : IDisposable
         singles = jumpCache + JumpEntries;
         zeroGeneration = (uint*)NativeMemory.AlignedAlloc(64, 64);
         *zeroGeneration = 0;
-        tlbSets = AllocateTlb(out emptyTlb);
 
         physicalMask = (1UL << (int)Math.Clamp(Cpuid.Get(0x80000008, 0).Eax & 0xFF, 32, 52)) - 1;
         hasGigabytePages = (Cpuid.Get(0x80000001, 0).Edx & (1u << 26)) != 0;
@@ -164,6 +167,6 @@ internal sealed unsafe partial class Interpreter : IDisposable
         NativeMemory.AlignedFree(fetchBuffer);
         NativeMemory.AlignedFree(bounce);
         NativeMemory.AlignedFree(State->Xsave);
-        NativeMemory.AlignedFree(State);
+        tlbMemory.Dispose();
     }
 }

@@ -103,6 +103,7 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
     {
         interpreter.SetState(state);
         interpreter.UpdateMode();
+        interpreter.ResetPcids();
         interpreter.FlushTlb();
     }
 
@@ -123,6 +124,7 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
         interpreter.ClearRequest((Request)~0);
         interpreter.ResetState(init: false);
         interpreter.UpdateMode();
+        interpreter.ResetPcids();
         interpreter.FlushTlb();
     }
 

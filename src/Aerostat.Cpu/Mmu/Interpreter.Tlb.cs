@@ -5,62 +5,268 @@ namespace Aerostat.Cpu;
 /// <content>
 /// The software TLB. There is one set for user mode, one for the supervisor without access to user pages (SMAP with AC clear, or
 /// implicit accesses) and one for the supervisor otherwise, so that neither SYSCALL nor STAC has to flush anything. A fourth set stays
-/// empty: it is in force while every access must be looked at (alignment checks, data breakpoints).
+/// empty: it is in force while every access must be looked at (alignment checks, data breakpoints). Each recent PCID has its own sets, see
+/// <see cref="TlbSpace"/>; the strict set is common to all of them, since what it holds is mostly global pages.
 /// </content>
 internal sealed unsafe partial class Interpreter
 {
-    private const int UserSet = 0, StrictSet = 1, SupervisorSet = 2, EmptySet = 3, SetCount = 4;
+    internal const int UserSet = 0, StrictSet = 1, SupervisorSet = 2, EmptySet = 3, SetCount = 4;
 
     // Gpa of an entry that is listed as filled but holds nothing.
     private const ulong Vacant = ulong.MaxValue - 1;
 
-    private readonly TlbEntry* tlbSets;
-    private readonly TlbEntry* emptyTlb;
+    private readonly TlbMemory tlbMemory;
+    private TlbEntry* tlbSets;
+    private TlbEntry* emptyTlb;
     private int tlbSet;
+    private TlbSpace space;
 
     /// <summary>Bytes reserved for the state itself; the TLB sets follow, so that generated code reaches both from one base.</summary>
     internal const int StateBytes = 4096;
 
-    // Which entries may be in use (set * TlbEntries + index), so that a flush costs what was filled. An entry is in here while its Gpa is not all ones.
-    private readonly int[] filled = new int[SetCount * TlbEntries];
-    private int filledCount;
+    // Strict set: which entries may be in use, and which of them are not global.
+    private readonly int[] strictFilled = new int[TlbEntries];
+    private readonly int[] strictLocal = new int[TlbEntries];
+    private int strictCount, strictLocalCount;
 
-    // Linear range whose entries came from large pages since the last flush: INVLPG in it drops everything.
-    private ulong largeLow = ulong.MaxValue, largeHigh;
+    // Grows when a write path may have to go from sets that are not in force.
+    private int watchStamp;
 
-    /// <summary>Grows when cached linear-to-code mappings become invalid.</summary>
-    private ulong epoch = 1;
+    // Each epoch has a number of its own, so one comparison tells what is still true. `epoch` is that of the present space.
+    private ulong lastEpoch = 2, epoch = 1, globalEpoch = 2;
 
-    /// <summary>Drops all cached translations of this vCPU, global ones too.</summary>
+    /// <summary>Grows when cached linear-to-code mappings become invalid or others come into force.</summary>
+    private int mappings;
+
+    // Linear pages (by hash) that code was found in through the caches that INVLPG concerns.
+    private const int CodePageBits = 1 << 15;
+    private readonly ulong[] codePages = new ulong[CodePageBits / 64];
+    private long spaceUses;
+
+    /// <summary>Whether a cached mapping made in this epoch still holds.</summary>
+    private bool IsCurrent(ulong madeIn) => madeIn == epoch || madeIn == globalEpoch;
+
+    /// <summary>Drops all cached translations of this vCPU, global ones and those of all PCIDs too.</summary>
     internal void FlushTlb()
     {
-        for (int i = 0; i < filledCount; i++)
-            tlbSets[filled[i]] = emptyTlb[filled[i] & (TlbEntries - 1)];
-        filledCount = 0;
-        largeLow = ulong.MaxValue;
-        largeHigh = 0;
-        epoch++;
+        foreach (TlbSpace other in tlbMemory.Spaces)
+            if (other.IsPrepared)
+                DropEntries(other);
+        DropStrict();
+        ForgetCodeMappings();
         tlbFlushes++;
     }
 
-    /// <summary>INVLPG: drops the translations of one page (and, where large pages may be concerned, all).</summary>
+    /// <summary>Drops the present address space's translations but global ones (MOV to CR3, task switch).</summary>
+    internal void FlushSpace()
+    {
+        FlushSpace(space);
+        DropStrictLocal();
+        mappings++;
+        epoch = space.Epoch;
+        translation?.Cache.FlushLocal();
+    }
+
+    private void FlushSpace(TlbSpace which)
+    {
+        DropEntries(which);
+        which.Epoch = ++lastEpoch;
+        translation?.Cache.FlushSpace(which.Number);
+        tlbFlushes++;
+    }
+
+    /// <summary>MOV to CR3 with a value that has been checked: another address space, or the same one flushed (Intel SDM vol. 3 section 5.10.4.1).</summary>
+    /// <param name="s">State.</param>
+    /// <param name="value">New CR3, bit 63 clear.</param>
+    /// <param name="keep">Bit 63: translations of the new PCID may stay.</param>
+    internal void LoadCr3(CpuState* s, ulong value, bool keep)
+    {
+        s->Cr3 = value;
+        if ((s->Cr4 & Cr4.Pcide) == 0)
+        {
+            FlushSpace();
+            return;
+        }
+        int pcid = (int)value & 0xFFF;
+        if (space.Pcid == pcid)
+        {
+            if (!keep)
+                FlushSpace();
+            return;
+        }
+        TlbSpace? next = FindSpace(pcid);
+        if (next == null)
+        {
+            next = tlbMemory.LeastRecentlyUsed(space);
+            next.Prepare();
+            FlushSpace(next);
+            next.Pcid = pcid;
+        }
+        else if (!keep)
+        {
+            FlushSpace(next);
+        }
+        Activate(s, next);
+    }
+
+    /// <summary>INVPCID of one PCID (type 1): its translations but global ones.</summary>
+    internal void FlushPcid(int pcid)
+    {
+        if (pcid == space.Pcid)
+            FlushSpace();
+        else if (FindSpace(pcid) is { } other)
+            FlushSpace(other);
+    }
+
+    /// <summary>PCIDs come or go: everything is flushed, and what is left in force belongs to PCID 0.</summary>
+    internal void ResetPcids()
+    {
+        foreach (TlbSpace other in tlbMemory.Spaces)
+            other.Pcid = TlbSpace.NoPcid;
+        space.Pcid = (State->Cr4 & Cr4.Pcide) != 0 ? (int)State->Cr3 & 0xFFF : 0;
+    }
+
+    private TlbSpace? FindSpace(int pcid)
+    {
+        foreach (TlbSpace other in tlbMemory.Spaces)
+            if (other.Pcid == pcid)
+                return other;
+        return null;
+    }
+
+    private void Activate(CpuState* s, TlbSpace next)
+    {
+        DropStrictLocal();
+        space = next;
+        next.LastUse = ++spaceUses;
+        epoch = next.Epoch;
+        mappings++;
+        UseSets();
+        s->Tlb = tlbSets + (tlbSet * TlbEntries);
+        if (next.WatchStamp != watchStamp)
+        {
+            // Pages may have been watched while this space was not in force.
+            next.WatchStamp = watchStamp;
+            for (int i = 0; i < next.FilledCount; i++)
+            {
+                TlbEntry* e = tlbSets + next.Filled[i];
+                if (e->Gpa < Vacant && Memory.Watch[e->Gpa >> 12] != 0)
+                    e->WriteTag = emptyTlb[next.Filled[i] & (TlbEntries - 1)].WriteTag;
+            }
+        }
+        translation?.SelectSpace(next);
+    }
+
+    private void UseSets()
+    {
+        tlbSets = (TlbEntry*)(space.Base + StateBytes);
+        emptyTlb = tlbSets + (EmptySet * TlbEntries);
+    }
+
+    private void DropEntries(TlbSpace which)
+    {
+        var sets = (TlbEntry*)(which.Base + StateBytes);
+        for (int i = 0; i < which.FilledCount; i++)
+            sets[which.Filled[i]] = emptyTlb[which.Filled[i] & (TlbEntries - 1)];
+        which.FilledCount = 0;
+        which.Large.Clear();
+    }
+
+    private void DropStrict()
+    {
+        TlbEntry* set = tlbSets + (StrictSet * TlbEntries);
+        for (int i = 0; i < strictCount; i++)
+            set[strictFilled[i]] = emptyTlb[strictFilled[i]];
+        strictCount = strictLocalCount = 0;
+        tlbMemory.StrictLarge.Clear();
+    }
+
+    private void DropStrictLocal()
+    {
+        if (strictLocalCount == TlbEntries)
+        {
+            // More than were noted.
+            DropStrict();
+            return;
+        }
+        for (int i = 0; i < strictLocalCount; i++)
+            Vacate(tlbSets + (StrictSet * TlbEntries) + strictLocal[i], strictLocal[i]);
+        strictLocalCount = 0;
+    }
+
+    // Stays listed as filled.
+    private void Vacate(TlbEntry* e, int index)
+    {
+        ulong gpa = e->Gpa == ulong.MaxValue ? ulong.MaxValue : Vacant;
+        *e = emptyTlb[index];
+        e->Gpa = gpa;
+    }
+
+    /// <summary>Linear addresses lead to other code from now on, in every address space.</summary>
+    private void ForgetCodeMappings()
+    {
+        mappings++;
+        globalEpoch = ++lastEpoch;
+        foreach (TlbSpace other in tlbMemory.Spaces)
+            other.Epoch = ++lastEpoch;
+        epoch = space.Epoch;
+        Array.Clear(codePages);
+        translation?.Cache.FlushTables();
+    }
+
+    private static int CodePageHash(ulong linear) => (int)((linear >> 12) * 0x9E37_79B9_7F4A_7C15UL >> 49);
+
+    private void NoteCodePage(ulong linear)
+    {
+        int bit = CodePageHash(linear);
+        codePages[bit >> 6] |= 1UL << bit;
+    }
+
+    /// <summary>
+    /// INVLPG: drops the translations of one page, those of a large page too, whatever part of it was used (Intel SDM vol. 3 section 5.10.4.1).
+    /// Global ones go in every space; that others go there too is allowed.
+    /// </summary>
     internal void InvalidatePage(ulong linear)
     {
-        if (linear >= largeLow && linear < largeHigh)
+        ulong size = tlbMemory.StrictLarge.SizeAt(linear);
+        foreach (TlbSpace other in tlbMemory.Spaces)
+            if (other.IsPrepared)
+                size = Math.Max(size, other.Large.SizeAt(linear));
+        if (size > LargePageFilter.Small)
         {
             FlushTlb();
             return;
         }
-        ulong index = (linear >> 12) & (TlbEntries - 1);
-        for (int i = 0; i < EmptySet; i++)
+        bool code = false;
+        ulong first = size == 0 ? linear & ~4095UL : linear & ~(size - 1);
+        int pages = size == 0 ? 1 : (int)(size >> 12);
+        foreach (TlbSpace other in tlbMemory.Spaces)
         {
-            // Stays listed as filled.
-            TlbEntry* e = tlbSets + ((uint)i * TlbEntries) + index;
-            ulong gpa = e->Gpa == ulong.MaxValue ? ulong.MaxValue : Vacant;
-            *e = emptyTlb[index];
-            e->Gpa = gpa;
+            if (!other.IsPrepared)
+                continue;
+            var sets = (TlbEntry*)(other.Base + StateBytes);
+            DropRange(sets + (UserSet * TlbEntries), first, pages);
+            DropRange(sets + (SupervisorSet * TlbEntries), first, pages);
         }
-        epoch++;
+        DropRange(tlbSets + (StrictSet * TlbEntries), first, pages);
+        for (int i = 0; i < pages; i++)
+        {
+            int bit = CodePageHash(first + ((ulong)i << 12));
+            code |= (codePages[bit >> 6] & (1UL << bit)) != 0;
+        }
+        if (code)
+            ForgetCodeMappings();
+    }
+
+    private void DropRange(TlbEntry* set, ulong first, int pages)
+    {
+        for (int i = 0; i < pages; i++)
+        {
+            ulong page = first + ((ulong)i << 12);
+            int index = (int)(page >> 12) & (TlbEntries - 1);
+            if (set[index].ReadTag == page)
+                Vacate(set + index, index);
+        }
     }
 
     /// <summary>
@@ -68,17 +274,25 @@ internal sealed unsafe partial class Interpreter
     /// </summary>
     internal void DropWritePath(ulong gpaPage)
     {
-        for (int i = 0; i < filledCount; i++)
-        {
-            TlbEntry* e = tlbSets + filled[i];
-            if (e->Gpa == gpaPage)
-                e->WriteTag = emptyTlb[filled[i] & (TlbEntries - 1)].WriteTag;
-        }
+        watchStamp++;
+        space.WatchStamp = watchStamp;
+        for (int i = 0; i < space.FilledCount; i++)
+            DropWritePath(tlbSets + space.Filled[i], space.Filled[i], gpaPage);
+        for (int i = 0; i < strictCount; i++)
+            DropWritePath(tlbSets + (StrictSet * TlbEntries) + strictFilled[i], strictFilled[i], gpaPage);
     }
 
-    /// <summary>As <see cref="DropWritePath"/>, for every page.</summary>
+    private void DropWritePath(TlbEntry* e, int index, ulong gpaPage)
+    {
+        if (e->Gpa == gpaPage)
+            e->WriteTag = emptyTlb[index & (TlbEntries - 1)].WriteTag;
+    }
+
+    /// <summary>As <see cref="DropWritePath(ulong)"/>, for every page.</summary>
     internal void DropAllWritePaths()
     {
+        watchStamp++;
+        space.WatchStamp = watchStamp;
         for (int i = 0; i < EmptySet * TlbEntries; i++)
             tlbSets[i].WriteTag = emptyTlb[i & (TlbEntries - 1)].WriteTag;
     }
@@ -88,38 +302,27 @@ internal sealed unsafe partial class Interpreter
         if (set == EmptySet || (watchpoints.Length != 0 && IsWatchedPage(linear)))
             return;
         ulong page = linear & ~4095UL, gpa = t.Gpa & ~4095UL;
-        int number = (set * TlbEntries) + (int)((linear >> 12) & (TlbEntries - 1));
+        int index = (int)((linear >> 12) & (TlbEntries - 1)), number = (set * TlbEntries) + index;
         TlbEntry* e = tlbSets + number;
         if (e->Gpa == ulong.MaxValue)
-            filled[filledCount++] = number;
+        {
+            if (set == StrictSet)
+                strictFilled[strictCount++] = index;
+            else
+                space.Filled[space.FilledCount++] = number;
+        }
+        if (set == StrictSet && !t.Global && strictLocalCount < TlbEntries)
+            strictLocal[strictLocalCount++] = index;
         e->ReadTag = page;
-        e->WriteTag = writeAllowed && t.Dirty && Memory.Watch[gpa >> 12] == 0 ? page : emptyTlb[(linear >> 12) & (TlbEntries - 1)].WriteTag;
+        e->WriteTag = writeAllowed && t.Dirty && Memory.Watch[gpa >> 12] == 0 ? page : emptyTlb[index].WriteTag;
         e->Host = Memory.HostBase + gpa;
         e->Gpa = gpa;
         tlbFills++;
         if (t.PageSize > 4096 && (s->Cr0 & Cr0.Pg) != 0)
-        {
-            ulong first = linear & ~(t.PageSize - 1);
-            largeLow = Math.Min(largeLow, first);
-            largeHigh = Math.Max(largeHigh, first + t.PageSize);
-        }
+            (set == StrictSet ? tlbMemory.StrictLarge : space.Large).Note(linear, t.PageSize);
     }
 
     /// <summary>Whether data writes through the present set are allowed for this translation without another look.</summary>
     private static bool WriteAllowed(CpuState* s, in Translation t) =>
         (t.Writable || (s->Cpl != 3 && (s->Cr0 & Cr0.Wp) == 0)) && !IsWriteDisabledByKey(s, t, s->Cpl == 3);
-
-    private TlbEntry* AllocateTlb(out TlbEntry* empty)
-    {
-        // SAFETY: the allocation of State has room for the sets behind it.
-        var sets = (TlbEntry*)((byte*)State + StateBytes);
-        empty = sets + (EmptySet * TlbEntries);
-        for (int i = 0; i < SetCount * TlbEntries; i++)
-        {
-            // The page of the neighbouring index: no linear address that selects this entry can match it.
-            ulong never = (ulong)((i & (TlbEntries - 1)) ^ 1) << 12;
-            sets[i] = new TlbEntry { ReadTag = never, WriteTag = never, Gpa = ulong.MaxValue };
-        }
-        return sets;
-    }
 }

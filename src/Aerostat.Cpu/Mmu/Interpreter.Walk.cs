@@ -24,6 +24,8 @@ internal struct Translation
     /// <summary>Bytes the leaf entry maps; 2^52 with paging off.</summary>
     public ulong PageSize;
     public bool User, Writable, NoExecute, Dirty;
+    /// <summary>Global, with CR4.PGE: the same in every address space.</summary>
+    public bool Global;
     /// <summary>What the page's protection key takes away from data accesses: bit 0 all, bit 1 writes.</summary>
     public uint KeyRights;
 }
@@ -162,6 +164,7 @@ internal sealed unsafe partial class Interpreter
             }
         }
         t.Dirty = (entries[depth - 1] & PageTableEntry.D) != 0;
+        t.Global = (entries[depth - 1] & PageTableEntry.G) != 0 && (s->Cr4 & Cr4.Pge) != 0;
         return 0;
     }
 
@@ -205,6 +208,7 @@ internal sealed unsafe partial class Interpreter
         if (!SetFlags32(leafAddress, leaf, want))
             return Retry;
         t.Dirty = ((leaf | want) & PageTableEntry.D) != 0;
+        t.Global = (leaf & PageTableEntry.G) != 0 && (s->Cr4 & Cr4.Pge) != 0;
         return 0;
     }
 

@@ -116,10 +116,8 @@ internal static unsafe class ControlRegisters
             if ((value & reserved) != 0)
                 return cpu.RaiseGp();
         }
-        // Bit 63 only says that translations of the new PCID may stay; this TLB is not tagged, so they never do.
-        value &= ~(1UL << 63);
-        s->Cr3 = value;
-        cpu.FlushTlb();
+        // With PCIDs, bit 63 says that translations of the new one may stay.
+        cpu.LoadCr3(s, pcids ? value & ~(1UL << 63) : value, keep: pcids && value >> 63 != 0);
         return Outcome.Stop;
     }
 

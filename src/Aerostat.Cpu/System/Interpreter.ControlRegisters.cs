@@ -75,6 +75,8 @@ internal sealed unsafe partial class Interpreter
         if ((changed & value & Cr4.Pcide) != 0 && (s->Cr3 & 0xFFF) != 0)
             return RaiseGp();
         s->Cr4 = value;
+        if ((changed & Cr4.Pcide) != 0)
+            ResetPcids();
         if ((changed & Cr4Paging) != 0)
             FlushTlb();
         UpdateMode();

@@ -70,7 +70,7 @@ internal sealed unsafe partial class Interpreter
         if (wide && (s->Cr0 & Cr0.Pg) != 0)
         {
             s->Cr3 = tss[0x1C / 4];
-            FlushTlb();
+            FlushSpace();
         }
         if (!LoadTask(s, tss, wide, nested, ext) || (hasError && !PushSized(s, wide ? 4 : 2, error)))
             FaultInNewTask(s);

@@ -189,16 +189,13 @@ internal static unsafe class Miscellany
             return cpu.RaiseGp();
         if (type == 0 && !cpu.IsLoadable(descriptor[1]))
             return cpu.RaiseGp();
-        // Translations of other PCIDs are never kept.
+        // InvalidatePage looks into every PCID's translations; type 3 may drop global ones as well.
         if (type == 0)
-        {
-            if (pcid == (s->Cr3 & 0xFFF) || (s->Cr4 & Cr4.Pcide) == 0)
-                cpu.InvalidatePage(descriptor[1]);
-        }
-        else if (type != 1 || pcid == (s->Cr3 & 0xFFF) || (s->Cr4 & Cr4.Pcide) == 0)
-        {
+            cpu.InvalidatePage(descriptor[1]);
+        else if (type == 1)
+            cpu.FlushPcid((int)pcid);
+        else
             cpu.FlushTlb();
-        }
         return Outcome.Stop;
     }
 

@@ -93,7 +93,7 @@ internal struct ExitRecord
 /// Code memory of one vCPU with its index: blocks by address, blocks by physical page, jump tables, exits. Bounded; when anything is
 /// full everything is forgotten at once.
 /// </summary>
-internal sealed unsafe class CodeCache : IDisposable
+internal sealed unsafe partial class CodeCache : IDisposable
 {
     public const int Variants = 6, TableEntries = 1 << 16;
     /// <summary>Exit number of a jump-table miss.</summary>
@@ -110,9 +110,6 @@ internal sealed unsafe class CodeCache : IDisposable
     private readonly TranslatedBlock** pages;
     private readonly TranslatedBlock* blocks;
     private readonly ExitRecord* records;
-    private readonly nint*[] tables = new nint*[Variants];
-    private readonly nint*[] missTables = new nint*[2];
-    private readonly List<int> filled = [];
     private byte* writable;
     private int blockCount, recordCount;
     private nint next, limit;
@@ -127,12 +124,7 @@ internal sealed unsafe class CodeCache : IDisposable
         records = (ExitRecord*)HostMapping.AllocateLazy(MaxRecords * (ulong)sizeof(ExitRecord));
         Thunks = new Thunks(state);
         TakeMemory();
-        for (int i = 0; i < 2; i++)
-        {
-            missTables[i] = AllocateTable();
-            new Span<nint>(missTables[i], TableEntries).Fill(i == 0 ? Thunks.Miss : Thunks.MissVector);
-        }
-        ArmTables();
+        MakeMissTables();
     }
 
     public Thunks Thunks { get; }
@@ -203,30 +195,6 @@ internal sealed unsafe class CodeCache : IDisposable
     /// <summary>Makes a jump at <paramref name="site"/> go straight to <paramref name="target"/>. Only this vCPU runs this code, and it is outside now.</summary>
     public void Link(nint site, nint target) => *(int*)(writable + (site - memory.Base)) = (int)(target - (site + 4));
 
-    /// <summary>Lets indirect and cross-page jumps find a block.</summary>
-    public void Publish(TranslatedBlock* b)
-    {
-        nint* table = tables[b->Variant];
-        if (table == null)
-        {
-            table = tables[b->Variant] = AllocateTable();
-            new Span<nint>(table, TableEntries).Fill(MissThunk(b->Variant));
-            ArmTables();
-        }
-        int index = (int)(b->Linear & (TableEntries - 1));
-        if (table[index] == MissThunk(b->Variant))
-            filled.Add(b->Variant << 16 | index);
-        table[index] = b->CheckedEntry;
-    }
-
-    /// <summary>Forgets which linear address leads where.</summary>
-    public void FlushTables()
-    {
-        foreach (int slot in CollectionsMarshal.AsSpan(filled))
-            tables[slot >> 16][slot & (TableEntries - 1)] = MissThunk(slot >> 16);
-        filled.Clear();
-    }
-
     /// <summary>Forgets the blocks of a physical page whose code has changed.</summary>
     public void DropPage(ulong page)
     {
@@ -240,10 +208,7 @@ internal sealed unsafe class CodeCache : IDisposable
                 continue;
             }
             *link = b->NextInPage;
-            nint* table = (b->Variant & Ungrouped) != 0 ? null : tables[b->Variant];
-            int index = (int)(b->Linear & (TableEntries - 1));
-            if (table != null && table[index] == b->CheckedEntry)
-                table[index] = MissThunk(b->Variant);
+            Unpublish(b);
             for (TranslatedBlock** h = buckets + Bucket(b->Linear, b->Gpa, b->Variant); *h != null; h = &(*h)->NextInBucket)
             {
                 if (*h == b)
@@ -255,19 +220,6 @@ internal sealed unsafe class CodeCache : IDisposable
         }
     }
 
-    /// <summary>Sends every table jump to the dispatcher until <see cref="ArmTables"/>; any thread.</summary>
-    public void DisarmTables()
-    {
-        for (int i = 0; i < Variants; i++)
-            Volatile.Write(ref state->JumpTable[i], (ulong)missTables[i / 3]);
-    }
-
-    public void ArmTables()
-    {
-        for (int i = 0; i < Variants; i++)
-            Volatile.Write(ref state->JumpTable[i], (ulong)(tables[i] != null ? tables[i] : missTables[i / 3]));
-    }
-
     public void Clear()
     {
         FlushTables();
@@ -276,10 +228,6 @@ internal sealed unsafe class CodeCache : IDisposable
         memory.Clear();
         TakeMemory();
     }
-
-    private nint MissThunk(int variant) => variant < 3 ? Thunks.Miss : Thunks.MissVector;
-
-    private static nint* AllocateTable() => (nint*)HostMapping.AllocateLazy(TableEntries * (ulong)sizeof(nint));
 
     private void TakeMemory()
     {
@@ -310,10 +258,6 @@ internal sealed unsafe class CodeCache : IDisposable
         HostMapping.Unmap((byte*)pages, Buckets * (ulong)sizeof(nint));
         HostMapping.Unmap((byte*)blocks, MaxBlocks * (ulong)sizeof(TranslatedBlock));
         HostMapping.Unmap((byte*)records, MaxRecords * (ulong)sizeof(ExitRecord));
-        foreach (nint* table in tables)
-            if (table != null)
-                HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
-        foreach (nint* table in missTables)
-            HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
+        FreeTables();
     }
 }

@@ -12,7 +12,6 @@ internal sealed unsafe partial class Interpreter
 {
     private TranslationState? translation;
     private Action<ulong, uint>? watchCode;
-    private ulong tableEpoch;
     // Whether supervisor code is run with XMM registers loaded: kernels hardly use them.
     private bool supervisorVectors;
 
@@ -35,7 +34,7 @@ internal sealed unsafe partial class Interpreter
     private ProcessorExit LoopTranslated(CpuState* s)
     {
         TranslationState t = translation!;
-        HostThread.SetGsBase((nint)s);
+        HostThread.SetGsBase((nint)space.Base);
         while (true)
         {
             if (((s->Request & Deliverable(s)) | s->Shadow | s->Activity | debug | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
@@ -102,7 +101,7 @@ internal sealed unsafe partial class Interpreter
         ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
         JumpEntry* e = jumpCache + JumpIndex(linear);
         Block* block = e->Block;
-        if (e->Key != (linear ^ modeKey) || e->Epoch != epoch || !block->IsValid)
+        if (e->Key != (linear ^ modeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
         {
             block = FetchBlock(s, linear);
             if (block == null)
@@ -143,7 +142,7 @@ internal sealed unsafe partial class Interpreter
         ulong rip = s->Rip;
         JumpEntry* e = singles + JumpIndex(rip);
         Block* block = e->Block;
-        if (e->Key != (rip ^ modeKey) || e->Epoch != epoch || !block->IsValid)
+        if (e->Key != (rip ^ modeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
         {
             block = FetchBlock(s, rip, single: true);
             if (block == null)
@@ -196,14 +195,9 @@ internal sealed unsafe partial class Interpreter
         if (stops.Count != 0 && stops.ContainsKey(rip))
             return null;
         int variant = Variant(s);
-        if (tableEpoch != epoch)
-        {
-            t.Cache.FlushTables();
-            tableEpoch = epoch;
-        }
         LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1));
         byte* heat = t.Heat + ((rip ^ (rip >> 16)) & (TranslationState.HeatEntries - 1));
-        if (e->Linear == rip && e->Epoch == epoch && e->Variant == variant + 1 && e->Age == t.Cache.Age)
+        if (e->Linear == rip && IsCurrent(e->Epoch) && e->Variant == variant + 1 && e->Age == t.Cache.Age)
         {
             if (e->Block == null)
             {
@@ -217,7 +211,7 @@ internal sealed unsafe partial class Interpreter
             }
             else if (e->Block->IsValid)
             {
-                t.Cache.Publish(e->Block);
+                t.Cache.Publish(e->Block, space.Number, e->Epoch == globalEpoch);
                 return e->Block;
             }
         }
@@ -227,6 +221,8 @@ internal sealed unsafe partial class Interpreter
             t.Counters.Blocks[(int)InterpretedBlock.NotFetched]++;
             return null;
         }
+        NoteCodePage(rip);
+        ulong madeIn = where.Global ? globalEpoch : epoch;
         TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant);
         if (block == null)
         {
@@ -234,14 +230,14 @@ internal sealed unsafe partial class Interpreter
             {
                 ++*heat;
                 t.Counters.Blocks[(int)InterpretedBlock.Cold]++;
-                *e = new LookasideEntry { Linear = rip, Epoch = epoch, Variant = variant + 1, Age = t.Cache.Age };
+                *e = new LookasideEntry { Linear = rip, Epoch = madeIn, Variant = variant + 1, Age = t.Cache.Age };
                 return null;
             }
             t.Cache.Reserve();
             block = t.Translator.Translate(Memory, watchCode!, rip, where.Gpa, variant);
         }
-        *e = new LookasideEntry { Linear = rip, Epoch = epoch, Variant = variant + 1, Age = t.Cache.Age, Block = block };
-        t.Cache.Publish(block);
+        *e = new LookasideEntry { Linear = rip, Epoch = madeIn, Variant = variant + 1, Age = t.Cache.Age, Block = block };
+        t.Cache.Publish(block, space.Number, where.Global);
         return block;
     }
 
@@ -310,16 +306,16 @@ internal sealed unsafe partial class Interpreter
                 default:
                     break;
             }
-            ulong before = epoch;
+            int before = mappings;
             nint next = record->Next;
             int age = t.Cache.Age;
             if (InterpretOne(s, out exit, out Outcome outcome))
                 return true;
-            if (outcome != Outcome.Next || next == 0 || before != epoch || age != t.Cache.Age || s->Poll != 0 || Variant(s) != variant)
+            if (outcome != Outcome.Next || next == 0 || before != mappings || age != t.Cache.Age || s->Poll != 0 || Variant(s) != variant)
             {
                 t.Counters.Leaves[(int)(outcome != Outcome.Next ? BlockLeave.Branched
                     : next == 0 ? BlockLeave.NoContinuation
-                    : before != epoch ? BlockLeave.MappingChanged
+                    : before != mappings ? BlockLeave.MappingChanged
                     : age != t.Cache.Age ? BlockLeave.CodeForgotten
                     : s->Poll != 0 ? BlockLeave.Requested
                     : BlockLeave.VariantChanged)]++;
@@ -349,11 +345,12 @@ internal sealed unsafe partial class Interpreter
     {
         ulong rip = s->Rip;
         LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1)) + TranslationState.LookasideEntries;
-        if (e->Linear == rip && e->Epoch == epoch && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
+        if (e->Linear == rip && IsCurrent(e->Epoch) && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
             return e->Block;
         Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
         if (!Translate(s, rip, access, out Translation where) || Memory.TryGetPage(where.Gpa) == null)
             return null;
+        NoteCodePage(rip);
         TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant | CodeCache.Ungrouped);
         if (block == null)
         {
@@ -362,7 +359,14 @@ internal sealed unsafe partial class Interpreter
                 return null;
             block = t.Translator.Translate(Memory, watchCode!, rip, where.Gpa, variant, withoutGroups: true);
         }
-        *e = new LookasideEntry { Linear = rip, Epoch = epoch, Variant = variant + 1, Age = t.Cache.Age, Block = block };
+        *e = new LookasideEntry
+        {
+            Linear = rip,
+            Epoch = where.Global ? globalEpoch : epoch,
+            Variant = variant + 1,
+            Age = t.Cache.Age,
+            Block = block,
+        };
         return block;
     }
 
