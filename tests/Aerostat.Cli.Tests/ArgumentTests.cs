@@ -25,6 +25,9 @@ public sealed class ArgumentTests
         { "run --kernel k --memory 99999999999999999999", "is not a size" },
         { "run --kernel k --memory 99999999999T", "64 bits" },
         { "run --kernel k --memory 1M", "too little" },
+        { "run --kernel k --memory 512", "512M was probably meant" },
+        { "demo --kernel k --busybox b --memory 2048", "2048M was probably meant" },
+        { "run --kernel k --memory 0", "too little" },
         { "run --kernel k --memory 4T", "too much" },
         { "run --kernel k --memory 5000001", "multiple of 4096" },
         { "run --kernel k --cpus 0", "1 to 64" },
@@ -167,6 +170,29 @@ public sealed class ArgumentTests
         Assert.Contains(mark, script, StringComparison.Ordinal);
         Assert.Contains("doctor", script, StringComparison.Ordinal);
         Assert.Contains("no-reboot", script, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("run --mem", "--memory")]
+    [InlineData("run --accel tr", "translator")]
+    [InlineData("run --accel = tr", "translator")]
+    [InlineData("run --accel =", "auto translator interpreter")]
+    [InlineData("run --personality k", "kvm")]
+    [InlineData("run --append --", "")]
+    [InlineData("bench boot --ru", "--runs")]
+    public void BashCompletes(string line, string expected)
+    {
+        string words = string.Join(' ', line.Split(' ').Prepend("aerostat"));
+        string script = $"{Run("completion", "bash").Output}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=(); _aerostat; echo \"${{COMPREPLY[*]}}\"\n";
+        Assert.SkipUnless(File.Exists("/bin/bash"), "there is no bash");
+        using System.Diagnostics.Process bash = System.Diagnostics.Process.Start(new System.Diagnostics.ProcessStartInfo("/bin/bash", ["--norc"])
+        {
+            RedirectStandardInput = true,
+            RedirectStandardOutput = true,
+        })!;
+        bash.StandardInput.Write(script);
+        bash.StandardInput.Close();
+        Assert.Equal(expected, bash.StandardOutput.ReadToEnd().TrimEnd('\n'));
     }
 
     [Fact]

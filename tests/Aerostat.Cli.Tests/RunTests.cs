@@ -104,6 +104,54 @@ public sealed class RunTests : IDisposable
         Assert.Single(error.TrimEnd('\n').Split('\n'));
     }
 
+    // A number that was closed at the start is the runtime's by now: nothing may be written to it or read from it.
+    [Theory]
+    [InlineData("--version", ">&-", 4)]
+    [InlineData("--version", "2>&-", 0)]
+    [InlineData("--help", ">&- 2>&- <&-", 4)]
+    [InlineData("run", "<&-", 0)]
+    [InlineData("run", ">&-", 4)]
+    [InlineData("run", "2>&-", 0)]
+    public async Task AClosedDescriptorIsNoOnesElse(string verb, string closed, int expected)
+    {
+        string arguments = verb == "run" ? $"run --memory 16M --kernel '{Kernel([.. TinyKernel.OutByte(0x3F8, (byte)'x'), .. closed == ">&-" ? TinyKernel.Forever : TinyKernel.PowerOff])}'" : verb;
+        ProcessStartInfo info = new("/bin/sh", ["-c", $"exec '{Path.Combine(AppContext.BaseDirectory, "aerostat")}' {arguments} {closed}"]) { RedirectStandardInput = true, RedirectStandardOutput = true, RedirectStandardError = true };
+        using Process process = Process.Start(info)!;
+        process.StandardInput.Close();
+        (int status, _, string error) = await End(process);
+        Assert.Equal(expected, status);
+        if (closed == ">&-")
+            Assert.Contains("standard output cannot be written", Assert.Single(error.TrimEnd('\n').Split('\n')), StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task AReaderThatHasSeenEnoughEndsTheRun()
+    {
+        ProcessStartInfo info = new("/bin/sh", ["-c", $"{{ '{Path.Combine(AppContext.BaseDirectory, "aerostat")}' run --memory 16M --kernel '{Kernel(TinyKernel.Echo)}'; echo $? >&2; }} | head -n 1"]) { RedirectStandardInput = true, RedirectStandardOutput = true, RedirectStandardError = true };
+        using Process process = Process.Start(info)!;
+        Task<string?> first = process.StandardOutput.ReadLineAsync(Token).AsTask();
+        await process.StandardInput.WriteAsync("one\n");
+        await process.StandardInput.FlushAsync(Token);
+        Assert.Equal("one", await first);
+        // Head may take a moment to go: what is written meanwhile is lost.
+        Task<(int Status, string Output, string Error)> end = End(process);
+        while (!end.IsCompleted)
+        {
+            try
+            {
+                await process.StandardInput.WriteAsync("two\n");
+                await process.StandardInput.FlushAsync(Token);
+            }
+            catch (IOException)
+            {
+                // The run has ended.
+            }
+            await Task.WhenAny(end, Task.Delay(20, Token));
+        }
+        (int status, _, string error) = await end;
+        Assert.Equal((0, "141\n"), (status, error));
+    }
+
     [Fact]
     public async Task ResetStartsTheKernelAgain()
     {

@@ -27,7 +27,7 @@ internal static class BenchCommand
             Kernel = StockKernel.Kernel(result.GetValue(kernel)),
             Initrd = path,
             Append = result.GetRequiredValue(append),
-            MemoryBytes = MemorySize.Parse(result.GetRequiredValue(memory), "--memory"),
+            MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
             Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
             Accelerator = result.GetRequiredValue(accelerator),
             Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),

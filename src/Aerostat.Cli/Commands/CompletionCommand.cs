@@ -36,11 +36,17 @@ internal static class CompletionCommand
         string.Join(' ', command.Subcommands.Where(c => !c.Hidden).Select(c => c.Name)
             .Concat(command.Name == "completion" ? ["bash", "zsh", "fish"] : []).Concat(Options(command)));
 
+    // Options whose value nobody can guess: nothing is offered after them.
+    private static IEnumerable<string> OptionsWithOtherValues(IEnumerable<Command> commands) =>
+        commands.SelectMany(c => c.Options).Where(o => !o.Hidden && o.Arity.MinimumNumberOfValues > 0).Select(o => o.Name)
+            .Except(["--kernel", "--initrd", "--stats", "--busybox", "--modules", "--accel", "--cpu", "--device", "--personality"]).Distinct();
+
     // What this build knows: later versions know more.
     private static string Values(string option) => string.Join(' ', option switch
     {
         "--accel" => Accelerators.All(KvmDevice.Missing).Where(a => a.Usable).Select(a => a.Name).Prepend("auto"),
         "--cpu" => Accelerators.CpuModelsOf("auto").Select(m => m.Name).Append("help"),
+        "--personality" => ["none", "kvm"],
         _ => DeviceOptions.Known.Select(d => d.Syntax.Split('[')[0].Split(',')[0]).Append("help"),
     });
 
@@ -50,17 +56,25 @@ internal static class CompletionCommand
         text.Append("""
             _aerostat() {
                 local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words
+                # bash takes "--accel=t" apart.
+                if [ "$word" = "=" ]; then word=
+                elif [ "$before" = "=" ]; then before=${COMP_WORDS[COMP_CWORD-2]}
+                fi
                 case $before in
-                    --kernel|--initrd|--stats|--busybox|--modules) COMPREPLY=($(compgen -f -- "$word")); return ;;
+                    --kernel|--initrd|--stats|--busybox|--modules) local IFS=$'\n'; COMPREPLY=($(compgen -f -- "$word")); return ;;
                     --accel) COMPREPLY=($(compgen -W "ACCELERATORS" -- "$word")); return ;;
                     --cpu) COMPREPLY=($(compgen -W "MODELS" -- "$word")); return ;;
                     --device) COMPREPLY=($(compgen -W "DEVICES" -- "$word")); return ;;
+                    --personality) COMPREPLY=($(compgen -W "PERSONALITIES" -- "$word")); return ;;
+                    OTHERS) COMPREPLY=(); return ;;
                 esac
                 case "${COMP_WORDS[1]} ${COMP_WORDS[2]}" in
 
             """.Replace("ACCELERATORS", Values("--accel"), StringComparison.Ordinal)
                .Replace("MODELS", Values("--cpu"), StringComparison.Ordinal)
-               .Replace("DEVICES", Values("--device"), StringComparison.Ordinal));
+               .Replace("DEVICES", Values("--device"), StringComparison.Ordinal)
+               .Replace("PERSONALITIES", Values("--personality"), StringComparison.Ordinal)
+               .Replace("OTHERS", string.Join('|', OptionsWithOtherValues(Verbs(root).SelectMany(v => v.Subcommands.Append(v)))), StringComparison.Ordinal));
         foreach (Command verb in Verbs(root))
         {
             foreach (Command inner in verb.Subcommands.Where(c => !c.Hidden))
@@ -96,7 +110,8 @@ internal static class CompletionCommand
                 string what = option switch
                 {
                     "--kernel" or "--initrd" or "--stats" or "--busybox" or "--modules" => " -rF",
-                    "--accel" or "--cpu" or "--device" => $" -xa '{Values(option)}'",
+                    "--accel" or "--cpu" or "--device" or "--personality" => $" -xa '{Values(option)}'",
+                    _ when OptionsWithOtherValues(verb.Subcommands.Append(verb)).Contains(option) => " -x",
                     _ => "",
                 };
                 text.Append($"complete -c aerostat -n '__fish_seen_subcommand_from {verb.Name}' -l {option[2..]}{what}\n");

@@ -42,25 +42,30 @@ internal static class DemoCommand
         {
             string kernelPath = StockKernel.Kernel(result.GetValue(kernel));
             KernelModules? kernelModules = StockKernel.Modules(result.GetValue(modules), kernelPath);
+            string[] wanted = kernelModules is null ? [] : [.. s_modules.Where(name => IsLoadable(kernelModules, name))];
             MachineOptions options = new()
             {
                 Name = "demo",
-                MemoryBytes = MemorySize.Parse(result.GetRequiredValue(memory), "--memory"),
+                MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
                 Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
                 Accelerator = result.GetRequiredValue(accelerator),
                 NoReboot = true,
                 Boot = new KernelBootOptions(kernelPath)
                 {
-                    InitrdBytes = BuildInitramfs(StockKernel.Busybox(result.GetValue(busybox)), kernelModules),
+                    InitrdBytes = BuildInitramfs(StockKernel.Busybox(result.GetValue(busybox)), kernelModules, wanted),
                     CommandLine = "console=ttyS0 panic=-1",
                 },
             };
+            if (kernelModules is null)
+                result.InvocationConfiguration.Output.WriteLine("No modules of this kernel are loaded, for they are not at hand: --modules DIR says where they are (its lib/modules/RELEASE).");
+            else if (wanted.Length == 0)
+                result.InvocationConfiguration.Output.WriteLine($"No modules of this kernel are loaded: {kernelModules.Root} has none of {string.Join(", ", s_modules)}.");
             return await RunAsync(options, kernelPath, result.InvocationConfiguration.Output, result.InvocationConfiguration.Error).ConfigureAwait(false);
         });
         return command;
     }
 
-    private static byte[] BuildInitramfs(string busybox, KernelModules? modules)
+    private static byte[] BuildInitramfs(string busybox, KernelModules? modules, string[] wanted)
     {
         using MemoryStream archive = new();
         new InitramfsBuilder
@@ -68,7 +73,7 @@ internal static class DemoCommand
             BusyboxPath = busybox,
             InitScript = GuestScripts.Demo,
             Modules = modules,
-            ModuleNames = modules is null ? [] : [.. s_modules.Where(name => IsLoadable(modules, name))],
+            ModuleNames = wanted,
         }.Build(archive);
         return archive.ToArray();
     }

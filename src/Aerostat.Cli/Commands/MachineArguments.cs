@@ -19,6 +19,16 @@ internal static class MachineArguments
     public static Option<string> Accelerator() =>
         new("--accel") { HelpName = "NAME", Description = "What runs the guest's code: auto, translator, interpreter", DefaultValueFactory = _ => "auto" };
 
+    /// <summary>A guest's memory. Who writes 512 seldom wants 512 bytes.</summary>
+    public static ulong ParseMemory(string text)
+    {
+        const string What = "--memory";
+        ulong bytes = MemorySize.Parse(text, What);
+        if (bytes is > 0 and < MachineOptions.MinMemory && text.All(char.IsAsciiDigit) && bytes <= MachineOptions.MaxMemory >> 20)
+            throw new ConfigurationException($"{What}: a bare number counts bytes, and {text} bytes are too little for a machine; {bytes}M was probably meant");
+        return bytes;
+    }
+
     public static int ParseCpus(string text) =>
         int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count)
             ? count

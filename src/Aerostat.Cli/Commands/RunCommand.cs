@@ -49,7 +49,7 @@ internal static class RunCommand
             MachineOptions options = new()
             {
                 Name = MachineArguments.ParseName(result.GetRequiredValue(name)),
-                MemoryBytes = MemorySize.Parse(result.GetRequiredValue(memory), "--memory"),
+                MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
                 Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
                 Accelerator = accel,
                 CpuModel = result.GetValue(cpu),

@@ -25,10 +25,10 @@ internal static class GuestScripts
         """;
 
     // A loop of its own instead of an interactive shell: no line editing, so the console stays plain text.
-    /// <summary>Loads the modules, then carries out what is typed.</summary>
+    /// <summary>Loads the modules if there are any, then carries out what is typed.</summary>
     public const string Demo = Head + """
         hostname aerostat
-        while read -r module; do insmod $module; done < /etc/modules
+        [ ! -f /etc/modules ] || while read -r module; do insmod $module; done < /etc/modules
         echo
         echo "This is a shell inside the guest, on its serial console."
         while printf 'aerostat# ' && read -r line; do

@@ -28,10 +28,14 @@ internal static class StockKernel
             : throw new ConfigurationException("no busybox; give --busybox FILE (a static one), or run './dev kernels' in a clone, which fetches Debian's"));
     }
 
-    /// <summary>The modules given, else those of the cached kernel if that is the one, else none.</summary>
+    /// <summary>The modules given, else those next to the kernel or the host's of that release, else none.</summary>
     public static KernelModules? Modules(string? given, string kernel)
     {
         string? folder = given;
+        string name = Path.GetFileName(kernel);
+        if (folder is null && name.StartsWith("vmlinuz-", StringComparison.Ordinal) && Path.GetDirectoryName(Path.GetDirectoryName(Path.GetFullPath(kernel))) is { } root)
+            folder = ((string[])[Path.Combine(root, "lib"), Path.Combine(root, "usr", "lib"), "/lib", "/usr/lib"])
+                .Select(lib => Path.Combine(lib, "modules", name["vmlinuz-".Length..])).FirstOrDefault(f => File.Exists(Path.Combine(f, "modules.dep")));
         if (folder is null && kernel.StartsWith(Path.Combine(Cache, "cloud") + "/", StringComparison.Ordinal))
             folder = Newest(Path.Combine(Cache, "cloud", "lib", "modules"), "*", directories: true) ?? Newest(Path.Combine(Cache, "cloud", "usr", "lib", "modules"), "*", directories: true);
         return folder is null ? null : KernelModules.Open(folder);

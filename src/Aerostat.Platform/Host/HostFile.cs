@@ -26,6 +26,7 @@ public static unsafe partial class HostFile
     private const int WriteAccess = 2;
     private const int Interrupted = 4, TryAgain = 11, BrokenPipe = 32;
     private const short PollOut = 4;
+    private const int LastStandard = 2, BadDescriptor = 9, GetDescriptorFlags = 1, ClosedOnExec = 1;
 
     /// <summary>What is at <paramref name="path"/>, links followed.</summary>
     public static HostFileKind KindOf(string path)
@@ -46,10 +47,20 @@ public static unsafe partial class HostFile
     public static bool IsWritable(string path) => access(path, WriteAccess) == 0;
 
     /// <summary>
+    /// Whether a descriptor may be used. That is in question for standard input, output and error alone: where one of them was closed
+    /// when the program started, its number is by now a file of the runtime's own, which must not be touched. Such files are closed on
+    /// exec (fcntl(2), FD_CLOEXEC), and what came through exec is not.
+    /// </summary>
+    public static bool IsUsable(int descriptor) =>
+        descriptor > LastStandard || (fcntl(descriptor, GetDescriptorFlags) is >= 0 and var flags && (flags & ClosedOnExec) == 0);
+
+    /// <summary>
     /// Writes everything to a descriptor. Answers why that failed, or null: also when nobody reads any more, which is nobody's error.
     /// </summary>
     public static string? Write(int descriptor, ReadOnlySpan<byte> bytes)
     {
+        if (!IsUsable(descriptor))
+            return NotOpen;
         while (!bytes.IsEmpty)
         {
             nint count;
@@ -79,6 +90,9 @@ public static unsafe partial class HostFile
         return null;
     }
 
+    /// <summary>What is wrong with a descriptor that is not usable.</summary>
+    internal static string NotOpen => Marshal.GetPInvokeErrorMessage(BadDescriptor);
+
     [StructLayout(LayoutKind.Sequential)]
     private struct PollDescriptor
     {
@@ -89,6 +103,9 @@ public static unsafe partial class HostFile
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint write(int descriptor, void* buffer, nuint count);
+
+    [LibraryImport("libc")]
+    private static partial int fcntl(int descriptor, int command);
 
     [LibraryImport("libc")]
     private static partial int poll(PollDescriptor* descriptors, nuint count, int timeout);

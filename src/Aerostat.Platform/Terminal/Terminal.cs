@@ -30,6 +30,8 @@ public sealed unsafe partial class Terminal : IDisposable
     private readonly int output;
     private readonly int outputChunk = PipeChunk;
     private readonly bool outputIsOwn;
+    private readonly bool inputIsUsable;
+    private readonly bool outputIsUsable;
     private readonly int cancelRead;
     private readonly int cancelWrite;
     private readonly byte[] original = new byte[TermiosSize];
@@ -43,6 +45,8 @@ public sealed unsafe partial class Terminal : IDisposable
     {
         input = inputDescriptor;
         output = outputDescriptor;
+        inputIsUsable = HostFile.IsUsable(input);
+        outputIsUsable = HostFile.IsUsable(output);
         cancelRead = eventfd(0, CloseOnExec | NonBlocking);
         cancelWrite = cancelRead < 0 ? -1 : eventfd(0, CloseOnExec | NonBlocking);
         if (cancelWrite < 0)
@@ -52,7 +56,7 @@ public sealed unsafe partial class Terminal : IDisposable
                 _ = close(cancelRead);
             throw new Win32Exception(error, "eventfd failed");
         }
-        if (isatty(output) != 1)
+        if (!outputIsUsable || isatty(output) != 1)
             return;
         // A terminal polls ready when it can take a single character and then blocks in the middle of a longer write. O_NONBLOCK on the
         // descriptor that was given would reach every process that shares it, so it is opened once more, for this one alone.
@@ -145,7 +149,7 @@ public sealed unsafe partial class Terminal : IDisposable
     /// </summary>
     public int Read(Span<byte> buffer)
     {
-        if (buffer.IsEmpty)
+        if (buffer.IsEmpty || !inputIsUsable)
             return 0;
         while (true)
         {
@@ -172,6 +176,11 @@ public sealed unsafe partial class Terminal : IDisposable
     /// </summary>
     public bool Write(ReadOnlySpan<byte> bytes)
     {
+        if (!outputIsUsable)
+        {
+            WriteFailure = HostFile.NotOpen;
+            return false;
+        }
         while (!bytes.IsEmpty)
         {
             if (!WaitFor(output, PollOut, cancelWrite))
