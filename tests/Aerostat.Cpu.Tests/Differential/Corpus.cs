@@ -13,8 +13,6 @@ internal static class Corpus
     private static readonly string[] Names =
         ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
-    public static string Folder => Path.Combine(AppContext.BaseDirectory, "corpus");
-
     public static unsafe string Format(TestCase c)
     {
         var text = new StringBuilder();

@@ -8,8 +8,8 @@ namespace Aerostat.Cpu.Tests;
 
 /// <summary>
 /// The interpreter against the host processor, instruction by instruction. AEROSTAT_SEED chooses other cases, AEROSTAT_FUZZ_SECONDS makes
-/// <see cref="RandomCases"/> go on for that long. A case that fails is printed in the form of <see cref="Corpus"/> and saved below the
-/// test's folder in <c>failures.txt</c>: to keep it for good, add its line to a file in <c>corpus/</c>.
+/// <see cref="RandomCases"/> go on for that long. A case that fails is printed in the form of <see cref="Corpus"/> and saved by
+/// <see cref="CaseStore"/>, from where every later run replays it.
 /// </summary>
 public sealed class InstructionDifferentialTests
 {
@@ -150,15 +150,13 @@ public sealed class InstructionDifferentialTests
                 return runner.Run(x) != null;
             });
             string text = string.Join("; ", small.Instructions().Select(i => i.ToString()));
-            failures.Add($"{text}\n    host{runner.Run(small) ?? difference}\n    {Corpus.Format(small)}");
+            string what = $"{text}\n    host{runner.Run(small) ?? difference}", line = Corpus.Format(small);
+            failures.Add($"{what}\n    {line}\n    {CaseStore.Default.Save("forms", line, what)}");
         }
 
         Console.WriteLine($"{runner.Count} sequences, {runner.Faults} of them ended in an exception");
         if (failures.Count != 0)
-        {
-            File.AppendAllLines(Path.Combine(AppContext.BaseDirectory, "failures.txt"), failures.Select(f => "# " + f.Replace("\n    64", "\n64", StringComparison.Ordinal).Replace("\n    32", "\n32", StringComparison.Ordinal).Replace("\n    ", "\n# ", StringComparison.Ordinal)));
             Assert.Fail($"seed {Seed}:\n  " + string.Join("\n  ", failures));
-        }
     }
 
     // Drops instructions that the difference does not need.
@@ -186,20 +184,18 @@ public sealed class InstructionDifferentialTests
         HostRequirements.Check();
         using DifferentialRunner runner = CreateRunner();
         var failures = new StringBuilder();
-        foreach (string file in Directory.EnumerateFiles(Corpus.Folder, "*.txt").Order())
+        int replayed = 0;
+        foreach ((string file, string line) in CaseStore.Default.Lines("forms"))
         {
-            foreach (string line in File.ReadLines(file))
-            {
-                if (line.Length == 0 || line[0] == '#')
-                    continue;
-                TestCase c = Corpus.Parse(line);
-                if (!runner.Native.CanRun(c.Bitness) || (c.Low && !runner.Native.HasLowWindow))
-                    continue;
-                if (runner.Run(c) is { } difference)
-                    failures.AppendLine(CultureInfo.InvariantCulture, $"{Path.GetFileName(file)}: {difference}\n  {line}");
-            }
+            replayed++;
+            TestCase c = Corpus.Parse(line);
+            if (!runner.Native.CanRun(c.Bitness) || (c.Low && !runner.Native.HasLowWindow))
+                continue;
+            if (runner.Run(c) is { } difference)
+                failures.AppendLine(CultureInfo.InvariantCulture, $"{file}: {difference}\n  {line}");
         }
 
+        Assert.True(replayed > 0, "the corpus is not there");
         Assert.True(failures.Length == 0, failures.ToString());
     }
 
@@ -207,7 +203,6 @@ public sealed class InstructionDifferentialTests
     private sealed class Report(DifferentialRunner runner)
     {
         private readonly Dictionary<Code, (int Count, string Text)> _failures = [];
-        private readonly List<string> _lines = [];
 
         public bool IsFull => _failures.Count >= MaxReports;
 
@@ -223,8 +218,8 @@ public sealed class InstructionDifferentialTests
             TestCase small = Minimizer.Minimize(c, x => generator.IsContained(x, e.Instruction) && runner.Run(x) != null);
             string line = Corpus.Format(small);
             string text = $"{code}: {e.Instruction}\n    host{runner.Run(small) ?? difference}\n    {line}";
-            _failures[code] = (1, text);
-            _lines.Add($"# {code}: {e.Instruction}\n{line}");
+            string saved = CaseStore.Default.Save("forms", line, $"{code}: {e.Instruction}");
+            _failures[code] = (1, $"{text}\n    {saved}");
             return false;
         }
 
@@ -233,7 +228,6 @@ public sealed class InstructionDifferentialTests
             Console.WriteLine($"{runner.Count} cases, {runner.Faults} of them ended in an exception");
             if (_failures.Count == 0)
                 return;
-            File.AppendAllLines(Path.Combine(AppContext.BaseDirectory, "failures.txt"), _lines);
             Assert.Fail($"{_failures.Count} forms differ from the host (seed {Seed}):\n"
                 + string.Join('\n', _failures.Values.Take(MaxReports).Select(f => $"  {f.Text}  [{f.Count} cases]"))
                 + "\n" + string.Join(' ', _failures.Keys));

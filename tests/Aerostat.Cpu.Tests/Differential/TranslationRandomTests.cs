@@ -8,7 +8,8 @@ namespace Aerostat.Cpu.Tests;
 
 /// <summary>
 /// Random programs through translator and interpreter, whose results must agree: forward branches, loops, calls, memory operands around page
-/// boundaries, faults, flags live and dead, stores into the program itself. AEROSTAT_SEED chooses other programs, AEROSTAT_PROGRAMS how many.
+/// boundaries, faults, flags live and dead, stores into the program itself. AEROSTAT_SEED chooses other programs, AEROSTAT_PROGRAMS how many;
+/// <see cref="CaseStore"/> keeps the seeds of those that failed.
 /// </summary>
 public sealed unsafe class TranslationRandomTests
 {
@@ -43,9 +44,10 @@ public sealed unsafe class TranslationRandomTests
             null,
             5000,
             5000);
-        for (ulong n = 0; n < (ulong)count && failed < 10; n++)
+        ulong[] kept = [.. CaseStore.Default.Lines("programs").Select(x => ulong.Parse(x.Line, NumberStyles.HexNumber, CultureInfo.InvariantCulture))];
+        for (ulong n = 0; n < (ulong)(kept.Length + count) && failed < 10; n++)
         {
-            ulong seed = (Seed << 32) + n;
+            ulong seed = n < (ulong)kept.Length ? kept[n] : (Seed << 32) + n - (ulong)kept.Length;
             Volatile.Write(ref current, n);
             var rng = new Rng(seed);
             var program = new ProgramGenerator(rng);
@@ -89,6 +91,7 @@ public sealed unsafe class TranslationRandomTests
                 continue;
             failed++;
             failures.AppendLine(CultureInfo.InvariantCulture, $"program {seed:x}:{difference}");
+            failures.AppendLine(CaseStore.Default.Save("programs", $"{seed:x}", difference));
             foreach (Instruction i in program.Listing)
                 failures.AppendLine(CultureInfo.InvariantCulture, $"    {i.IP:x} {i}");
         }
