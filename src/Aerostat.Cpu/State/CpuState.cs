@@ -107,7 +107,7 @@ internal unsafe struct CpuState
     /// <summary>Status flags at entry to and exit from generated code: byte 0 is OF, byte 1 is AH as LAHF leaves it.</summary>
     public uint HostFlags;
     /// <summary>For each variant of generated code, its table of jump targets, or a table of exits while somebody waits.</summary>
-    public fixed ulong JumpTable[8];
+    public fixed ulong JumpTable[9];
     /// <summary>What generated code left in its scratch registers R10, R11 and R14 at its exit.</summary>
     public ulong ExitAddress, ExitRecord, GroupPointer;
     /// <summary>Where to go at entry; the host's MXCSR; a place to keep a register for a moment.</summary>

@@ -33,7 +33,7 @@ internal sealed unsafe partial class BlockTranslator
 
     private void EmitCheckedEntry()
     {
-        nint miss = vectors ? cache.Thunks.MissVector : cache.Thunks.Miss;
+        nint miss = cache.Thunks.Miss(VectorLevel.Of(variant));
         if (live.Length > 0 && count > 0 && live[0] == 0)
         {
             if ((long)linear == (int)linear)
@@ -87,7 +87,7 @@ internal sealed unsafe partial class BlockTranslator
             bool done = treatments[k] switch
             {
                 Treatment.Integer => EmitPlain(i, k, start),
-                Treatment.Vector => vectors ? EmitPlain(i, k, start) : EmitLeave(ExitKind.NeedsVectors, i.IP, 0),
+                Treatment.Vector => IsLoaded(i) ? EmitPlain(i, k, start) : !vectors && EmitLeave(ExitKind.NeedsVectors, i.IP, 0),
                 Treatment.Nothing => true,
                 Treatment.Lea => EmitLea(i),
                 Treatment.Push => EmitPush(i, k, start),
@@ -128,7 +128,7 @@ internal sealed unsafe partial class BlockTranslator
     private void EmitExit(int record)
     {
         a.Constant(Host.R11, (uint)record);
-        a.Jmp(vectors ? cache.Thunks.ExitVector : cache.Thunks.Exit);
+        a.Jmp(cache.Thunks.Exit(VectorLevel.Of(variant)));
     }
 
     private bool EmitLeave(ExitKind kind, ulong rip, nint next)
@@ -238,7 +238,7 @@ internal sealed unsafe partial class BlockTranslator
     /// Turns the address in R10 into a host address, or leaves. Keeps the flags in <paramref name="liveFlags"/> and all registers but R10, R11 and,
     /// with live flags, R14 (unless it is asked to spill to memory).
     /// </summary>
-    private void EmitCheck(ulong rip, nint retry, int size, bool write, bool aligned, int liveFlags, int segment, bool spillToMemory = false)
+    private void EmitCheck(ulong rip, nint retry, int size, bool write, int alignment, int liveFlags, int segment, bool spillToMemory = false)
     {
         int tag = TlbOffset + (write ? 8 : 0);
         if (liveFlags != 0)
@@ -273,11 +273,11 @@ internal sealed unsafe partial class BlockTranslator
         a.RR(0x81, 7, Host.R10);
         a.Int32(4096 - size);
         nint slow = a.Jcc(Condition.A), slow2 = 0;
-        if (aligned)
+        if (alignment != 0)
         {
-            // test r10b, 15
+            // test r10b, alignment
             a.RR(0xF6, 0, Host.R10, wide: false);
-            a.Byte(15);
+            a.Byte(alignment);
             slow2 = a.Jcc(Condition.Ne);
         }
         a.RM(0x03, Host.R10, Host.R11, Host.None, 0, TlbOffset + 16, gs: true);
@@ -289,7 +289,7 @@ internal sealed unsafe partial class BlockTranslator
             Retry = retry,
             Size = (ushort)size,
             Write = write,
-            Aligned = aligned,
+            Alignment = alignment,
         });
         cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, TagOffset = tag, Live = liveFlags, SpillToMemory = spillToMemory });
     }
@@ -356,7 +356,7 @@ internal sealed unsafe partial class BlockTranslator
             if (!write && access is not (OpAccess.Read or OpAccess.CondRead))
                 return false;
             int size = i.MemorySize.GetSize();
-            bool aligned = size == 16 && treatments[k] == Treatment.Vector && !Whitelist.AllowsUnaligned(i.Mnemonic);
+            bool aligned = treatments[k] == Treatment.Vector && Whitelist.MustBeAligned(i, size);
             (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false);
             copy.MemoryBase = Sized(pointer, 8);
             copy.MemoryIndex = Register.None;
@@ -416,7 +416,7 @@ internal sealed unsafe partial class BlockTranslator
             if (i.MemoryBase == Register.EIP || i.MemorySize.GetSize() != 8)
                 return false;
             EmitAddress(i);
-            EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], SegmentOffset(i));
+            EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], SegmentOffset(i));
             a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
             // As in EmitIndirect.
             start = a.Here;
@@ -514,7 +514,7 @@ internal sealed unsafe partial class BlockTranslator
     {
         int first = cache.RecordCount;
         a.Move(Host.R10, Host.Rbp);
-        EmitCheck(i.IP, start, 8, write: false, aligned: false, live[k], -1);
+        EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], -1);
         a.Lea(Host.R15, Host.Rbp, Host.None, 0, 8);
         a.RM(0x8B, Host.Rbp, Host.R10, Host.None, 0, 0);
         SetNext(first, k);

@@ -151,11 +151,14 @@ internal sealed unsafe partial class BlockTranslator
                 u.SpoilsPointer = inMemory >= (memory ? 2 : 3);
                 if (memory)
                 {
-                    u.Aligned = i.MemorySize.GetSize() == 16 && t == Treatment.Vector && !Whitelist.AllowsUnaligned(i.Mnemonic);
-                    Place(i, i.MemorySize.GetSize(), ref u);
+                    int size = i.MemorySize.GetSize();
+                    u.Aligned = t == Treatment.Vector && Whitelist.MustBeAligned(i, size);
+                    // A group knows of no other alignment than 16.
+                    if (!u.Aligned || size == 16)
+                        Place(i, size, ref u);
                 }
                 // AH..BH cannot be encoded together with the registers that point to memory.
-                if ((t == Treatment.Vector && !vectors) || (memory && highByte))
+                if ((t == Treatment.Vector && !IsLoaded(i)) || (memory && highByte))
                 {
                     u.Barrier = true;
                     u.Present = false;
@@ -289,10 +292,10 @@ internal sealed unsafe partial class BlockTranslator
         int segment = stack ? -1 : SegmentOffset(i);
         if (u.Role == 0)
         {
-            EmitCheck(i.IP, start, size, write, aligned, live[k], segment, spillToMemory || u.PointerLive || u.InGroup);
+            EmitCheck(i.IP, start, size, write, aligned ? size - 1 : 0, live[k], segment, spillToMemory || u.PointerLive || u.InGroup);
             return (Host.R10, 0);
         }
-        EmitCheck(i.IP, start, u.Span, u.SpanWrites, u.SpanAligned, live[k], segment, spillToMemory: false);
+        EmitCheck(i.IP, start, u.Span, u.SpanWrites, u.SpanAligned ? 15 : 0, live[k], segment, spillToMemory: false);
         ExitRecord* record = cache.Record((uint)cache.RecordCount - 1);
         record->Group = true;
         record->LeaderWrites = write;

@@ -58,7 +58,7 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="watch">Makes sure that writes to bytes of code are noticed.</param>
     /// <param name="linearAddress">Where the guest sees the code.</param>
     /// <param name="physicalAddress">Where it lies.</param>
-    /// <param name="codeVariant">TLB set, + 3 with XMM registers loaded.</param>
+    /// <param name="codeVariant">TLB set, + 3 with XMM registers loaded, + 6 with YMM registers loaded.</param>
     /// <param name="withoutGroups">Each access on its own: for where a group's check has failed.</param>
     public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, bool withoutGroups = false)
     {
@@ -67,7 +67,7 @@ internal sealed unsafe partial class BlockTranslator
         gpa = physicalAddress;
         pageLinear = linear & ~4095UL;
         variant = codeVariant;
-        vectors = variant >= 3;
+        vectors = VectorLevel.Of(variant) >= VectorLevel.Xmm;
         ulong gpaPage = gpa & ~4095UL;
         var source = new ReadOnlySpan<byte>(memory.HostBase + gpaPage, 4096);
         uint* generation = memory.CodeGeneration + (gpa >> 12);
@@ -208,6 +208,9 @@ internal sealed unsafe partial class BlockTranslator
             treatment = Treatment.Interpret;
         return true;
     }
+
+    /// <summary>Whether the registers of a vector instruction are in the host's in this variant.</summary>
+    private bool IsLoaded(in Instruction i) => i.Encoding == EncodingKind.VEX ? VectorLevel.Of(variant) == VectorLevel.Ymm : vectors;
 
     private static bool HostHas(in Instruction i)
     {

@@ -12,7 +12,7 @@ internal sealed unsafe partial class CodeCache
     private const int MostListed = TableEntries;
 
     private readonly nint*[][] tables = new nint*[TlbMemory.SpaceCount][];
-    private readonly nint*[] missTables = new nint*[2];
+    private readonly nint*[] missTables = new nint*[VectorLevel.Count];
     private readonly List<int>[] listed = new List<int>[TlbMemory.SpaceCount];
     private readonly List<int> listedGlobal = [], listedLocal = [];
     private int space;
@@ -97,7 +97,7 @@ internal sealed unsafe partial class CodeCache
     public void DisarmTables()
     {
         for (int i = 0; i < Variants; i++)
-            Volatile.Write(ref state->JumpTable[i], (ulong)missTables[i / 3]);
+            Volatile.Write(ref state->JumpTable[i], (ulong)missTables[VectorLevel.Of(i)]);
     }
 
     public void ArmTables()
@@ -105,7 +105,7 @@ internal sealed unsafe partial class CodeCache
         for (int i = 0; i < Variants; i++)
         {
             nint* table = Table(i, space);
-            Volatile.Write(ref state->JumpTable[i], (ulong)(table != null ? table : missTables[i / 3]));
+            Volatile.Write(ref state->JumpTable[i], (ulong)(table != null ? table : missTables[VectorLevel.Of(i)]));
         }
     }
 
@@ -119,7 +119,7 @@ internal sealed unsafe partial class CodeCache
         for (int i = 0; i < missTables.Length; i++)
         {
             missTables[i] = AllocateTable();
-            new Span<nint>(missTables[i], TableEntries).Fill(i == 0 ? Thunks.Miss : Thunks.MissVector);
+            new Span<nint>(missTables[i], TableEntries).Fill(Thunks.Miss(i));
         }
         ArmTables();
     }
@@ -134,7 +134,7 @@ internal sealed unsafe partial class CodeCache
             HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
     }
 
-    private nint MissThunk(int variant) => variant < 3 ? Thunks.Miss : Thunks.MissVector;
+    private nint MissThunk(int variant) => Thunks.Miss(VectorLevel.Of(variant));
 
     private static nint* AllocateTable() => (nint*)HostMapping.AllocateLazy(TableEntries * (ulong)sizeof(nint));
 }

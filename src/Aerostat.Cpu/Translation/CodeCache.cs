@@ -65,10 +65,15 @@ internal struct ExitRecord
         set => Set(1, value);
     }
 
-    public bool Aligned
+    /// <summary>Address bits that must be clear: 0, 15 or 31.</summary>
+    public int Alignment
     {
-        readonly get => (flags & 2) != 0;
-        set => Set(2, value);
+        readonly get => (flags & 2) != 0 ? 15 : (flags & 16) != 0 ? 31 : 0;
+        set
+        {
+            Set(2, value == 15);
+            Set(16, value == 31);
+        }
     }
 
     /// <summary>The check was for a group: where it cannot be met, code without groups goes on.</summary>
@@ -95,11 +100,11 @@ internal struct ExitRecord
 /// </summary>
 internal sealed unsafe partial class CodeCache : IDisposable
 {
-    public const int Variants = 6, TableEntries = 1 << 16;
+    public const int Variants = 3 * VectorLevel.Count, TableEntries = 1 << 16;
     /// <summary>Exit number of a jump-table miss.</summary>
     public const uint MissRecord = 0;
     /// <summary>Added to the variant of blocks without groups, which are reached from a failed group only.</summary>
-    public const int Ungrouped = 8;
+    public const int Ungrouped = 16;
     private const int BucketBits = 15, Buckets = 1 << BucketBits;
     private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
     private const int WorstBlock = 64 << 10;

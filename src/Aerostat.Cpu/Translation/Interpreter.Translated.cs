@@ -179,12 +179,14 @@ internal sealed unsafe partial class Interpreter
             && (*(uint*)(s->Xsave + CpuState.MxcsrOffset) & VectorState.MxcsrMasks) == VectorState.MxcsrMasks;
         if (!vectors)
             return tlbSet;
+        // Where the guest may use YMM registers, code that uses XMM registers gets them loaded too: most user code meets a VEX instruction soon.
+        int level = VexHandlers.Usable(s) ? VectorLevel.Ymm : VectorLevel.Xmm;
         if (tlbSet == UserSet)
         {
             supervisorVectors = false;
-            return UserSet + 3;
+            return UserSet + (3 * level);
         }
-        return supervisorVectors ? tlbSet + 3 : tlbSet;
+        return supervisorVectors ? tlbSet + (3 * level) : tlbSet;
     }
 
     /// <summary>The translation for RIP, made now if the code is warm; null: interpret.</summary>
@@ -250,10 +252,7 @@ internal sealed unsafe partial class Interpreter
             s->HostFlags = ToHostFlags(s);
             s->EntryTarget = (ulong)entry;
             t.Counters.Entries++;
-            if (variant < 3)
-                t.Cache.Thunks.Enter();
-            else
-                t.Cache.Thunks.EnterVector();
+            t.Cache.Thunks.Enter(VectorLevel.Of(variant));
             FromHostFlags(s);
             ExitRecord* record = t.Cache.Record(s->ExitRecord);
             t.Counters.Exits[(int)record->Kind]++;
@@ -374,7 +373,7 @@ internal sealed unsafe partial class Interpreter
     private bool Refill(CpuState* s, ExitRecord* record, out SlowAccess reason)
     {
         ulong linear = s->ExitAddress;
-        bool aligned = !record->Aligned || (linear & 15) == 0;
+        bool aligned = (linear & (uint)record->Alignment) == 0;
         reason = (linear & 4095) + record->Size > 4096 ? SlowAccess.PageCrossing : aligned ? SlowAccess.NotCanonical : SlowAccess.Misaligned;
         if ((linear & 4095) + record->Size > 4096 || !aligned || !IsCanonical(s, linear))
             return false;

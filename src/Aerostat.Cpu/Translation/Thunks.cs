@@ -1,4 +1,5 @@
 using System.Runtime.Intrinsics.X86;
+using Iced.Intel;
 
 namespace Aerostat.Cpu;
 
@@ -15,54 +16,61 @@ internal static class Homes
     ];
 }
 
-/// <summary>The code between the dispatcher and generated code, in two forms: with and without the XMM registers.</summary>
+/// <summary>How much of the vector registers generated code has loaded.</summary>
+internal static class VectorLevel
+{
+    public const int None = 0, Xmm = 1, Ymm = 2, Count = 3;
+
+    /// <summary>The level of a variant: variants of one level are one for each TLB set.</summary>
+    public static int Of(int variant) => variant / 3;
+}
+
+/// <summary>The code between the dispatcher and generated code, in a form for each <see cref="VectorLevel"/>.</summary>
 internal sealed unsafe class Thunks(CpuState* state)
 {
     private static readonly int[] Saved = [Host.Rbx, Host.Rbp, Host.R12, Host.R13, Host.R14, Host.R15];
 
+    private readonly nint[] enter = new nint[VectorLevel.Count], exit = new nint[VectorLevel.Count], miss = new nint[VectorLevel.Count];
+
     /// <summary>Enters at <see cref="CpuState.EntryTarget"/> and comes back at the next exit.</summary>
-    public delegate* unmanaged<void> Enter { get; private set; }
-    public delegate* unmanaged<void> EnterVector { get; private set; }
+    public void Enter(int level) => ((delegate* unmanaged<void>)enter[level])();
+
     /// <summary>Exit with the number of the exit in R11.</summary>
-    public nint Exit { get; private set; }
-    public nint ExitVector { get; private set; }
+    public nint Exit(int level) => exit[level];
+
     /// <summary>Exit of a table jump; the address wanted is in R10.</summary>
-    public nint Miss { get; private set; }
-    public nint MissVector { get; private set; }
+    public nint Miss(int level) => miss[level];
 
     public void Emit(HostAssembler a)
     {
-        Enter = (delegate* unmanaged<void>)EmitEnter(a, false);
-        EnterVector = (delegate* unmanaged<void>)EmitEnter(a, true);
-        Miss = a.Here;
-        a.Constant(Host.R11, CodeCache.MissRecord);
-        Exit = EmitExit(a, false);
-        MissVector = a.Here;
-        a.Constant(Host.R11, CodeCache.MissRecord);
-        ExitVector = EmitExit(a, true);
+        for (int level = 0; level < (HostStubs.CanRun(CpuidFeature.AVX) ? VectorLevel.Count : VectorLevel.Ymm); level++)
+        {
+            enter[level] = EmitEnter(a, level);
+            miss[level] = a.Here;
+            a.Constant(Host.R11, CodeCache.MissRecord);
+            exit[level] = EmitExit(a, level);
+        }
     }
 
     private int Offset(void* field) => (int)((byte*)field - (byte*)state);
 
-    private nint EmitEnter(HostAssembler a, bool vectors)
+    private nint EmitEnter(HostAssembler a, int level)
     {
         nint start = a.Here;
         foreach (int r in Saved)
             Push(a, r);
-        if (vectors)
+        if (level >= VectorLevel.Xmm)
         {
             // Legacy SSE is slow while the upper halves are in use.
             if (Avx.IsSupported)
-            {
-                a.Byte(0xC5);
-                a.Byte(0xF8);
-                a.Byte(0x77);
-            }
+                EmitZeroUpper(a);
             a.LoadState(Host.R10, Offset(&state->Xsave));
             a.RM(0x0FAE, 3, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
             a.RM(0x0FAE, 2, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
             for (int i = 0; i < 16; i++)
                 a.RM(0x0F10, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
+            for (int i = 0; i < 16 && level == VectorLevel.Ymm; i++)
+                EmitUpperHalf(a, i, store: false);
         }
         a.LoadState(Host.Rax, Offset(&state->HostFlags), wide: false);
         a.RestoreOverflow();
@@ -76,7 +84,7 @@ internal sealed unsafe class Thunks(CpuState* state)
         return start;
     }
 
-    private nint EmitExit(HostAssembler a, bool vectors)
+    private nint EmitExit(HostAssembler a, int level)
     {
         nint start = a.Here;
         a.StoreState(0, Host.Rax);
@@ -89,9 +97,13 @@ internal sealed unsafe class Thunks(CpuState* state)
         a.StoreState(Offset(&state->ExitAddress), Host.R10);
         a.StoreState(Offset(&state->ExitRecord), Host.R11);
         a.StoreState(Offset(&state->GroupPointer), Host.R14);
-        if (vectors)
+        if (level >= VectorLevel.Xmm)
         {
             a.LoadState(Host.R10, Offset(&state->Xsave));
+            for (int i = 0; i < 16 && level == VectorLevel.Ymm; i++)
+                EmitUpperHalf(a, i, store: true);
+            if (level == VectorLevel.Ymm)
+                EmitZeroUpper(a);
             a.RM(0x0FAE, 3, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
             a.RM(0x0FAE, 2, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
             for (int i = 0; i < 16; i++)
@@ -101,6 +113,25 @@ internal sealed unsafe class Thunks(CpuState* state)
             Pop(a, Saved[i]);
         a.Byte(0xC3);
         return start;
+    }
+
+    private static void EmitZeroUpper(HostAssembler a)
+    {
+        a.Byte(0xC5);
+        a.Byte(0xF8);
+        a.Byte(0x77);
+    }
+
+    // VINSERTF128 ymm, ymm, [r10 + ...], 1 or VEXTRACTF128 [r10 + ...], ymm, 1.
+    private static void EmitUpperHalf(HostAssembler a, int i, bool store)
+    {
+        a.Byte(0xC4);
+        a.Byte((i < 8 ? 0x80 : 0) | 0x43);
+        a.Byte((store ? 15 : ~i & 15) << 3 | 5);
+        a.Byte(store ? 0x19 : 0x18);
+        a.Byte(0x80 | (i & 7) << 3 | (Host.R10 & 7));
+        a.Int32(CpuState.YmmHighOffset + (16 * i));
+        a.Byte(1);
     }
 
     private static void Push(HostAssembler a, int r)

@@ -87,7 +87,7 @@ internal static class Whitelist
         Mnemonic.Pmovzxbw, Mnemonic.Pmovzxbd, Mnemonic.Pmovzxbq, Mnemonic.Pmovzxwd, Mnemonic.Pmovzxwq, Mnemonic.Pmovzxdq,
         Mnemonic.Blendps, Mnemonic.Blendpd, Mnemonic.Pblendw, Mnemonic.Blendvps, Mnemonic.Blendvpd, Mnemonic.Pblendvb,
         Mnemonic.Roundps, Mnemonic.Roundpd, Mnemonic.Roundss, Mnemonic.Roundsd, Mnemonic.Dpps, Mnemonic.Dppd, Mnemonic.Ptest,
-        Mnemonic.Pcmpestri, Mnemonic.Pcmpestrm, Mnemonic.Pcmpistri, Mnemonic.Pcmpistrm, Mnemonic.Pclmulqdq,
+        Mnemonic.Pcmpestri, Mnemonic.Pcmpestri64, Mnemonic.Pcmpestrm, Mnemonic.Pcmpestrm64, Mnemonic.Pcmpistri, Mnemonic.Pcmpistrm, Mnemonic.Pclmulqdq,
         Mnemonic.Aesenc, Mnemonic.Aesenclast, Mnemonic.Aesdec, Mnemonic.Aesdeclast, Mnemonic.Aesimc, Mnemonic.Aeskeygenassist,
         Mnemonic.Sha1rnds4, Mnemonic.Sha1nexte, Mnemonic.Sha1msg1, Mnemonic.Sha1msg2, Mnemonic.Sha256rnds2, Mnemonic.Sha256msg1, Mnemonic.Sha256msg2,
     ];
@@ -107,9 +107,17 @@ internal static class Whitelist
         return t is Treatment.Integer or Treatment.Vector && !HasPlainOperands(i) ? Treatment.Interpret : t;
     }
 
-    /// <summary>Whether a 16-byte memory operand may be unaligned.</summary>
-    public static bool AllowsUnaligned(Mnemonic m) => m is Mnemonic.Movups or Mnemonic.Movupd or Mnemonic.Movdqu or Mnemonic.Lddqu
-        or Mnemonic.Pcmpestri or Mnemonic.Pcmpestrm or Mnemonic.Pcmpistri or Mnemonic.Pcmpistrm;
+    /// <summary>Whether a vector instruction's memory operand of this size has to be aligned to it.</summary>
+    public static bool MustBeAligned(in Instruction i, int size) =>
+        i.Encoding == EncodingKind.VEX ? VexBinder.IsAligned(i.Mnemonic) : size == 16 && !AllowsUnaligned(i.Mnemonic);
+
+    private static bool AllowsUnaligned(Mnemonic m) => m is Mnemonic.Movups or Mnemonic.Movupd or Mnemonic.Movdqu or Mnemonic.Lddqu
+        or Mnemonic.Pcmpestri or Mnemonic.Pcmpestri64 or Mnemonic.Pcmpestrm or Mnemonic.Pcmpestrm64 or Mnemonic.Pcmpistri or Mnemonic.Pcmpistrm;
+
+    // What the interpreter runs in a stub, and a few that it does itself. Masked moves and gathers, whose elements have addresses of their own, are not here,
+    // nor is VLDMXCSR.
+    private static bool IsPlainVex(Mnemonic m) => VexForms.Classify(m) != VexForm.None || m is Mnemonic.Vzeroupper or Mnemonic.Vzeroall
+        or Mnemonic.Vpcmpestri or Mnemonic.Vpcmpestri64 or Mnemonic.Vpcmpestrm or Mnemonic.Vpcmpestrm64 or Mnemonic.Vpcmpistri or Mnemonic.Vpcmpistrm;
 
     private static Treatment[] Build()
     {
@@ -122,6 +130,8 @@ internal static class Whitelist
             if (encoding is EncodingKind.Legacy or EncodingKind.VEX && Array.IndexOf(Integers, m) >= 0)
                 table[(int)code] = Treatment.Integer;
             else if (encoding == EncodingKind.Legacy && Array.IndexOf(Vectors, m) >= 0)
+                table[(int)code] = Treatment.Vector;
+            else if (encoding == EncodingKind.VEX && IsPlainVex(m))
                 table[(int)code] = Treatment.Vector;
             else if (encoding == EncodingKind.Legacy && Array.IndexOf(Ignored, m) >= 0)
                 table[(int)code] = Treatment.Nothing;
@@ -161,11 +171,11 @@ internal static class Whitelist
             {
                 case OpKind.Register:
                     Register r = i.GetOpRegister(k);
-                    if (!r.IsGPR() && !r.IsXMM())
+                    if (!r.IsGPR() && !r.IsXMM() && !r.IsYMM())
                         return false;
                     break;
                 // A bit number in a register reaches beyond the operand.
-                case OpKind.Memory when !bitString && i.MemoryBase != Register.EIP && i.MemorySize.GetSize() is 1 or 2 or 4 or 8 or 16:
+                case OpKind.Memory when !bitString && i.MemoryBase != Register.EIP && i.MemorySize.GetSize() is 1 or 2 or 4 or 8 or 16 or 32:
                     break;
                 case OpKind.Immediate8 or OpKind.Immediate16 or OpKind.Immediate32 or OpKind.Immediate64:
                 case OpKind.Immediate8to16 or OpKind.Immediate8to32 or OpKind.Immediate8to64 or OpKind.Immediate32to64:

@@ -183,7 +183,6 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         ExitReason.Shutdown => "shutdown",
         ExitReason.FailedEntry => "failed-entry",
         ExitReason.HandlerRequest => "handler-request",
-        ExitReason.InternalError => "internal-error",
         _ => "unknown",
     };
 

@@ -225,7 +225,7 @@ internal sealed unsafe class DifferentialRunner : IDisposable
             // Whether a result that overflows or underflows unmasked is also inexact depends on a rounding that the interpreter does not see.
             uint mxcsrMask = native.Vector == Vector.SimdFloatingPoint && (*(uint*)(a + 24) & 0x18) != 0 ? ~0x20u : ~0u;
             // A dot product that faults reports what its first faulting step saw, which the interpreter does not see either.
-            if (native.Vector == Vector.SimdFloatingPoint && instructions.Exists(i => i.Mnemonic is Mnemonic.Dpps or Mnemonic.Dppd))
+            if (native.Vector == Vector.SimdFloatingPoint && instructions.Exists(i => i.Mnemonic is Mnemonic.Dpps or Mnemonic.Dppd or Mnemonic.Vdpps or Mnemonic.Vdppd))
                 mxcsrMask = ~0x3Fu;
             if (((*(uint*)(a + 24) ^ *(uint*)(b + 24)) & mxcsrMask) != 0)
                 text.Append($" mxcsr {*(uint*)(a + 24):x} is {*(uint*)(b + 24):x};");

@@ -120,6 +120,9 @@ public sealed unsafe class TranslationRandomTests
         for (int k = 0; k < 16; k++)
             if (!x.Xmm(k).SequenceEqual(y.Xmm(k)))
                 text.Append(CultureInfo.InvariantCulture, $" xmm{k} {Convert.ToHexString(x.Xmm(k))}, translated {Convert.ToHexString(y.Xmm(k))};");
+        for (int k = 0; k < 16; k++)
+            if (!x.YmmHigh(k).SequenceEqual(y.YmmHigh(k)))
+                text.Append(CultureInfo.InvariantCulture, $" ymmh{k} {Convert.ToHexString(x.YmmHigh(k))}, translated {Convert.ToHexString(y.YmmHigh(k))};");
         if (a.Mxcsr != b.Mxcsr)
             text.Append(CultureInfo.InvariantCulture, $" mxcsr {a.Mxcsr:x}, translated {b.Mxcsr:x};");
         return text.ToString();
@@ -148,11 +151,11 @@ public sealed unsafe class TranslationRandomTests
         {
             OpCodeInfo info = code.ToOpCode();
             Mnemonic m = info.Mnemonic;
-            if (info.MustBeCpl0 || !info.Cpl3 || m is Mnemonic.Maskmovdqu or Mnemonic.Clflush or Mnemonic.Sgdt or Mnemonic.Sidt or Mnemonic.Sldt or Mnemonic.Str or Mnemonic.Smsw)
+            if (info.MustBeCpl0 || !info.Cpl3 || m is Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu or Mnemonic.Clflush or Mnemonic.Sgdt or Mnemonic.Sidt or Mnemonic.Sldt or Mnemonic.Str or Mnemonic.Smsw)
                 return false;
             if (code.IsJccShortOrNear() || code.IsJmpShortOrNear() || m is Mnemonic.Call or Mnemonic.Ret or Mnemonic.Jmp)
                 return false;
-            if (m is Mnemonic.Hlt or Mnemonic.Int3 or Mnemonic.Ud0 or Mnemonic.Ud1 or Mnemonic.Ud2 or Mnemonic.Popf or Mnemonic.Popfq or Mnemonic.Ldmxcsr
+            if (m is Mnemonic.Hlt or Mnemonic.Int3 or Mnemonic.Ud0 or Mnemonic.Ud1 or Mnemonic.Ud2 or Mnemonic.Popf or Mnemonic.Popfq or Mnemonic.Ldmxcsr or Mnemonic.Vldmxcsr or Mnemonic.Vstmxcsr
                 or Mnemonic.Lahf or Mnemonic.Pushf or Mnemonic.Pushfq or Mnemonic.Enter or Mnemonic.Leave or Mnemonic.Pop or Mnemonic.Fxrstor or Mnemonic.Fxrstor64
                 or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase or Mnemonic.Std or Mnemonic.Loop or Mnemonic.Loope or Mnemonic.Loopne or Mnemonic.Jcxz or Mnemonic.Jecxz or Mnemonic.Jrcxz or Mnemonic.Xlatb or Mnemonic.Shld or Mnemonic.Shrd or Mnemonic.Bswap
                 or Mnemonic.Stmxcsr or Mnemonic.Fxsave or Mnemonic.Fxsave64)
@@ -248,7 +251,13 @@ public sealed unsafe class TranslationRandomTests
             s.GsBase = 0;
             s.Rflags = 0x202 | (rng.Next() & RFlags.Status);
             for (int k = 0; k < 16; k++)
+            {
                 rng.Fill(s.Xmm(k));
+                rng.Fill(s.YmmHigh(k));
+                for (int n = 0; k >= 12 && n < 16; n++)
+                    if ((n & 3) != 0)
+                        (s.Xmm(k)[n], s.YmmHigh(k)[n]) = (0, 0);
+            }
         }
 
         private ulong Pointer() => rng.Below(8) switch
@@ -297,6 +306,18 @@ public sealed unsafe class TranslationRandomTests
                 if (rng.OneIn(30))
                     continue;
                 i.MemoryBase = rng.Pick<Register>(inCall ? Bases.AsSpan(0, 3) : Bases);
+                if (i.IsVsib)
+                {
+                    // The last four vector registers start with small numbers.
+                    Register index = (i.MemoryIndex.IsYMM() ? Register.YMM12 : Register.XMM12) + rng.Below(4);
+                    if (index.GetNumber() == i.Op0Register.GetNumber() || index.GetNumber() == i.Op2Register.GetNumber())
+                        return false;
+                    i.MemoryIndex = index;
+                    i.MemoryDisplSize = 8;
+                    i.MemoryDisplacement64 = 0;
+                    continue;
+                }
+
                 i.MemoryIndex = rng.OneIn(3) ? rng.Pick<Register>([Register.R10, Register.R13]) : Register.None;
                 i.MemoryIndexScale = i.MemoryIndex == Register.None ? 1 : 1 << rng.Below(4);
                 i.MemoryDisplSize = 8;
