@@ -1,4 +1,4 @@
-// Twenty bytes of real mode in a machine of their own: `dotnet run --project samples/HelloGuest`
+// Twenty bytes of real mode in a machine of their own: `dotnet run --project samples/HelloGuest [-- ACCELERATOR]`
 using System.Text;
 using Aerostat.Hosting;
 using Aerostat.Machine;
@@ -16,6 +16,7 @@ byte[] code =
 await using VirtualMachine machine = Machines.Create(new MachineOptions
 {
     MemoryBytes = 2 << 20,
+    Accelerator = args is [var name] ? name : "auto",
     Boot = new RealModeBootOptions(code),
     Devices = [new DebugExitOptions()],
     Serial = bytes => Console.Write(Encoding.ASCII.GetString(bytes)),

@@ -1,6 +1,8 @@
 using Aerostat.Cpu;
+using Aerostat.Kvm;
 using Aerostat.Machine;
-using Aerostat.Platform;
+using Aerostat.Memory;
+using Aerostat.Processors;
 
 namespace Aerostat.Hosting;
 
@@ -15,26 +17,42 @@ public sealed record AcceleratorStatus(string Name, bool Usable, string Reason);
 /// </summary>
 public static class Accelerators
 {
-    private const string Interpreter = "interpreter", Translator = "translator";
+    private const string Interpreter = "interpreter", Translator = "translator", KvmName = "kvm";
+
+    // A host's KVM does not change while the process runs, and looking takes time where guests are emulated.
+    private static readonly Lazy<KvmStatus> s_kvm = new(KvmHost.Probe);
+
+    /// <summary>What this host's KVM is worth. The first call tries it, which takes some milliseconds.</summary>
+    public static KvmReport Kvm => KvmReport.From(s_kvm.Value);
+
+    /// <summary>What <c>--accel</c> takes, usable here or not.</summary>
+    public static IReadOnlyList<string> Names { get; } = ["auto", KvmName, Translator, Interpreter];
 
     /// <summary>Every accelerator, fastest first, and whether it can be used on a host.</summary>
-    public static IReadOnlyList<AcceleratorStatus> All(KvmDevice kvm) =>
-    [
-        new("kvm", false, kvm switch
-        {
-            KvmDevice.Missing => "comes with a later version (and this host has no /dev/kvm)",
-            KvmDevice.NoPermission => "comes with a later version (and this user may not open /dev/kvm: join its group, usually kvm)",
-            _ => "comes with a later version (this host's /dev/kvm could be used)",
-        }),
-        TranslatorHypervisor.IsSupported
-            ? new(Translator, true, "64-bit guest code as host code, the rest by interpreter; needs no rights and no /dev/kvm")
-            : new(Translator, false, "needs an x86-64 host"),
-        new(Interpreter, true, "runs everywhere; needs no rights and no /dev/kvm"),
-    ];
+    public static IReadOnlyList<AcceleratorStatus> All(KvmReport kvm)
+    {
+        ArgumentNullException.ThrowIfNull(kvm);
+        return
+        [
+            new(KvmName, kvm.Usable, kvm.Explanation),
+            TranslatorHypervisor.IsSupported
+                ? new(Translator, true, "64-bit guest code as host code, the rest by interpreter; needs no rights and no /dev/kvm")
+                : new(Translator, false, "needs an x86-64 host"),
+            new(Interpreter, true, "runs everywhere; needs no rights and no /dev/kvm"),
+        ];
+    }
 
     /// <summary>What <c>auto</c> means on a host, and why.</summary>
-    public static (string Name, string Reason) Automatic(KvmDevice kvm) =>
-        (Interpreter, $"the one that has been tried most{(kvm == KvmDevice.Present ? "; /dev/kvm is there but not used yet" : "")}");
+    public static (string Name, string Reason) Automatic(KvmReport kvm)
+    {
+        ArgumentNullException.ThrowIfNull(kvm);
+        if (kvm.Fast)
+            return (KvmName, kvm.Explanation);
+        string without = kvm.Usable ? "this KVM emulates its guests" : "KVM cannot be used";
+        return TranslatorHypervisor.IsSupported
+            ? (Translator, $"{without}, and this is the fastest without")
+            : (Interpreter, $"{without}, and the translator needs an x86-64 host");
+    }
 
     /// <summary>Names and descriptions of the CPU models of an accelerator.</summary>
     public static IEnumerable<(string Name, string Description)> CpuModelsOf(string accelerator)
@@ -56,17 +74,42 @@ public static class Accelerators
         return new Accelerator(
             name,
             model,
-            memory => name == Translator ? new TranslatorHypervisor(memory) : new InterpreterHypervisor(memory),
-            (index, count) => CpuModels.CreateCpuid(model, index, count, personality));
+            memory => Open(name, memory),
+            (index, count) => Cpuid(name, CpuModels.CreateCpuid(model, index, count, personality)));
     }
+
+    private static IHypervisor Open(string name, GuestMemory memory)
+    {
+        switch (name)
+        {
+            case KvmName:
+                try
+                {
+                    return new KvmHypervisor(memory);
+                }
+                catch (Exception e) when (e is KvmException or NotSupportedException)
+                {
+                    throw new HostException($"--accel kvm: {e.Message}", e);
+                }
+            case Translator:
+                return new TranslatorHypervisor(memory);
+            default:
+                return new InterpreterHypervisor(memory);
+        }
+    }
+
+    // What the machine is told is what the guest will see.
+    private static CpuidTable Cpuid(string name, CpuidTable model) =>
+        name == KvmName && s_kvm.Value.Capabilities is { } capabilities ? KvmCpuid.Mask(model, capabilities.SupportedCpuid) : model;
 
     private static string Find(string accelerator) => accelerator switch
     {
-        "auto" => Automatic(KvmDevice.Missing).Name,
+        "auto" => Automatic(Kvm).Name,
         Interpreter => accelerator,
         Translator when !TranslatorHypervisor.IsSupported => throw new ConfigurationException($"--accel: '{accelerator}' needs an x86-64 host; use interpreter or auto"),
         Translator => accelerator,
-        "kvm" => throw new ConfigurationException($"--accel: '{accelerator}' is not yet in this version; use translator, interpreter or auto"),
-        _ => throw new ConfigurationException($"--accel: there is no accelerator '{accelerator}'; use auto, translator or interpreter"),
+        KvmName when !Kvm.Usable => throw new ConfigurationException($"--accel: '{accelerator}' cannot be used here: {Kvm.Explanation}; or use auto"),
+        KvmName => accelerator,
+        _ => throw new ConfigurationException($"--accel: there is no accelerator '{accelerator}'; use auto, kvm, translator or interpreter"),
     };
 }

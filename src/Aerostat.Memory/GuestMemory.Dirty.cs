@@ -47,6 +47,7 @@ public sealed unsafe partial class GuestMemory
     /// <summary>Moves a log's bits to <paramref name="bitmap"/> and watches those pages again. Answers how many there were.</summary>
     internal long HarvestDirtyLog(DirtyLog log, Span<ulong> bitmap)
     {
+        CollectPendingWrites();
         long count = 0;
         Span<ulong> bits = log.Bits;
         for (int word = 0; word < bits.Length;)

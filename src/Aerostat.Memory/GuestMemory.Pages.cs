@@ -102,6 +102,7 @@ public sealed unsafe partial class GuestMemory
     /// <remarks>Each run is exact at the moment it is made; the guest goes on. Costs one or two system calls a run.</remarks>
     public IEnumerable<PageRange> GetPageRanges(GuestAddress address, ulong length)
     {
+        CollectPendingWrites();
         ulong from = address.Value & ~4095UL;
         ulong to = length >= end - Math.Min(from, end) ? end : (address.Value + length + 4095) & ~4095UL;
         foreach (Extent e in extents)

@@ -58,6 +58,12 @@ public sealed unsafe partial class GuestMemory
     public event Action? WatchTightened;
 
     /// <summary>
+    /// Raised, without locks held, before questions about the guest's writes are answered: a processor that learns of writes late (KVM, from
+    /// the kernel's bitmap) notifies of those it has not told of yet before it returns.
+    /// </summary>
+    public event Action? CollectWrites;
+
+    /// <summary>
     /// Raised when a page's code generation has moved on, with the page's number, on the thread that wrote, before its notification returns.
     /// Without locks held; subscribers must not write to guest memory.
     /// </summary>
@@ -187,6 +193,8 @@ public sealed unsafe partial class GuestMemory
             CodeChanged?.Invoke(page);
         return hit;
     }
+
+    private void CollectPendingWrites() => CollectWrites?.Invoke();
 
     // After watch bits were set, without locks held: when this returns, every write is either visible or will be notified.
     private void TightenWatch()

@@ -33,7 +33,7 @@ public sealed class ArgumentTests
         { "run --kernel k --cpus 0", "1 to 64" },
         { "run --kernel k --cpus 65", "1 to 64" },
         { "run --kernel k --cpus two", "'two' is not a number" },
-        { "run --kernel k --accel kvm", "not yet in this version" },
+        { "run --kernel k --accel xen", "there is no accelerator 'xen'" },
         { "run --kernel k --accel warp", "no accelerator 'warp'" },
         { "run --kernel k --cpu pentium", "no model 'pentium'" },
         { "run --kernel k --personality hyperv", "later version" },
@@ -156,8 +156,12 @@ public sealed class ArgumentTests
     public void DoctorWritesJson()
     {
         using System.Text.Json.JsonDocument json = System.Text.Json.JsonDocument.Parse(Run("doctor", "--json").Output);
-        Assert.Equal("interpreter", json.RootElement.GetProperty("auto").GetProperty("name").GetString());
+        // KVM where it runs guests at full speed, the translator elsewhere.
+        System.Text.Json.JsonElement kvm = json.RootElement.GetProperty("kvm");
+        Assert.Equal(kvm.GetProperty("verdict").GetString() == "usable" ? "kvm" : "translator", json.RootElement.GetProperty("auto").GetProperty("name").GetString());
         Assert.Equal(3, json.RootElement.GetProperty("accelerators").GetArrayLength());
+        Assert.Equal(kvm.GetProperty("usable").GetBoolean(), json.RootElement.GetProperty("accelerators")[0].GetProperty("usable").GetBoolean());
+        Assert.NotEmpty(kvm.GetProperty("explanation").GetString()!);
     }
 
     [Theory]

@@ -19,6 +19,8 @@ public enum ExitReason
     FailedEntry,
     /// <summary>The exit handler asked to leave (reset, power-off, debug-exit).</summary>
     HandlerRequest,
+    /// <summary>The host's hypervisor could not go on with the guest. Detail: its own number for what went wrong.</summary>
+    InternalError,
     /// <summary>Something this program does not know. Detail: the hardware's own reason code.</summary>
     Unknown,
 }

@@ -44,7 +44,7 @@ internal static class CompletionCommand
     // What this build knows: later versions know more.
     private static string Values(string option) => string.Join(' ', option switch
     {
-        "--accel" => Accelerators.All(KvmDevice.Missing).Where(a => a.Usable).Select(a => a.Name).Prepend("auto"),
+        "--accel" => Accelerators.Names,
         "--cpu" => Accelerators.CpuModelsOf("auto").Select(m => m.Name).Append("help"),
         "--personality" => ["none", "kvm"],
         _ => DeviceOptions.Known.Select(d => d.Syntax.Split('[')[0].Split(',')[0]).Append("help"),

@@ -20,38 +20,50 @@ internal static class DoctorCommand
             HostFacts host = HostFacts.Read();
             TextWriter output = result.InvocationConfiguration.Output;
             if (result.GetValue(asJson))
-                WriteJson(host, output);
+                WriteJson(host, Accelerators.Kvm, output);
             else
-                WriteText(host, output);
+                WriteText(host, Accelerators.Kvm, output);
             return ExitStatus.Success;
         });
         return command;
     }
 
-    private static void WriteText(HostFacts host, TextWriter output)
+    private static void WriteText(HostFacts host, KvmReport kvm, TextWriter output)
     {
-        (string automatic, string reason) = Accelerators.Automatic(host.Kvm);
+        (string automatic, string reason) = Accelerators.Automatic(kvm);
         output.WriteLine($"aerostat {Program.Version} on {host.Distribution}, Linux {host.KernelRelease}, {host.Architecture}{(host.IsVirtual ? ", itself a virtual machine" : "")}");
         output.WriteLine($"processor     {host.ProcessorModel}, {host.Processors} usable{(host.ProcessorQuota is { } quota ? $", limited to {quota:0.##} by the control group" : "")}");
         output.WriteLine($"features      {string.Join(' ', s_usefulFlags.Where(host.ProcessorFlags.Contains))}");
         output.WriteLine($"memory        {host.Memory.TotalBytes >> 20} MiB, {host.Memory.UsableBytes >> 20} MiB free for guests{(host.Memory.LimitBytes is { } limit ? $" (control group limit {limit >> 20} MiB)" : "")}");
         output.WriteLine($"huge pages    {(host.SharedHugePages is { } shared ? $"transparent for guest memory: {shared}" : "none")}");
         output.WriteLine($"clock source  {host.ClockSource}");
-        output.WriteLine($"/dev/kvm      {KvmText(host.Kvm)}");
+        output.WriteLine($"/dev/kvm      {kvm.Verdict}: {kvm.Explanation}");
+        if (kvm.Capabilities.Count > 0)
+            foreach (string line in Wrap(kvm.Capabilities))
+                output.WriteLine($"              {line}");
         output.WriteLine();
-        foreach (AcceleratorStatus a in Accelerators.All(host.Kvm))
+        foreach (AcceleratorStatus a in Accelerators.All(kvm))
             output.WriteLine($"{(a.Usable ? "[yes]" : "[no] ")} --accel {a.Name,-12} {a.Reason}");
         output.WriteLine($"      --accel auto         {automatic}: {reason}");
         foreach (string advice in Advice(host))
             output.WriteLine($"note: {advice}");
     }
 
-    private static string KvmText(KvmDevice kvm) => kvm switch
+    private static IEnumerable<string> Wrap(IEnumerable<(string Name, string Value)> facts)
     {
-        KvmDevice.Missing => "there is none",
-        KvmDevice.NoPermission => "there, but this user may not open it",
-        _ => "can be opened",
-    };
+        string line = "";
+        foreach ((string name, string value) in facts)
+        {
+            string item = $"{name} {value}";
+            if (line.Length > 0 && line.Length + item.Length > 90)
+            {
+                yield return line;
+                line = "";
+            }
+            line += line.Length == 0 ? item : $", {item}";
+        }
+        yield return line;
+    }
 
     private static IEnumerable<string> Advice(HostFacts host)
     {
@@ -65,12 +77,26 @@ internal static class DoctorCommand
             yield return "less than 768 MiB are free: give guests --memory 256M";
     }
 
-    private static void WriteJson(HostFacts host, TextWriter output)
+    private static void WriteKvm(Utf8JsonWriter json, KvmReport kvm)
+    {
+        json.WriteStartObject("kvm");
+        json.WriteBoolean("usable", kvm.Usable);
+        json.WriteString("verdict", kvm.Verdict);
+        json.WriteString("explanation", kvm.Explanation);
+        json.WriteNumber("probeMips", Math.Round(kvm.MillionInstructionsPerSecond, 1));
+        json.WriteStartObject("capabilities");
+        foreach ((string name, string value) in kvm.Capabilities)
+            json.WriteString(name, value);
+        json.WriteEndObject();
+        json.WriteEndObject();
+    }
+
+    private static void WriteJson(HostFacts host, KvmReport kvm, TextWriter output)
     {
         using MemoryStream buffer = new();
         using (Utf8JsonWriter json = new(buffer, new JsonWriterOptions { Indented = true }))
         {
-            (string automatic, string reason) = Accelerators.Automatic(host.Kvm);
+            (string automatic, string reason) = Accelerators.Automatic(kvm);
             json.WriteStartObject();
             json.WriteString("version", Program.Version);
             json.WriteString("distribution", host.Distribution);
@@ -88,9 +114,9 @@ internal static class DoctorCommand
             json.WriteNumber("memoryBytes", host.Memory.TotalBytes);
             json.WriteNumber("usableMemoryBytes", host.Memory.UsableBytes);
             json.WriteString("clockSource", host.ClockSource);
-            json.WriteString("kvm", host.Kvm switch { KvmDevice.Missing => "missing", KvmDevice.NoPermission => "no-permission", _ => "present" });
+            WriteKvm(json, kvm);
             json.WriteStartArray("accelerators");
-            foreach (AcceleratorStatus a in Accelerators.All(host.Kvm))
+            foreach (AcceleratorStatus a in Accelerators.All(kvm))
             {
                 json.WriteStartObject();
                 json.WriteString("name", a.Name);

@@ -17,7 +17,7 @@ internal static class MachineArguments
         new("--cpus") { HelpName = "N", Description = $"Number of processors, 1 to {MachineOptions.MaxCpus}", DefaultValueFactory = _ => "1" };
 
     public static Option<string> Accelerator() =>
-        new("--accel") { HelpName = "NAME", Description = "What runs the guest's code: auto, translator, interpreter", DefaultValueFactory = _ => "auto" };
+        new("--accel") { HelpName = "NAME", Description = "What runs the guest's code: auto, kvm, translator, interpreter", DefaultValueFactory = _ => "auto" };
 
     /// <summary>A guest's memory. Who writes 512 seldom wants 512 bytes.</summary>
     public static ulong ParseMemory(string text)

@@ -183,6 +183,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         ExitReason.Shutdown => "shutdown",
         ExitReason.FailedEntry => "failed-entry",
         ExitReason.HandlerRequest => "handler-request",
+        ExitReason.InternalError => "internal-error",
         _ => "unknown",
     };
 

@@ -18,6 +18,7 @@ internal static class CrashReport
     {
         ExitReason.Shutdown => $"vCPU {vcpu}: triple fault",
         ExitReason.FailedEntry => $"vCPU {vcpu}: the processor refused to enter the guest (error 0x{exit.Detail:x})",
+        ExitReason.InternalError => $"vCPU {vcpu}: the host's hypervisor could not go on with the guest (error 0x{exit.Detail:x})",
         _ => $"vCPU {vcpu}: exit '{exit.Reason}' (0x{exit.Detail:x}), which nothing asked for",
     };
 

@@ -1,0 +1,182 @@
+using Aerostat.Processors;
+
+namespace Aerostat.Kvm;
+
+/// <content>
+/// The table of exits, indexed by KVM's exit reason. An entry either serves the exit with the help of the exit handler, and the guest goes
+/// on, or makes of it what Run returns.
+/// </content>
+internal sealed unsafe partial class KvmProcessor
+{
+    private delegate bool ExitServer(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit);
+
+    private static readonly (string Name, ExitServer Serve)?[] s_exits = CreateTable();
+
+    private readonly long[] exitCounts = new long[64];
+    // A vector was handed over and the guest has not been entered since.
+    private bool injected;
+
+    private static (string Name, ExitServer Serve)?[] CreateTable()
+    {
+        (string Name, ExitServer Serve)?[] table = new (string, ExitServer)?[31];
+        table[(int)KvmExit.Unknown] = ("unknown", Unknown);
+        table[(int)KvmExit.Io] = ("io", Io);
+        table[(int)KvmExit.Mmio] = ("mmio", Mmio);
+        table[(int)KvmExit.Debug] = ("debug", Debug);
+        table[(int)KvmExit.Halt] = ("halt", Halt);
+        table[(int)KvmExit.InterruptWindowOpen] = ("interrupt-window", Nothing);
+        table[(int)KvmExit.Shutdown] = ("shutdown", Shutdown);
+        table[(int)KvmExit.FailEntry] = ("failed-entry", FailedEntry);
+        table[(int)KvmExit.Interrupted] = ("interrupted", Nothing);
+        table[(int)KvmExit.SetTpr] = ("set-tpr", Nothing);
+        table[(int)KvmExit.InternalError] = ("internal-error", InternalError);
+        table[(int)KvmExit.ReadMsr] = ("msr-read", ReadMsr);
+        table[(int)KvmExit.WriteMsr] = ("msr-write", WriteMsr);
+        return table;
+    }
+
+    private static string ExitName(int reason) => reason < s_exits.Length && s_exits[reason] is { } entry ? entry.Name : $"exit-{reason}";
+
+    private bool Dispatch(IExitHandler handler, out ProcessorExit exit)
+    {
+        uint reason = run->ExitReason;
+        exitCounts[Math.Min(reason, (uint)exitCounts.Length - 1)]++;
+        incomplete = false;
+        injected = false;
+        if (reason < (uint)s_exits.Length && s_exits[reason] is { } entry)
+            return entry.Serve(this, handler, out exit);
+        exit = new ProcessorExit(ExitReason.Unknown, reason);
+        return true;
+    }
+
+    private static bool Nothing(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        exit = default;
+        return false;
+    }
+
+    // String instructions come with several items at once.
+    private static bool Io(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        KvmRun* run = processor.run;
+        processor.incomplete = true;
+        exit = default;
+        int size = run->IoSize;
+        ushort port = run->IoPort;
+        ulong bytes = (ulong)size * run->IoCount;
+        if (size is not (1 or 2 or 4) || run->IoDataOffset > processor.runBytes || bytes > processor.runBytes - run->IoDataOffset)
+        {
+            exit = new ProcessorExit(ExitReason.InternalError, run->ExitReason);
+            return true;
+        }
+        // SAFETY: just checked to be inside the shared pages.
+        byte* data = (byte*)run + run->IoDataOffset;
+        for (byte* end = data + bytes; data != end; data += size)
+        {
+            if (run->IoIsOut != 0)
+                handler.WritePort(port, size, size switch { 1 => *data, 2 => *(ushort*)data, _ => *(uint*)data });
+            else
+            {
+                uint value = handler.ReadPort(port, size);
+                switch (size)
+                {
+                    case 1:
+                        *data = (byte)value;
+                        break;
+                    case 2:
+                        *(ushort*)data = (ushort)value;
+                        break;
+                    default:
+                        *(uint*)data = value;
+                        break;
+                }
+            }
+        }
+        return false;
+    }
+
+    private static bool Mmio(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        KvmRun* run = processor.run;
+        processor.incomplete = true;
+        exit = default;
+        ulong address = run->MmioAddress;
+        int length = (int)Math.Min(run->MmioLength, 8);
+        ulong data = run->MmioData;
+        bool whole = length is 1 or 2 or 4 or 8;
+        if (run->MmioIsWrite != 0)
+        {
+            if (whole)
+                handler.WriteMmio(address, length, length == 8 ? data : data & ((1UL << (length * 8)) - 1));
+            else
+                for (int i = 0; i < length; i++)
+                    handler.WriteMmio(address + (ulong)i, 1, (byte)(data >> (i * 8)));
+            return false;
+        }
+        ulong value = 0;
+        if (whole)
+            value = handler.ReadMmio(address, length);
+        else
+            for (int i = 0; i < length; i++)
+                value |= (handler.ReadMmio(address + (ulong)i, 1) & 0xFF) << (i * 8);
+        run->MmioData = value;
+        return false;
+    }
+
+    private static bool ReadMsr(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        processor.incomplete = true;
+        exit = default;
+        bool known = handler.ReadMsr(processor.run->MsrIndex, out ulong value);
+        processor.run->MsrData = value;
+        processor.run->MsrError = known ? (byte)0 : (byte)1;
+        return false;
+    }
+
+    private static bool WriteMsr(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        processor.incomplete = true;
+        exit = default;
+        processor.run->MsrError = handler.WriteMsr(processor.run->MsrIndex, processor.run->MsrData) ? (byte)0 : (byte)1;
+        return false;
+    }
+
+    // Whether something is pending already is looked at before the next entry, as for every halted processor.
+    private static bool Halt(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        processor.activity = ActivityState.Halted;
+        exit = default;
+        return false;
+    }
+
+    private static bool Debug(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        exit = new ProcessorExit(ExitReason.Debug, processor.run->DebugDr6);
+        return true;
+    }
+
+    private static bool Shutdown(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        processor.activity = ActivityState.Shutdown;
+        exit = new ProcessorExit(ExitReason.Shutdown);
+        return true;
+    }
+
+    private static bool FailedEntry(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        exit = new ProcessorExit(ExitReason.FailedEntry, processor.run->HardwareReason);
+        return true;
+    }
+
+    private static bool Unknown(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        exit = new ProcessorExit(ExitReason.Unknown, processor.run->HardwareReason);
+        return true;
+    }
+
+    private static bool InternalError(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        exit = new ProcessorExit(ExitReason.InternalError, processor.run->InternalError);
+        return true;
+    }
+}

@@ -1,0 +1,89 @@
+using Aerostat.Cpu;
+using Aerostat.Hosting;
+using Aerostat.Memory;
+using Aerostat.Processors;
+using Xunit;
+
+namespace Aerostat.Kvm.Tests;
+
+/// <summary>The processors that share a seam, and so their tests.</summary>
+internal static class ProcessorKinds
+{
+    public static TheoryData<string> All => ["interpreter", "translator", "kvm"];
+
+    /// <summary>Opens one around memory; skips the test, with the reason, where it cannot be used.</summary>
+    public static IHypervisor Open(string kind, GuestMemory memory)
+    {
+        SkipIfUnusable(kind);
+        return kind switch
+        {
+            "kvm" => new KvmHypervisor(memory),
+            "translator" => new TranslatorHypervisor(memory),
+            _ => new InterpreterHypervisor(memory),
+        };
+    }
+
+    public static void SkipIfUnusable(string kind)
+    {
+        if (kind == "kvm")
+            Assert.SkipUnless(Accelerators.Kvm.Usable, $"no KVM: {Accelerators.Kvm.Explanation}");
+        if (kind == "translator")
+            Assert.SkipUnless(TranslatorHypervisor.IsSupported, "the translator needs an x86-64 host");
+    }
+}
+
+/// <summary>The outside world of a small guest: it remembers what the guest did and answers as the test wants.</summary>
+internal sealed class World : IExitHandler
+{
+    public List<(string Kind, ulong Address, int Size, ulong Value)> Log { get; } = [];
+
+    public Func<string, ulong, int, ulong> Input { get; set; } = (_, _, _) => ulong.MaxValue;
+
+    public Action<ushort, uint>? PortWritten { get; set; }
+
+    public Func<int>? Acknowledge { get; set; }
+
+    public Dictionary<uint, ulong> Msrs { get; } = [];
+
+    public ulong TaskPriority { get; set; }
+
+    public bool LocalApicEnabled { get; set; } = true;
+
+    public bool LeaveRequested { get; set; }
+
+    public uint ReadPort(ushort port, int size)
+    {
+        uint value = (uint)Input("in", port, size);
+        Log.Add(("in", port, size, value));
+        return value;
+    }
+
+    public void WritePort(ushort port, int size, uint value)
+    {
+        Log.Add(("out", port, size, value));
+        PortWritten?.Invoke(port, value);
+    }
+
+    public ulong ReadMmio(ulong address, int size)
+    {
+        ulong value = Input("read", address, size);
+        Log.Add(("read", address, size, value));
+        return value;
+    }
+
+    public void WriteMmio(ulong address, int size, ulong value) => Log.Add(("write", address, size, value));
+
+    public bool ReadMsr(uint index, out ulong value) => Msrs.TryGetValue(index, out value);
+
+    public bool WriteMsr(uint index, ulong value)
+    {
+        if (!Msrs.ContainsKey(index))
+            return false;
+        Msrs[index] = value;
+        return true;
+    }
+
+    public int AcknowledgeInterrupt() => Acknowledge?.Invoke() ?? -1;
+
+    public bool Hypercall(IVirtualProcessor processor, Span<ulong> registers) => false;
+}
