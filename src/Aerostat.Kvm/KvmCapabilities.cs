@@ -42,6 +42,9 @@ public sealed record KvmCapabilities
     /// <summary>Breakpoints and single steps of the host.</summary>
     public required bool GuestDebug { get; init; }
 
+    /// <summary>A single step can keep interrupts out (Linux 5.16).</summary>
+    public required bool BlocksInterruptsInSteps { get; init; }
+
     /// <summary>x87, SSE and AVX state in XSAVE form; bytes of the largest area, 0 without.</summary>
     public required int XsaveBytes { get; init; }
 
@@ -134,6 +137,7 @@ public sealed record KvmCapabilities
             SplitIrqchip = Has(KvmCapability.SplitIrqchip),
             TscControl = Has(KvmCapability.TscControl),
             GuestDebug = Has(KvmCapability.GuestDebug),
+            BlocksInterruptsInSteps = (Check(KvmCapability.GuestDebug2) & 0x100000) != 0,
             XsaveBytes = Has(KvmCapability.Xsave) ? Math.Max(4096, Check(KvmCapability.Xsave2)) : 0,
             Xcrs = Has(KvmCapability.Xcrs),
             DebugRegisters = Has(KvmCapability.DebugRegisters),

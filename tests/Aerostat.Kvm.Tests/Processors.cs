@@ -23,6 +23,12 @@ internal static class ProcessorKinds
         };
     }
 
+    /// <summary>
+    /// Whether interrupts come at the very instruction, and limits are looked at. A KVM that emulates its guests is not so particular:
+    /// it looks for a window now and then.
+    /// </summary>
+    public static bool IsExact(string kind) => kind != "kvm" || Accelerators.Kvm.Fast;
+
     public static void SkipIfUnusable(string kind)
     {
         if (kind == "kvm")

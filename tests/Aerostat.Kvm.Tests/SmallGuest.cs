@@ -10,7 +10,7 @@ namespace Aerostat.Kvm.Tests;
 /// <summary>A machine of 4 MiB and one vCPU or more, without devices, that runs a few instructions in real or long mode.</summary>
 internal sealed class SmallGuest : IDisposable
 {
-    public const ulong Code = 0x8000, Stack = 0x7000, Handlers = 0x9000;
+    public const ulong Code = 0x8000, Stack = 0x7F00, Handlers = 0x9000;
 
     private const ulong Idt = 0x6000, Gdt = 0x5000, Tables = 0x1000;
 

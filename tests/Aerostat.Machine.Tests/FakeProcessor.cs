@@ -56,6 +56,10 @@ internal sealed class FakeProcessor(int index = 0) : IVirtualProcessor
         }
     }
 
+    public void RequestInterruptWindow()
+    {
+    }
+
     public void Kick() => kicked.Set();
 
     public ProcessorState GetState() => new() { Rip = 0x1234 };

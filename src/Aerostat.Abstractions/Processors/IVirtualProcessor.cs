@@ -25,6 +25,13 @@ public interface IVirtualProcessor : IProcessorPins, IDisposable
     /// <summary>Makes the current or else the next <see cref="Run"/> return <see cref="ExitReason.Interrupted"/> soon.</summary>
     void Kick();
 
+    /// <summary>
+    /// Makes Run return <see cref="ExitReason.InterruptWindow"/>, once, as soon as the guest can take an external interrupt: interrupts are on and
+    /// no STI or MOV SS shadow holds. For owners that want to decide at that moment; vectors themselves come by
+    /// <see cref="IExitHandler.AcknowledgeInterrupt"/>. On the processor's thread, outside Run.
+    /// </summary>
+    void RequestInterruptWindow();
+
     /// <summary>Reads the whole architectural state.</summary>
     ProcessorState GetState();
 

@@ -9,7 +9,7 @@ public enum ExitReason
     Halted,
     /// <summary>In the wait-for-SIPI state.</summary>
     WaitForStartup,
-    /// <summary>The guest can take an external interrupt now (asked for by the caller; see part 3).</summary>
+    /// <summary>The guest can take an external interrupt now (see <see cref="IVirtualProcessor.RequestInterruptWindow"/>).</summary>
     InterruptWindow,
     /// <summary>A debug event that belongs to the host's debugger. Detail: <see cref="GuestDebugBits"/>; Address: RIP.</summary>
     Debug,

@@ -349,6 +349,12 @@ internal sealed unsafe partial class Interpreter
                 }
             }
         }
+        else if ((request & Request.InterruptWindow) != 0 && (s->SystemFlags & RFlags.If) != 0 && s->Shadow == 0)
+        {
+            ClearRequest(Request.InterruptWindow);
+            exit = new ProcessorExit(ExitReason.InterruptWindow);
+            return true;
+        }
         if (s->Activity == (int)ActivityState.Halted)
         {
             exit = new ProcessorExit(ExitReason.Halted);
@@ -478,7 +484,7 @@ internal sealed unsafe partial class Interpreter
                 ActivityState.WaitForStartup => (request & Request.Startup) != 0,
                 ActivityState.Shutdown => false,
                 ActivityState.Halted => ((request & Request.Nmi) != 0 && s->NmiBlocked == 0)
-                    || ((request & Request.Interrupt) != 0 && (s->SystemFlags & RFlags.If) != 0),
+                    || ((request & (Request.Interrupt | Request.InterruptWindow)) != 0 && (s->SystemFlags & RFlags.If) != 0),
                 _ => true,
             };
         }

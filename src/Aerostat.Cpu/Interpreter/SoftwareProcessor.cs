@@ -96,6 +96,9 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
     }
 
     /// <inheritdoc/>
+    public void RequestInterruptWindow() => interpreter.SetRequest(Request.InterruptWindow);
+
+    /// <inheritdoc/>
     public ProcessorState GetState() => interpreter.GetState();
 
     /// <inheritdoc/>

@@ -48,6 +48,8 @@ internal enum Request
     SecondNmi = 128,
     /// <summary>Code that this processor may hold translations of has changed.</summary>
     CodeChanged = 256,
+    /// <summary>Run is to return when an interrupt could be taken.</summary>
+    InterruptWindow = 512,
 }
 
 /// <summary>

@@ -87,7 +87,7 @@ internal sealed unsafe partial class Interpreter
     {
         int mask = ~0;
         if ((s->SystemFlags & RFlags.If) == 0)
-            mask &= ~(int)Request.Interrupt;
+            mask &= ~(int)(Request.Interrupt | Request.InterruptWindow);
         if (s->NmiBlocked != 0)
             mask &= ~(int)(Request.Nmi | Request.SecondNmi);
         return mask;

@@ -149,11 +149,7 @@ internal sealed unsafe partial class KvmProcessor
         return false;
     }
 
-    private static bool Debug(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
-    {
-        exit = new ProcessorExit(ExitReason.Debug, processor.run->DebugDr6);
-        return true;
-    }
+    private static bool Debug(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit) => processor.ReportDebug(out exit);
 
     private static bool Shutdown(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
     {

@@ -19,6 +19,7 @@ internal sealed unsafe partial class KvmProcessor
     // The state was replaced: what the shared page says about interrupts is older.
     private bool stale = true;
     private bool localApicEnabled = true;
+    private bool windowWanted;
     private long entries, interrupts;
 
     /// <inheritdoc/>
@@ -28,7 +29,9 @@ internal sealed unsafe partial class KvmProcessor
         try
         {
             timestamp.Resume();
+            BeginStepOver();
             ProcessorExit exit = Loop(handler);
+            EndStepOver();
             timestamp.Anchor();
             return exit;
         }
@@ -57,7 +60,9 @@ internal sealed unsafe partial class KvmProcessor
                 FollowLocalApic(handler.LocalApicEnabled);
             ulong priority = handler.TaskPriority;
             run->Cr8 = priority;
-            run->RequestInterruptWindow = OfferInterrupt(handler, nmi) ? (byte)1 : (byte)0;
+            run->RequestInterruptWindow = OfferInterrupt(handler, nmi) || windowWanted ? (byte)1 : (byte)0;
+            if (windowWanted && !stale && !injected && !incomplete && run->ReadyForInterrupt != 0)
+                return OpenWindow();
             if (EnterOnce(handler, priority, out exit))
                 return exit;
             if (handler.LeaveRequested)
@@ -179,7 +184,7 @@ internal sealed unsafe partial class KvmProcessor
                 return false;
             }
         }
-        exit = new ProcessorExit(ExitReason.Halted);
+        exit = windowWanted && InterruptsEnabled ? OpenWindow() : new ProcessorExit(ExitReason.Halted);
         return true;
     }
 
@@ -194,17 +199,26 @@ internal sealed unsafe partial class KvmProcessor
             {
                 ActivityState.WaitForStartup => startupVector >= 0,
                 ActivityState.Shutdown => false,
-                ActivityState.Halted => (interruptRequest && InterruptsEnabled) || ((nmiRequests > 0 || NmiIsPending) && NmiIsOpen),
+                ActivityState.Halted => ((interruptRequest || windowWanted) && InterruptsEnabled) || ((nmiRequests > 0 || NmiIsPending) && NmiIsOpen),
                 _ => true,
             };
         }
     }
 
+    private ProcessorExit OpenWindow()
+    {
+        windowWanted = false;
+        return new ProcessorExit(ExitReason.InterruptWindow);
+    }
+
+    /// <inheritdoc/>
+    public void RequestInterruptWindow() => windowWanted = true;
+
     // Gives the kernel a vector when the guest can take one now. True: it is to tell when the guest can.
     private bool OfferInterrupt(IExitHandler handler, bool nmiFirst)
     {
-        if (!interruptRequest || injected)
-            return interruptRequest;
+        if (!interruptRequest || injected || HoldsInterrupts)
+            return interruptRequest && !HoldsInterrupts;
         if (stale || nmiFirst || run->ReadyForInterrupt == 0)
             return true;
         int vector = handler.AcknowledgeInterrupt();

@@ -221,7 +221,7 @@ internal sealed unsafe partial class KvmProcessor
     /// <inheritdoc/>
     public void Reset()
     {
-        kickRequest = initRequest = interruptRequest = false;
+        kickRequest = initRequest = interruptRequest = windowWanted = false;
         startupVector = -1;
         localApicEnabled = true;
         ProcessorState state = CreateReset();
