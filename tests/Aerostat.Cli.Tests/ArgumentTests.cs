@@ -50,7 +50,9 @@ public sealed class ArgumentTests
         { "run --kernel k --name a/b", "--name" },
         { "run --kernel k --disk d.img", "later version" },
         { "run --kernel k --balloon", "later version" },
-        { "run --kernel k --gdb 1234", "later version" },
+        { "run --kernel k --gdb here", "'here' is no place to listen" },
+        { "run --kernel k --gdb 70000", "a port (0..65535)" },
+        { "run --kernel k --gdb-wait", "give --gdb PORT too" },
         { "run --kernel /nowhere/bzImage", "no such file" },
         { "completion tcsh", "tcsh" },
         { "bench boot --runs 0", "--runs" },
@@ -180,7 +182,7 @@ public sealed class ArgumentTests
     [InlineData("run --mem", "--memory")]
     [InlineData("run --accel tr", "translator")]
     [InlineData("run --accel = tr", "translator")]
-    [InlineData("run --accel =", "auto translator interpreter")]
+    [InlineData("run --accel =", "auto kvm translator interpreter")]
     [InlineData("run --personality k", "kvm")]
     [InlineData("run --append --", "")]
     [InlineData("bench boot --ru", "--runs")]

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Net.Sockets;
 using System.Text.Json;
 using Xunit;
 
@@ -224,6 +225,39 @@ public sealed class RunTests : IDisposable
         Assert.True(root.GetProperty("peakVmmBytes").GetInt64() > 0);
         Assert.Equal(1, root.GetProperty("exits").GetProperty("handler-request").GetInt64());
         Assert.Equal(["kernel", "stats.json"], Directory.GetFiles(folder).Select(Path.GetFileName).Order());
+    }
+
+    /// <summary>The guest waits for the debugger, which lets it go and hears how it ends.</summary>
+    [Fact]
+    public async Task ADebuggerLetsTheGuestGo()
+    {
+        string path = Path.Combine(folder, "gdb.sock");
+        using Process process = Start(TinyKernel.PowerOff, "--gdb", path, "--gdb-wait");
+        Assert.Equal($"aerostat run: gdb: target remote {path} (the guest waits for it)", await process.StandardError.ReadLineAsync(Token));
+        using (Socket gdb = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified))
+        {
+            gdb.Connect(new UnixDomainSocketEndPoint(path));
+            Assert.False(process.HasExited);
+            gdb.Send("$c#63"u8);
+            byte[] answer = new byte[8];
+            for (int got = 0; got < answer.Length;)
+                got += await gdb.ReceiveAsync(answer.AsMemory(got), Token) is var n and > 0 ? n : throw new IOException("closed");
+            Assert.Equal("+$W00#b7", System.Text.Encoding.ASCII.GetString(answer));
+        }
+        Assert.Equal(0, (await End(process)).Status);
+        Assert.False(File.Exists(path));
+    }
+
+    [Fact]
+    public async Task AGdbPortThatIsTakenIsStatus4()
+    {
+        using Socket taken = new(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp);
+        taken.Bind(new System.Net.IPEndPoint(System.Net.IPAddress.Loopback, 0));
+        taken.Listen(1);
+        string port = ((System.Net.IPEndPoint)taken.LocalEndPoint!).Port.ToString();
+        (int status, _, string error) = await Run(TinyKernel.PowerOff, "", "--gdb", port);
+        Assert.Equal(4, status);
+        Assert.Contains($"cannot listen on :{port}", error, StringComparison.Ordinal);
     }
 
     [Fact]

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using Aerostat.Debugger;
 using Aerostat.Machine;
 using Aerostat.Platform;
 
@@ -33,6 +34,18 @@ internal static class MachineArguments
         int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count)
             ? count
             : throw new ConfigurationException($"--cpus: '{text}' is not a number; write 1 to {MachineOptions.MaxCpus}");
+
+    public static DebugEndpoint ParseDebugEndpoint(string text)
+    {
+        try
+        {
+            return DebugEndpoint.Parse(text);
+        }
+        catch (FormatException e)
+        {
+            throw new ConfigurationException($"--gdb: {e.Message}");
+        }
+    }
 
     public static TimeSpan ParseTimeout(string text) =>
         double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out double seconds) && seconds > 0 && seconds <= 1e6

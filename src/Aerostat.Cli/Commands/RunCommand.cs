@@ -9,7 +9,7 @@ internal static class RunCommand
 {
     // Part of the interface, not of this version: named so that the error can say so.
     private static readonly string[] s_later =
-        ["--firmware", "--disk", "--balloon", "--net", "--control", "--gdb", "--gdb-wait", "--incoming", "--from"];
+        ["--firmware", "--disk", "--balloon", "--net", "--control", "--incoming", "--from"];
 
     public static Command Create()
     {
@@ -26,9 +26,11 @@ internal static class RunCommand
         Option<bool> noReboot = new("--no-reboot") { Description = "A reset by the guest ends the run" };
         Option<string> stats = new("--stats") { HelpName = "FILE", Description = "Write statistics as JSON when the run ends" };
         Option<string> timeout = new("--timeout") { HelpName = "SECONDS", Description = "End the run with status 124 when it takes longer" };
+        Option<string> gdb = new("--gdb") { HelpName = "PORT|PATH", Description = "Let GDB attach: a TCP port on loopback, ADDRESS:PORT, or the path of a socket" };
+        Option<bool> gdbWait = new("--gdb-wait") { Description = "With --gdb: the guest waits for the debugger to let it go" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, name, noReboot, stats, timeout,
+            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, name, noReboot, stats, timeout, gdb, gdbWait,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -61,10 +63,14 @@ internal static class RunCommand
             TextWriter error = result.InvocationConfiguration.Error;
             options.Validate();
             MachineArguments.WarnAboutMemory(options.MemoryBytes, error, "aerostat run");
+            if (result.GetValue(gdbWait) && result.GetValue(gdb) is null)
+                throw new ConfigurationException("--gdb-wait waits for nobody; give --gdb PORT too");
             MachineSession session = new(options)
             {
                 Timeout = result.GetValue(timeout) is { } seconds ? MachineArguments.ParseTimeout(seconds) : null,
                 StatsPath = result.GetValue(stats),
+                Debug = result.GetValue(gdb) is { } endpoint ? MachineArguments.ParseDebugEndpoint(endpoint) : null,
+                WaitsForDebugger = result.GetValue(gdbWait),
             };
             return (await session.RunAsync(error, "aerostat run").ConfigureAwait(false)).Status;
         });

@@ -1,4 +1,6 @@
 using System.Diagnostics;
+using System.Net.Sockets;
+using Aerostat.Debugger;
 using Aerostat.Hosting;
 using Aerostat.Machine;
 using Aerostat.Platform;
@@ -16,6 +18,12 @@ internal sealed class MachineSession(MachineOptions options)
 
     /// <summary>Where the statistics go, or null.</summary>
     public string? StatsPath { get; init; }
+
+    /// <summary>Where a debugger may attach, or null.</summary>
+    public DebugEndpoint? Debug { get; init; }
+
+    /// <summary>Whether the guest starts only when a debugger lets it.</summary>
+    public bool WaitsForDebugger { get; init; }
 
     /// <summary>Whether standard input goes to the guest.</summary>
     public bool ForwardInput { get; init; } = true;
@@ -42,7 +50,9 @@ internal sealed class MachineSession(MachineOptions options)
                 console.StartInput(machine);
             long start = Stopwatch.GetTimestamp();
             using CancellationTokenSource over = new();
-            await machine.StartAsync().ConfigureAwait(false);
+            await using DebugServer? debug = Listen(machine, error, verb);
+            if (debug is null || !WaitsForDebugger)
+                await machine.StartAsync().ConfigureAwait(false);
             Task companion = Companion?.Invoke(machine, over.Token) ?? Task.CompletedTask;
             using CancellationTokenRegistration stop = signals.Stopping.Register(() => _ = machine.StopAsync());
             _ = console.Quit.ContinueWith(_ => machine.StopAsync(), TaskScheduler.Default);
@@ -65,6 +75,22 @@ internal sealed class MachineSession(MachineOptions options)
             if (StatsPath is not null)
                 report.Write(StatsPath);
             return report;
+        }
+    }
+
+    private DebugServer? Listen(VirtualMachine machine, TextWriter error, string verb)
+    {
+        if (Debug is null)
+            return null;
+        try
+        {
+            DebugServer server = new(machine, Debug);
+            error.WriteLine($"{verb}: gdb: target remote {server.Endpoint.ForGdb}{(WaitsForDebugger ? " (the guest waits for it)" : "")}");
+            return server;
+        }
+        catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException)
+        {
+            throw new HostException($"--gdb: cannot listen on {Debug.ForGdb} ({e.Message}); choose another port or path", e);
         }
     }
 

@@ -263,6 +263,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         kvmClock.Reset();
         foreach (IPersonality personality in personalities)
             personality.Reset();
+        debugger?.Forget();
         // Memory comes up empty, as after power-on; what must be there is loaded anew.
         foreach (MemoryRegion region in memory.Regions)
             memory.Discard(region.Base, region.Size);
@@ -339,6 +340,17 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     }
 
     void IVcpuObserver.Crashed(VcpuThread vcpu, ProcessorExit how)
+    {
+        if (debugger is { } attached)
+        {
+            // Whoever debugs wants to see it first.
+            attached.Crash(vcpu, how);
+            return;
+        }
+        EndCrashed(vcpu, how);
+    }
+
+    private void EndCrashed(VcpuThread vcpu, ProcessorExit how)
     {
         gate.Closed = true;
         string report = $"{CrashReport.Describe(vcpu.Processor.Index, how)}\n{CrashReport.Write(vcpu.Processor, memory)}";

@@ -1,4 +1,3 @@
-using System.Buffers.Binary;
 using System.Text;
 using Aerostat.Memory;
 using Aerostat.Processors;
@@ -8,8 +7,7 @@ namespace Aerostat.Machine;
 /// <summary>What is known of a vCPU that cannot go on, as lines for people.</summary>
 internal static class CrashReport
 {
-    private const ulong Cr0Paging = 1UL << 31, Cr0Protection = 1, Cr4Pae = 1 << 5, Cr4La57 = 1 << 12, EferLma = 1 << 10;
-    private const ulong AddressMask = 0x000F_FFFF_FFFF_F000;
+    private const ulong EferLma = 1 << 10;
     private static readonly string[] s_names = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"];
     private static readonly string[] s_segments = ["ES", "CS", "SS", "DS", "FS", "GS"];
 
@@ -65,7 +63,7 @@ internal static class CrashReport
         for (ulong i = 0; i < Count; i++)
         {
             byte[] one = new byte[1];
-            if (Translate(s, memory, linear + i) is not { } physical || !memory.TryRead(new(physical), one))
+            if (PageWalk.Translate(s, memory, linear + i) is not { } physical || !memory.TryRead(new(physical), one))
             {
                 text.Append(i == 0 ? " not mapped" : " --");
                 break;
@@ -73,45 +71,5 @@ internal static class CrashReport
             text.Append($" {one[0]:x2}");
         }
         text.Append('\n');
-    }
-
-    // A page walk without rights or side effects (Intel SDM vol. 3 chapter 4).
-    private static ulong? Translate(ProcessorState s, GuestMemory memory, ulong linear)
-    {
-        if ((s.Cr0 & Cr0Protection) == 0 || (s.Cr0 & Cr0Paging) == 0)
-            return linear & 0xFFFF_FFFF;
-        if ((s.Cr4 & Cr4Pae) == 0)
-        {
-            if (ReadEntry(memory, (s.Cr3 & 0xFFFF_F000) + (((linear >> 22) & 0x3FF) * 4), 4) is not { } directory)
-                return null;
-            if ((directory & 0x80) != 0)
-                return (directory & 0xFFC0_0000) | (linear & 0x3F_FFFF);
-            return ReadEntry(memory, (directory & 0xFFFF_F000) + (((linear >> 12) & 0x3FF) * 4), 4) is { } entry
-                ? (entry & 0xFFFF_F000) | (linear & 0xFFF)
-                : null;
-        }
-        bool isLong = (s.Efer & EferLma) != 0;
-        ulong table = isLong ? s.Cr3 & AddressMask : s.Cr3 & 0xFFFF_FFE0;
-        int top = !isLong ? 30 : (s.Cr4 & Cr4La57) != 0 ? 48 : 39;
-        for (int shift = top; ; shift -= 9)
-        {
-            ulong index = (linear >> shift) & (!isLong && shift == 30 ? 3UL : 0x1FF);
-            if (ReadEntry(memory, table + (index * 8), 8) is not { } entry)
-                return null;
-            ulong mask = (1UL << shift) - 1;
-            if (shift == 12 || (shift <= 30 && (isLong || shift == 21) && (entry & 0x80) != 0))
-                return (entry & AddressMask & ~mask) | (linear & mask);
-            table = entry & AddressMask;
-        }
-    }
-
-    private static ulong? ReadEntry(GuestMemory memory, ulong address, int size)
-    {
-        Span<byte> bytes = stackalloc byte[8];
-        bytes.Clear();
-        if (!memory.TryRead(new(address), bytes[..size]))
-            return null;
-        ulong entry = BinaryPrimitives.ReadUInt64LittleEndian(bytes);
-        return (entry & 1) != 0 ? entry : null;
     }
 }

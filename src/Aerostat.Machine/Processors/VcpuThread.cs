@@ -9,6 +9,9 @@ internal interface IVcpuObserver
     /// <summary>The guest cannot go on here (triple fault, failed entry, unknown exit); the thread is now paused.</summary>
     void Crashed(VcpuThread vcpu, ProcessorExit exit);
 
+    /// <summary>The host's debugger asked for this stop; the thread is now paused.</summary>
+    void Debugged(VcpuThread vcpu, ProcessorExit exit) => Crashed(vcpu, exit);
+
     /// <summary>The program itself failed; the thread has ended.</summary>
     void Failed(VcpuThread vcpu, Exception error);
 }
@@ -158,6 +161,10 @@ internal sealed class VcpuThread : IDisposable
                 break;
             case ExitReason.Halted or ExitReason.WaitForStartup:
                 Sleep();
+                break;
+            case ExitReason.Debug:
+                state = VcpuState.Paused;
+                observer.Debugged(this, exit);
                 break;
             default:
                 state = VcpuState.Paused;
