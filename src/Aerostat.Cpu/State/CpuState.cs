@@ -112,8 +112,8 @@ internal unsafe struct CpuState
     public fixed ulong JumpTable[9];
     /// <summary>What generated code left in its scratch registers R10, R11 and R14 at its exit.</summary>
     public ulong ExitAddress, ExitRecord, GroupPointer;
-    /// <summary>Where to go at entry; the host's MXCSR; a place to keep a register for a moment.</summary>
-    public ulong EntryTarget, HostMxcsr, Spill;
+    /// <summary>Where to go at entry; the host's MXCSR.</summary>
+    public ulong EntryTarget, HostMxcsr;
     /// <summary>Number of the exit record of the last indirect branch.</summary>
     public ulong IndirectSource;
     /// <summary>Guest instructions counted by generated code.</summary>

@@ -21,7 +21,7 @@ internal sealed unsafe partial class BlockTranslator
     private void EmitIndirectJump(int record)
     {
         // Noted so that a target that is not canonical can be blamed on this instruction.
-        a.RM(0xC7, 0, Host.None, Host.None, 0, Offset(&state->IndirectSource), wide: false, gs: true);
+        a.RM(0xC7, 0, Host.Rsp, Host.None, 0, Frame.IndirectSource, wide: false);
         a.Int32(record);
         a.LoadState(Host.R14, Offset(&state->JumpTable[variant]));
         a.RR(0x0FB7, Host.R11, Host.R10, wide: false);

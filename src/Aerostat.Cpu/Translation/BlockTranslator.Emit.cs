@@ -65,16 +65,15 @@ internal sealed unsafe partial class BlockTranslator
     {
         if (count == 0)
             return;
-        int offset = Offset(&state->Executed);
         if (live[0] == 0)
         {
-            a.RM(0x83, 0, Host.None, Host.None, 0, offset, gs: true);
+            a.RM(0x83, 0, Host.Rsp, Host.None, 0, Frame.Executed);
             a.Byte(count);
             return;
         }
-        a.LoadState(Host.R11, offset);
+        a.LoadFrame(Host.R11, Frame.Executed);
         a.Lea(Host.R11, Host.R11, Host.None, 0, count);
-        a.StoreState(offset, Host.R11);
+        a.StoreFrame(Frame.Executed, Host.R11);
     }
 
     private void EmitBody()
@@ -185,7 +184,7 @@ internal sealed unsafe partial class BlockTranslator
         int home = Homes.OfGuest[guest];
         if (home != Host.None)
             return home;
-        a.LoadState(scratch, 8 * guest);
+        a.LoadFrame(scratch, Frame.OfGuest[guest]);
         return scratch;
     }
 
@@ -195,7 +194,7 @@ internal sealed unsafe partial class BlockTranslator
         if (home != Host.None)
             a.Move(home, host);
         else
-            a.StoreState(8 * guest, host);
+            a.StoreFrame(Frame.OfGuest[guest], host);
     }
 
     // Memory ---------------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ internal sealed unsafe partial class BlockTranslator
         if (liveFlags != 0)
         {
             if (spillToMemory)
-                a.StoreState(Offset(&state->Spill), Host.Rax);
+                a.StoreFrame(Frame.Spill, Host.Rax);
             else
                 a.Move(Host.R14, Host.Rax);
             a.Lahf();
@@ -302,7 +301,7 @@ internal sealed unsafe partial class BlockTranslator
             a.RestoreOverflow();
         a.Sahf();
         if (spillToMemory)
-            a.LoadState(Host.Rax, Offset(&state->Spill));
+            a.LoadFrame(Host.Rax, Frame.Spill);
         else
             a.Move(Host.Rax, Host.R14);
     }
@@ -378,7 +377,7 @@ internal sealed unsafe partial class BlockTranslator
                 OpAccess access = info.GetOpAccess(n);
                 if ((access != OpAccess.Write || r.GetSize() < 4) && (loaded & 1 << slot) == 0)
                 {
-                    a.LoadState(host, 8 * guest);
+                    a.LoadFrame(host, Frame.OfGuest[guest]);
                     loaded |= 1 << slot;
                 }
                 if (access is not (OpAccess.Read or OpAccess.CondRead or OpAccess.None))
@@ -390,7 +389,7 @@ internal sealed unsafe partial class BlockTranslator
             return false;
         for (int n = 0; n < used; n++)
             if ((written & 1 << n) != 0)
-                a.StoreState(8 * guests[n], scratches[n]);
+                a.StoreFrame(Frame.OfGuest[guests[n]], scratches[n]);
         SetNext(first, k);
         return true;
     }
@@ -403,7 +402,7 @@ internal sealed unsafe partial class BlockTranslator
         int home = Homes.OfGuest[guest];
         EmitAddress(i, home != Host.None ? home : Host.R10, size == 4);
         if (home == Host.None)
-            a.StoreState(8 * guest, Host.R10);
+            a.StoreFrame(Frame.OfGuest[guest], Host.R10);
         return true;
     }
 

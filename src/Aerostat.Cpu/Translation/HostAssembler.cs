@@ -197,6 +197,12 @@ internal sealed unsafe class HostAssembler
     /// <summary>mov gs:[offset], register</summary>
     public void StoreState(int offset, int register, bool wide = true) => RM(0x89, register, Host.None, Host.None, 0, offset, wide, gs: true);
 
+    /// <summary>mov register, [rsp + offset]</summary>
+    public void LoadFrame(int register, int offset) => RM(0x8B, register, Host.Rsp, Host.None, 0, offset);
+
+    /// <summary>mov [rsp + offset], register</summary>
+    public void StoreFrame(int offset, int register) => RM(0x89, register, Host.Rsp, Host.None, 0, offset);
+
     public void Lea(int to, int baseRegister, int index, int scale, int displacement, bool wide = true) =>
         RM(0x8D, to, baseRegister, index, scale, displacement, wide);
 

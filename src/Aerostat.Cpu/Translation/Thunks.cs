@@ -7,7 +7,7 @@ namespace Aerostat.Cpu;
 internal static class Homes
 {
     /// <summary>
-    /// Host register of each guest register, or None: in <see cref="CpuState.Gpr"/>. Those with implicit uses keep their places. The host's RSP stays
+    /// Host register of each guest register, or None: in the <see cref="Frame"/>. Those with implicit uses keep their places. The host's RSP stays
     /// the host's (signals arrive on it), R10 and R11 are scratch, R14 is the group pointer and third scratch.
     /// </summary>
     public static ReadOnlySpan<sbyte> OfGuest =>
@@ -23,6 +23,28 @@ internal static class VectorLevel
 
     /// <summary>The level of a variant: variants of one level are one for each TLB set.</summary>
     public static int Of(int variant) => variant / 3;
+}
+
+/// <summary>
+/// What generated code keeps on the host's stack, at constant distances from RSP, which never moves while it runs. Processors forward stores to loads of such
+/// addresses without delay, which they do not for addresses with a segment base.
+/// </summary>
+internal static class Frame
+{
+    /// <summary>Guest instructions executed since the entry.</summary>
+    public const int Executed = 32;
+
+    /// <summary>A place to keep a register for a moment.</summary>
+    public const int Spill = 40;
+
+    /// <summary>Number of the exit record of the last indirect branch.</summary>
+    public const int IndirectSource = 48;
+
+    /// <summary>Bytes in all.</summary>
+    public const int Size = 56;
+
+    /// <summary>Where the guest registers are that have no host register, -1 for the others.</summary>
+    public static ReadOnlySpan<sbyte> OfGuest => [-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 8, -1, -1, 16, 24];
 }
 
 /// <summary>The code between the dispatcher and generated code, in a form for each <see cref="VectorLevel"/>.</summary>
@@ -59,6 +81,7 @@ internal sealed unsafe class Thunks(CpuState* state)
         nint start = a.Here;
         foreach (int r in Saved)
             Push(a, r);
+        a.Lea(Host.Rsp, Host.Rsp, Host.None, 0, -Frame.Size);
         if (level >= VectorLevel.Xmm)
         {
             // Legacy SSE is slow while the upper halves are in use.
@@ -76,8 +99,17 @@ internal sealed unsafe class Thunks(CpuState* state)
         a.RestoreOverflow();
         a.Sahf();
         for (int g = 0; g < 16; g++)
+        {
             if (Homes.OfGuest[g] != Host.None)
+            {
                 a.LoadState(Homes.OfGuest[g], 8 * g);
+                continue;
+            }
+            a.LoadState(Host.R10, 8 * g);
+            a.StoreFrame(Frame.OfGuest[g], Host.R10);
+        }
+        a.LoadState(Host.R10, Offset(&state->Executed));
+        a.StoreFrame(Frame.Executed, Host.R10);
         a.LoadState(Host.R14, Offset(&state->GroupPointer));
         a.LoadState(Host.R10, Offset(&state->ExitAddress));
         a.RM(0xFF, 4, Host.None, Host.None, 0, Offset(&state->EntryTarget), wide: false, gs: true);
@@ -91,12 +123,23 @@ internal sealed unsafe class Thunks(CpuState* state)
         a.Lahf();
         a.SetOverflowAl();
         a.StoreState(Offset(&state->HostFlags), Host.Rax, wide: false);
-        for (int g = 1; g < 16; g++)
-            if (Homes.OfGuest[g] != Host.None)
-                a.StoreState(8 * g, Homes.OfGuest[g]);
         a.StoreState(Offset(&state->ExitAddress), Host.R10);
         a.StoreState(Offset(&state->ExitRecord), Host.R11);
         a.StoreState(Offset(&state->GroupPointer), Host.R14);
+        for (int g = 1; g < 16; g++)
+        {
+            if (Homes.OfGuest[g] != Host.None)
+            {
+                a.StoreState(8 * g, Homes.OfGuest[g]);
+                continue;
+            }
+            a.LoadFrame(Host.R10, Frame.OfGuest[g]);
+            a.StoreState(8 * g, Host.R10);
+        }
+        a.LoadFrame(Host.R10, Frame.Executed);
+        a.StoreState(Offset(&state->Executed), Host.R10);
+        a.LoadFrame(Host.R10, Frame.IndirectSource);
+        a.StoreState(Offset(&state->IndirectSource), Host.R10);
         if (level >= VectorLevel.Xmm)
         {
             a.LoadState(Host.R10, Offset(&state->Xsave));
@@ -109,6 +152,7 @@ internal sealed unsafe class Thunks(CpuState* state)
             for (int i = 0; i < 16; i++)
                 a.RM(0x0F11, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
         }
+        a.Lea(Host.Rsp, Host.Rsp, Host.None, 0, Frame.Size);
         for (int i = Saved.Length - 1; i >= 0; i--)
             Pop(a, Saved[i]);
         a.Byte(0xC3);
