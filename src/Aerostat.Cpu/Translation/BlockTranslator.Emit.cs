@@ -26,6 +26,7 @@ internal sealed unsafe partial class BlockTranslator
         public nint Site, Site2;
         public int Record, TagOffset, Live;
         public bool SpillToMemory;
+        public FlagSource Source;
         public ulong Target;
     }
 
@@ -82,6 +83,7 @@ internal sealed unsafe partial class BlockTranslator
         {
             ref Instruction i = ref code[k];
             nint start = a.Here;
+            source = sources[k];
             int records = cache.RecordCount, colds = cold.Count;
             bool done = treatments[k] switch
             {
@@ -146,6 +148,9 @@ internal sealed unsafe partial class BlockTranslator
                     a.Bind(c.Site2);
                 a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
                 EmitRestoreFlags(c.Live, c.SpillToMemory);
+                source = c.Source;
+                if (source.Origin != FlagOrigin.None)
+                    EmitFlagsAgain();
                 EmitExit(c.Record);
                 break;
             case ColdKind.Leave:
@@ -220,7 +225,10 @@ internal sealed unsafe partial class BlockTranslator
         int hostBase = b == Register.None ? Host.None : Use(b.GetNumber(), Host.R10);
         int hostIndex = x == Register.None ? Host.None : Use(x.GetNumber(), Host.R11);
         int scale = i.MemoryIndexScale switch { 2 => 1, 4 => 2, 8 => 3, _ => 0 };
-        a.Lea(to, hostBase, hostIndex, scale, (int)displacement, wide && !narrow);
+        if (hostIndex == Host.None && displacement == 0 && wide && !narrow)
+            a.Move(to, hostBase);
+        else
+            a.Lea(to, hostBase, hostIndex, scale, (int)displacement, wide && !narrow);
     }
 
     // A 32-bit absolute address is one with an address-size prefix; without it the displacement is sign-extended already.
@@ -240,14 +248,16 @@ internal sealed unsafe partial class BlockTranslator
     private void EmitCheck(ulong rip, nint retry, int size, bool write, int alignment, int liveFlags, int segment, bool spillToMemory = false)
     {
         int tag = TlbOffset + (write ? 8 : 0);
-        if (liveFlags != 0)
+        bool again = source.Origin != FlagOrigin.None;
+        int saved = again ? 0 : liveFlags;
+        if (saved != 0)
         {
             if (spillToMemory)
                 a.StoreFrame(Frame.Spill, Host.Rax);
             else
                 a.Move(Host.R14, Host.Rax);
             a.Lahf();
-            if ((liveFlags & FlagEffects.Overflow) != 0)
+            if ((saved & FlagEffects.Overflow) != 0)
                 a.SetOverflowAl();
         }
         if (segment >= 0)
@@ -280,7 +290,9 @@ internal sealed unsafe partial class BlockTranslator
             slow2 = a.Jcc(Condition.Ne);
         }
         a.RM(0x03, Host.R10, Host.R11, Host.None, 0, TlbOffset + 16, gs: true);
-        EmitRestoreFlags(liveFlags, spillToMemory);
+        if (again && liveFlags != 0)
+            EmitFlagsAgain();
+        EmitRestoreFlags(saved, spillToMemory);
         int record = cache.AddRecord(new ExitRecord
         {
             Kind = ExitKind.Memory,
@@ -290,7 +302,7 @@ internal sealed unsafe partial class BlockTranslator
             Write = write,
             Alignment = alignment,
         });
-        cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, TagOffset = tag, Live = liveFlags, SpillToMemory = spillToMemory });
+        cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, TagOffset = tag, Live = saved, SpillToMemory = spillToMemory, Source = source });
     }
 
     private void EmitRestoreFlags(int liveFlags, bool spillToMemory)

@@ -42,11 +42,14 @@ internal sealed unsafe partial class BlockTranslator
         nextValue = 1;
         for (int r = 0; r < 16; r++)
             Renew(r);
+        lastSource = default;
         for (int k = 0; k < count; k++)
         {
             uses[k] = default;
             Describe(code[k], treatments[k], ref uses[k]);
+            NoteSource(k);
             Track(code[k], treatments[k]);
+            TrackSource(code[k], treatments[k]);
         }
         if (ungrouped)
             return;
@@ -274,6 +277,14 @@ internal sealed unsafe partial class BlockTranslator
         offsets[to] = offsets[from] + distance;
     }
 
+    private void EmitStackAddress(int displacement)
+    {
+        if (displacement == 0)
+            a.Move(Host.R10, Host.R15);
+        else
+            a.Lea(Host.R10, Host.R15, Host.None, 0, displacement);
+    }
+
     /// <summary>
     /// Makes the memory operand of instruction <paramref name="k"/> reachable: the answer is the host register to address it by and the distance from
     /// there. Stack accesses are at RSP + <paramref name="displacement"/>.
@@ -286,7 +297,7 @@ internal sealed unsafe partial class BlockTranslator
             return (Host.R14, u.Delta);
         int move = u.Role == 1 ? -u.Delta : 0;
         if (stack)
-            a.Lea(Host.R10, Host.R15, Host.None, 0, displacement + move);
+            EmitStackAddress(displacement + move);
         else
             EmitAddress(i, move: move);
         int segment = stack ? -1 : SegmentOffset(i);
