@@ -18,14 +18,16 @@ internal sealed unsafe partial class BlockTranslator
     }
 
     /// <summary>To the address in R10.</summary>
-    private void EmitIndirectJump(int record)
+    private void EmitIndirectJump(int record, bool asReturn = false)
     {
         // Noted so that a target that is not canonical can be blamed on this instruction.
         a.RM(0xC7, 0, Host.Rsp, Host.None, 0, Frame.IndirectSource, wide: false);
         a.Int32(record);
         a.LoadState(Host.R14, Offset(&state->JumpTable[variant]));
         a.RR(0x0FB7, Host.R11, Host.R10, wide: false);
-        a.RM(0xFF, 4, Host.R14, Host.R11, 3, 0, wide: false);
+        a.RM(0xFF, asReturn ? 6 : 4, Host.R14, Host.R11, 3, 0, wide: false);
+        if (asReturn)
+            a.Byte(0xC3);
     }
 
     private void EmitLink(nint site, ulong target)
@@ -57,8 +59,8 @@ internal sealed unsafe partial class BlockTranslator
         if (backward)
         {
             EmitPollTest();
-            int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Poll, Rip = target });
-            cold.Add(new Cold { Kind = ColdKind.Leave, Site = a.Jcc(Condition.Ne), Record = record });
+            EmitLink(a.Jcc(Condition.E), target);
+            return EmitLeave(ExitKind.Poll, target, 0);
         }
         EmitLink(a.Jmp(), target);
         return true;
@@ -116,7 +118,38 @@ internal sealed unsafe partial class BlockTranslator
     private bool EmitCall(in Instruction i, int k, nint start)
     {
         EmitPushReturn(i, k, start, keepR14: false);
-        return EmitGoto(i.NearBranchTarget, i.IP);
+        ulong target = i.NearBranchTarget;
+        if (!BeginCallSite(i.NextIP, target))
+            return true;
+        return EmitGoto(target, i.IP);
+    }
+
+    /// <summary>
+    /// Calls the code behind, which takes the host's return address away again, so that the host's own predictor of returns follows the guest's calls. What
+    /// it will predict is the landing pad behind the call, which therefore is what the jump table has for the return address. Nothing else depends on it.
+    /// False: there is the like for this call already, and a jump to it has been emitted.
+    /// </summary>
+    private bool BeginCallSite(ulong next, ulong target)
+    {
+        if (!SamePage(next) || ungrouped)
+            return true;
+        nint site = cache.FindCallSite(next, gpa, variant, target);
+        if (site != 0)
+        {
+            a.Jmp(site);
+            return false;
+        }
+        site = a.Here;
+        nint over = a.Call();
+        nint pad = a.Here;
+        EmitEntryCheck(next, LiveAt(next, LookAheadDepth));
+        EmitLink(a.Jmp(), next);
+        a.Bind(over);
+        // pop r11: cheaper than an addition, for processors follow pushes and pops by themselves.
+        a.Byte(0x41);
+        a.Byte(0x5B);
+        callSites.Add((next, target, site, pad));
+        return true;
     }
 
     private bool EmitIndirect(in Instruction i, int k, nint start, bool call)
@@ -150,7 +183,9 @@ internal sealed unsafe partial class BlockTranslator
             int host = Use(guest, Host.R10);
             a.Move(Host.R10, host);
         }
-        EmitIndirectJump(cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = call ? 8 : 0 }));
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = call ? 8 : 0 });
+        if (!call || BeginCallSite(i.NextIP, i.IP))
+            EmitIndirectJump(record);
         return true;
     }
 
@@ -160,7 +195,7 @@ internal sealed unsafe partial class BlockTranslator
         (int pointer, int distance) = Reach(k, start, 8, write: false, aligned: false, 0, stack: true);
         a.RM(0x8B, Host.R10, pointer, Host.None, 0, distance);
         a.Lea(Host.R15, Host.R15, Host.None, 0, 8 + extra);
-        EmitIndirectJump(cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = -8 - extra }));
+        EmitIndirectJump(cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = -8 - extra }), asReturn: true);
         return true;
     }
 }

@@ -32,26 +32,27 @@ internal sealed unsafe partial class BlockTranslator
 
     private int TlbOffset => Interpreter.StateBytes + (variant % 3 * Interpreter.TlbEntries * sizeof(TlbEntry));
 
-    private void EmitCheckedEntry()
+    /// <summary>Goes on if R10 is the address expected here, keeping the flags if they are live.</summary>
+    private void EmitEntryCheck(ulong address, int liveFlags)
     {
         nint miss = cache.Thunks.Miss(VectorLevel.Of(variant));
-        if (live.Length > 0 && count > 0 && live[0] == 0)
+        if (liveFlags == 0)
         {
-            if ((long)linear == (int)linear)
+            if ((long)address == (int)address)
             {
                 a.RR(0x81, 7, Host.R10);
-                a.Int32((int)linear);
+                a.Int32((int)address);
             }
             else
             {
-                a.Constant(Host.R11, linear);
+                a.Constant(Host.R11, address);
                 a.RR(0x3B, Host.R10, Host.R11);
             }
             a.Jcc(Condition.Ne, miss);
             return;
         }
         // Without touching flags: JRCXZ.
-        a.Constant(Host.R11, 0 - linear);
+        a.Constant(Host.R11, 0 - address);
         a.Lea(Host.R11, Host.R11, Host.R10, 0, 0);
         a.RR(0x87, Host.R11, Host.Rcx);
         a.Byte(0xE3);

@@ -29,6 +29,7 @@ internal sealed unsafe partial class BlockTranslator
     private readonly Dictionary<int, int> lookAhead = [];
     private readonly List<(int Start, int Length)> ranges = [];
     private readonly List<Cold> cold = [];
+    private readonly List<(ulong Next, ulong Target, nint Site, nint Pad)> callSites = [];
     private int count;
     // What follows the last instruction: an address to go on at, or nothing (it was a branch).
     private bool fallsThrough;
@@ -93,7 +94,7 @@ internal sealed unsafe partial class BlockTranslator
         PlanGroups();
         cache.BeginCode(a);
         nint checkedEntry = a.Here;
-        EmitCheckedEntry();
+        EmitEntryCheck(linear, count > 0 ? live[0] : FlagEffects.All);
         a.AlignCode(16);
         entry = a.Here;
         EmitCount();
@@ -102,7 +103,7 @@ internal sealed unsafe partial class BlockTranslator
             EmitCold(cold[i]);
         cold.Clear();
         cache.EndCode(a);
-        return cache.AddBlock(new TranslatedBlock
+        TranslatedBlock* block = cache.AddBlock(new TranslatedBlock
         {
             Linear = linear,
             Gpa = gpa,
@@ -112,6 +113,10 @@ internal sealed unsafe partial class BlockTranslator
             Entry = entry,
             CheckedEntry = checkedEntry,
         });
+        foreach ((ulong next, ulong target, nint site, nint pad) in callSites)
+            cache.AddCallSite(block, next, target, site, pad);
+        callSites.Clear();
+        return block;
     }
 
     private void Decode()
@@ -271,7 +276,7 @@ internal sealed unsafe partial class BlockTranslator
             result |= read & open;
             open &= ~(killed | read);
             ip = i.NextIP;
-            if (treatment == Treatment.Branch)
+            if (treatment is Treatment.Branch or Treatment.Call)
             {
                 result |= open & LiveAt(i.NearBranchTarget, depth - 1);
                 break;

@@ -35,8 +35,9 @@ internal sealed unsafe partial class CodeCache
             ArmTables();
         }
         int index = (int)(b->Linear & (TableEntries - 1));
-        nint before = table[index];
-        if (before == b->CheckedEntry)
+        FindPad(b);
+        nint before = table[index], entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
+        if (before == entry)
             return;
         // One list is enough, unless the entry stood in the list of what lives longer.
         bool user = IsUser(b->Variant);
@@ -47,7 +48,7 @@ internal sealed unsafe partial class CodeCache
                 FlushTables();
             list.Add(b->Variant << 16 | index);
         }
-        table[index] = b->CheckedEntry;
+        table[index] = entry;
     }
 
     /// <summary>Forgets which linear address leads where.</summary>
@@ -88,7 +89,7 @@ internal sealed unsafe partial class CodeCache
         for (int i = 0; i < (IsUser(b->Variant) ? tables.Length : 1); i++)
         {
             nint* table = tables[i][b->Variant];
-            if (table != null && table[index] == b->CheckedEntry)
+            if (table != null && (table[index] == b->CheckedEntry || (table[index] == b->Pad && b->Pad != 0)))
                 table[index] = MissThunk(b->Variant);
         }
     }

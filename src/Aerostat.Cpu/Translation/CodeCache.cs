@@ -17,10 +17,23 @@ internal unsafe struct TranslatedBlock
     public nint Entry;
     /// <summary>Entry that compares R10 with <see cref="Linear"/> first.</summary>
     public nint CheckedEntry;
+    /// <summary>The landing pad of a call that returns here, which takes the place of <see cref="CheckedEntry"/> in jump tables; or 0. Set once.</summary>
+    public nint Pad;
     public TranslatedBlock* NextInBucket;
     public TranslatedBlock* NextInPage;
 
     public readonly bool IsValid => *Generation == DecodedGeneration;
+}
+
+/// <summary>A call in generated code, found by its return address.</summary>
+internal unsafe struct CallSite
+{
+    /// <summary>The block it is in; its page also holds the return address.</summary>
+    public TranslatedBlock* Block;
+    /// <summary>Return address, and what tells calls apart that end there.</summary>
+    public ulong Next, Target;
+    /// <summary>The host's call, and the landing pad behind it.</summary>
+    public nint Start, Pad;
 }
 
 /// <summary>Why generated code came back.</summary>
@@ -106,6 +119,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>Added to the variant of blocks without groups, which are reached from a failed group only.</summary>
     public const int Ungrouped = 16;
     private const int BucketBits = 15, Buckets = 1 << BucketBits;
+    private const int CallSites = 1 << 13;
     private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
     private const int WorstBlock = 64 << 10;
 
@@ -115,6 +129,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private readonly TranslatedBlock** pages;
     private readonly TranslatedBlock* blocks;
     private readonly ExitRecord* records;
+    private readonly CallSite* callSites;
     private byte* writable;
     private int blockCount, recordCount;
     private nint next, limit;
@@ -127,6 +142,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         pages = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
         blocks = (TranslatedBlock*)HostMapping.AllocateLazy(MaxBlocks * (ulong)sizeof(TranslatedBlock));
         records = (ExitRecord*)HostMapping.AllocateLazy(MaxRecords * (ulong)sizeof(ExitRecord));
+        callSites = (CallSite*)HostMapping.AllocateLazy(CallSites * (ulong)sizeof(CallSite));
         Thunks = new Thunks(state);
         TakeMemory();
         MakeMissTables();
@@ -200,6 +216,27 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>Makes a jump at <paramref name="site"/> go straight to <paramref name="target"/>. Only this vCPU runs this code, and it is outside now.</summary>
     public void Link(nint site, nint target) => *(int*)(writable + (site - memory.Base)) = (int)(target - (site + 4));
 
+    /// <summary>Notes a call, so that what it returns to is published with its landing pad.</summary>
+    public void AddCallSite(TranslatedBlock* block, ulong next, ulong target, nint start, nint pad) =>
+        *Site(next) = new CallSite { Block = block, Next = next, Target = target, Start = start, Pad = pad };
+
+    /// <summary>The host code of a call that is translated already, 0: there is none.</summary>
+    public nint FindCallSite(ulong next, ulong gpa, int variant, ulong target)
+    {
+        CallSite* c = Site(next);
+        return c->Block != null && c->Next == next && c->Target == target && c->Block->Gpa >> 12 == gpa >> 12 && c->Block->Variant == variant && c->Block->IsValid
+            ? c->Start : 0;
+    }
+
+    private void FindPad(TranslatedBlock* b)
+    {
+        CallSite* c = Site(b->Linear);
+        if (b->Pad == 0 && c->Block != null && c->Next == b->Linear && c->Block->Gpa >> 12 == b->Gpa >> 12 && c->Block->Variant == b->Variant && c->Block->IsValid)
+            b->Pad = c->Pad;
+    }
+
+    private CallSite* Site(ulong next) => callSites + (((uint)next ^ (uint)(next >> 13)) & (CallSites - 1));
+
     /// <summary>Forgets the blocks of a physical page whose code has changed.</summary>
     public void DropPage(ulong page)
     {
@@ -230,6 +267,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         FlushTables();
         new Span<nint>(buckets, Buckets).Clear();
         new Span<nint>(pages, Buckets).Clear();
+        new Span<CallSite>(callSites, CallSites).Clear();
         memory.Clear();
         TakeMemory();
     }
@@ -261,6 +299,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         memory.Dispose();
         HostMapping.Unmap((byte*)buckets, Buckets * (ulong)sizeof(nint));
         HostMapping.Unmap((byte*)pages, Buckets * (ulong)sizeof(nint));
+        HostMapping.Unmap((byte*)callSites, CallSites * (ulong)sizeof(CallSite));
         HostMapping.Unmap((byte*)blocks, MaxBlocks * (ulong)sizeof(TranslatedBlock));
         HostMapping.Unmap((byte*)records, MaxRecords * (ulong)sizeof(ExitRecord));
         FreeTables();

@@ -241,6 +241,13 @@ internal sealed unsafe class HostAssembler
         PointTo(site, target);
     }
 
+    public nint Call()
+    {
+        Byte(0xE8);
+        Int32(0);
+        return Here - 4;
+    }
+
     public nint Jmp()
     {
         Byte(0xE9);
