@@ -11,6 +11,8 @@ internal sealed unsafe partial class BlockTranslator
     {
         /// <summary>A failed TLB check: recover the address and leave.</summary>
         Slow,
+        /// <summary>The same where the address is a constant.</summary>
+        Constant,
         /// <summary>Leave with a record.</summary>
         Leave,
         /// <summary>As Leave, the record being a link whose site is bound here.</summary>
@@ -148,6 +150,13 @@ internal sealed unsafe partial class BlockTranslator
                 if (c.Site2 != 0)
                     a.Bind(c.Site2);
                 a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                goto case ColdKind.Constant;
+            case ColdKind.Constant:
+                if (c.Kind == ColdKind.Constant)
+                {
+                    a.Bind(c.Site);
+                    a.Constant(Host.R10, c.Target);
+                }
                 EmitRestoreFlags(c.Live, c.SpillToMemory);
                 source = c.Source;
                 if (source.Origin != FlagOrigin.None)
@@ -246,21 +255,12 @@ internal sealed unsafe partial class BlockTranslator
     /// Turns the address in R10 into a host address, or leaves. Keeps the flags in <paramref name="liveFlags"/> and all registers but R10, R11 and,
     /// with live flags, R14 (unless it is asked to spill to memory).
     /// </summary>
-    private void EmitCheck(ulong rip, nint retry, int size, bool write, int alignment, int liveFlags, int segment, bool spillToMemory = false)
+    private void EmitCheck(ulong rip, nint retry, int size, bool write, int alignment, int liveFlags, int segment, bool spillToMemory = false, bool indexed = false)
     {
         int tag = TlbOffset + (write ? 8 : 0);
         bool again = source.Origin != FlagOrigin.None;
         int saved = again ? 0 : liveFlags;
-        if (saved != 0)
-        {
-            if (spillToMemory)
-                a.StoreFrame(Frame.Spill, Host.Rax);
-            else
-                a.Move(Host.R14, Host.Rax);
-            a.Lahf();
-            if ((saved & FlagEffects.Overflow) != 0)
-                a.SetOverflowAl();
-        }
+        EmitSaveFlags(saved, spillToMemory);
         if (segment >= 0)
             a.RM(0x03, Host.R10, Host.None, Host.None, 0, segment, gs: true);
         // The entry's offset: bits 12.. of the address, times the size of an entry.
@@ -290,7 +290,8 @@ internal sealed unsafe partial class BlockTranslator
             a.Byte(alignment);
             slow2 = a.Jcc(Condition.Ne);
         }
-        a.RM(0x03, Host.R10, Host.R11, Host.None, 0, TlbOffset + 16, gs: true);
+        // Where R11 is free the two loads do not wait for each other.
+        a.RM(indexed ? 0x8B : 0x03, indexed ? Host.R11 : Host.R10, Host.R11, Host.None, 0, TlbOffset + 16, gs: true);
         if (again && liveFlags != 0)
             EmitFlagsAgain();
         EmitRestoreFlags(saved, spillToMemory);
@@ -304,6 +305,19 @@ internal sealed unsafe partial class BlockTranslator
             Alignment = alignment,
         });
         cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, TagOffset = tag, Live = saved, SpillToMemory = spillToMemory, Source = source });
+    }
+
+    private void EmitSaveFlags(int liveFlags, bool spillToMemory)
+    {
+        if (liveFlags == 0)
+            return;
+        if (spillToMemory)
+            a.StoreFrame(Frame.Spill, Host.Rax);
+        else
+            a.Move(Host.R14, Host.Rax);
+        a.Lahf();
+        if ((liveFlags & FlagEffects.Overflow) != 0)
+            a.SetOverflowAl();
     }
 
     private void EmitRestoreFlags(int liveFlags, bool spillToMemory)
@@ -369,9 +383,9 @@ internal sealed unsafe partial class BlockTranslator
                 return false;
             int size = i.MemorySize.GetSize();
             bool aligned = treatments[k] == Treatment.Vector && Whitelist.MustBeAligned(i, size);
-            (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false);
+            (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false, spillToMemory: false, mayIndex: used == 0, out bool indexed);
             copy.MemoryBase = Sized(pointer, 8);
-            copy.MemoryIndex = Register.None;
+            copy.MemoryIndex = indexed ? Register.R11 : Register.None;
             copy.MemoryIndexScale = 1;
             copy.MemoryDisplacement64 = (ulong)distance;
             copy.MemoryDisplSize = distance == 0 ? 0 : distance is >= -128 and <= 127 ? 1 : 8;

@@ -289,28 +289,79 @@ internal sealed unsafe partial class BlockTranslator
     /// Makes the memory operand of instruction <paramref name="k"/> reachable: the answer is the host register to address it by and the distance from
     /// there. Stack accesses are at RSP + <paramref name="displacement"/>.
     /// </summary>
-    private (int Register, int Distance) Reach(int k, nint start, int size, bool write, bool aligned, int displacement, bool stack, bool spillToMemory = false)
+    private (int Register, int Distance) Reach(int k, nint start, int size, bool write, bool aligned, int displacement, bool stack, bool spillToMemory = false) =>
+        Reach(k, start, size, write, aligned, displacement, stack, spillToMemory, mayIndex: false, out _);
+
+    /// <summary>As the other; if <paramref name="mayIndex"/>, R11 may have to be added to the address.</summary>
+    private (int Register, int Distance) Reach(int k, nint start, int size, bool write, bool aligned, int displacement, bool stack, bool spillToMemory, bool mayIndex, out bool indexed)
     {
         ref MemoryUse u = ref uses[k];
         ref Instruction i = ref code[k];
+        indexed = false;
         if (u.Role == 2)
             return (Host.R14, u.Delta);
         int move = u.Role == 1 ? -u.Delta : 0;
-        if (stack)
-            EmitStackAddress(displacement + move);
-        else
-            EmitAddress(i, move: move);
         int segment = stack ? -1 : SegmentOffset(i);
-        if (u.Role == 0)
+        int bytes = u.Role == 1 ? u.Span : size;
+        bool writes = u.Role == 1 ? u.SpanWrites : write;
+        int alignment = u.Role == 1 ? (u.SpanAligned ? 15 : 0) : aligned ? size - 1 : 0;
+        bool spill = u.Role == 0 && (spillToMemory || u.PointerLive || u.InGroup);
+        int distance = 0;
+        if (!stack && segment < 0 && IsConstantAddress(i) && i.MemoryDisplacement64 + (ulong)(long)move is var address
+            && (address & 4095) + (ulong)bytes <= 4096 && (address & (ulong)alignment) == 0 && IsCanonical(address))
         {
-            EmitCheck(i.IP, start, size, write, aligned ? size - 1 : 0, live[k], segment, spillToMemory || u.PointerLive || u.InGroup);
-            return (Host.R10, 0);
+            EmitConstantCheck(i.IP, start, address, bytes, writes, alignment, live[k], spill);
+            distance = (int)(address & 4095);
         }
-        EmitCheck(i.IP, start, u.Span, u.SpanWrites, u.SpanAligned ? 15 : 0, live[k], segment, spillToMemory: false);
+        else
+        {
+            if (stack)
+                EmitStackAddress(displacement + move);
+            else
+                EmitAddress(i, move: move);
+            indexed = mayIndex && u.Role == 0 && (live[k] == 0 || source.Origin == FlagOrigin.None);
+            EmitCheck(i.IP, start, bytes, writes, alignment, live[k], segment, spill, indexed);
+        }
+        if (u.Role == 0)
+            return (Host.R10, distance);
         ExitRecord* record = cache.Record((uint)cache.RecordCount - 1);
         record->Group = true;
         record->LeaderWrites = write;
-        a.Move(Host.R14, Host.R10);
+        if (distance == 0)
+            a.Move(Host.R14, Host.R10);
+        else
+            a.Lea(Host.R14, Host.R10, Host.None, 0, distance);
         return (Host.R14, u.Delta);
+    }
+
+    private static bool IsConstantAddress(in Instruction i) => i.MemoryBase == Register.RIP
+        || (i.MemoryBase == Register.None && i.MemoryIndex == Register.None && i.MemoryDisplSize != 4);
+
+    /// <summary>As <see cref="EmitCheck"/> for an address that is known and lies within a page: R10 = the host's page.</summary>
+    private void EmitConstantCheck(ulong rip, nint retry, ulong address, int size, bool write, int alignment, int liveFlags, bool spillToMemory)
+    {
+        ulong page = address & ~4095UL;
+        int entryOffset = TlbOffset + ((int)(address >> 12) & (Interpreter.TlbEntries - 1)) * sizeof(TlbEntry);
+        int tag = entryOffset + (write ? 8 : 0);
+        bool again = source.Origin != FlagOrigin.None;
+        int saved = again ? 0 : liveFlags;
+        EmitSaveFlags(saved, spillToMemory);
+        if ((long)page == (int)page)
+        {
+            a.RM(0x81, 7, Host.None, Host.None, 0, tag, gs: true);
+            a.Int32((int)page);
+        }
+        else
+        {
+            a.Constant(Host.R10, page);
+            a.RM(0x3B, Host.R10, Host.None, Host.None, 0, tag, gs: true);
+        }
+        nint slow = a.Jcc(Condition.Ne);
+        a.LoadState(Host.R10, entryOffset + 16);
+        if (again && liveFlags != 0)
+            EmitFlagsAgain();
+        EmitRestoreFlags(saved, spillToMemory);
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Memory, Rip = rip, Retry = retry, Size = (ushort)size, Write = write, Alignment = alignment });
+        cold.Add(new Cold { Kind = ColdKind.Constant, Site = slow, Record = record, Target = address, Live = saved, SpillToMemory = spillToMemory, Source = source });
     }
 }
