@@ -280,6 +280,10 @@ public sealed class VirtualMachineTests
         Assert.Equal(1, s.Handled["port-writes"]);
         Assert.Equal(1, s.Handled["local-apic-accesses"]);
         Assert.Equal(1, s.Handled["msr-unknown"]);
+        Assert.Equal(1, s.Handled["msr-reads"]);
+        // The first of a kind is always measured.
+        Assert.True(s.HandledTimes["port-reads"] > TimeSpan.Zero);
+        Assert.Equal(TimeSpan.Zero, s.HandledTimes["mmio-writes"]);
         Assert.Equal(1, s.Exits["handler-request"]);
         Assert.Equal(2, s.UnclaimedPortAccesses);
     }

@@ -131,7 +131,9 @@ internal sealed record RunReport(
         json.WriteNumber("peakResidentBytes", Usage.PeakResidentBytes);
         json.WriteNumber("guestResidentBytes", Usage.SharedBytes);
         WriteMap(json, "exits", Statistics.Exits);
+        WriteMap(json, "exitSeconds", Statistics.ExitTimes);
         WriteMap(json, "handled", Statistics.Handled);
+        WriteMap(json, "handledSeconds", Statistics.HandledTimes);
         json.WriteNumber("unclaimedPortAccesses", Statistics.UnclaimedPortAccesses);
         json.WriteNumber("unclaimedMmioAccesses", Statistics.UnclaimedMmioAccesses);
         WriteMap(json, "counters", Statistics.Counters.Where(c => !IsInstruction(c.Key)).ToDictionary());
@@ -165,6 +167,14 @@ internal sealed record RunReport(
         MachineExitKind.TimedOut => "timed-out",
         _ => "vmm-failed",
     };
+
+    private static void WriteMap(Utf8JsonWriter json, string name, IReadOnlyDictionary<string, TimeSpan> map)
+    {
+        json.WriteStartObject(name);
+        foreach ((string key, TimeSpan value) in map.OrderBy(e => e.Key, StringComparer.Ordinal))
+            json.WriteNumber(key, Math.Round(value.TotalSeconds, 6));
+        json.WriteEndObject();
+    }
 
     private static void WriteMap(Utf8JsonWriter json, string name, IReadOnlyDictionary<string, long> map)
     {

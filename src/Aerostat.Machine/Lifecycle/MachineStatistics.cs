@@ -6,6 +6,8 @@ namespace Aerostat.Machine;
 /// <param name="Instructions">Guest instructions completed, all vCPUs together; 0 where the accelerator cannot count.</param>
 /// <param name="Exits">Exits by reason, all vCPUs together.</param>
 /// <param name="Handled">What was served without leaving the guest, by kind.</param>
+/// <param name="ExitTimes">How long vCPUs were out of the guest after an exit, by reason; a halted guest's sleep is that of its reason.</param>
+/// <param name="HandledTimes">How long serving took, by kind; estimated from one in 64.</param>
 /// <param name="Counters">The accelerator's own counters, all vCPUs together.</param>
 /// <param name="UnclaimedPortAccesses">Port accesses that no device claimed.</param>
 /// <param name="UnclaimedMmioAccesses">Memory-mapped accesses that no device claimed.</param>
@@ -17,6 +19,8 @@ public sealed record MachineStatistics(
     long Instructions,
     IReadOnlyDictionary<string, long> Exits,
     IReadOnlyDictionary<string, long> Handled,
+    IReadOnlyDictionary<string, TimeSpan> ExitTimes,
+    IReadOnlyDictionary<string, TimeSpan> HandledTimes,
     IReadOnlyDictionary<string, long> Counters,
     long UnclaimedPortAccesses,
     long UnclaimedMmioAccesses,

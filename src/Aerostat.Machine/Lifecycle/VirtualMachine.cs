@@ -151,13 +151,21 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     public MachineStatistics GetStatistics()
     {
         Dictionary<string, long> exits = [], handled = [], counters = [];
+        Dictionary<string, TimeSpan> exitTimes = [], handledTimes = [];
         long instructions = 0;
         foreach (VcpuThread vcpu in vcpus)
             foreach (ExitReason reason in Enum.GetValues<ExitReason>())
+            {
                 Add(exits, CounterName(reason), vcpu.ExitCount(reason));
+                exitTimes[CounterName(reason)] = exitTimes.GetValueOrDefault(CounterName(reason)) + vcpu.TimeOutside(reason);
+            }
         foreach (VcpuExitHandler handler in handlers)
+        {
             foreach ((string name, long count) in handler.Counters)
                 Add(handled, name, count);
+            foreach ((string name, TimeSpan time) in handler.Times)
+                handledTimes[name] = handledTimes.GetValueOrDefault(name) + time;
+        }
         foreach (IVirtualProcessor processor in processors)
         {
             ProcessorCounters own = processor.Counters;
@@ -166,7 +174,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 Add(counters, name, count);
         }
         return new MachineStatistics(
-            accelerator.Name, accelerator.CpuModel, instructions, exits, handled, counters,
+            accelerator.Name, accelerator.CpuModel, instructions, exits, handled, exitTimes, handledTimes, counters,
             board.Ports.UnclaimedAccesses, board.Mmio.UnclaimedAccesses, Volatile.Read(ref resets), clock.GetElapsedTime(0));
     }
 

@@ -9,7 +9,8 @@ namespace Aerostat.Machine;
 /// </summary>
 internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmio, RunGate gate, IPersonality? personality = null) : IExitHandler
 {
-    private long portReads, portWrites, mmioReads, mmioWrites, apicAccesses, msrReads, msrWrites, unknownMsrs, interrupts, hypercalls;
+    private readonly ExitTally tally = new();
+    private long unknownMsrs, interrupts;
 
     /// <inheritdoc/>
     public bool LeaveRequested => gate.Closed;
@@ -27,96 +28,94 @@ internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmi
     /// <inheritdoc/>
     public uint ReadPort(ushort port, int size)
     {
-        portReads++;
-        return ports.Read(port, size);
+        long begun = tally.Begin(HandledExit.PortRead);
+        uint value = ports.Read(port, size);
+        tally.End(HandledExit.PortRead, begun);
+        return value;
     }
 
     /// <inheritdoc/>
     public void WritePort(ushort port, int size, uint value)
     {
-        portWrites++;
+        long begun = tally.Begin(HandledExit.PortWrite);
         ports.Write(port, size, value);
+        tally.End(HandledExit.PortWrite, begun);
     }
 
     /// <inheritdoc/>
     public ulong ReadMmio(ulong address, int size)
     {
         // Each processor sees its own local APIC at the same address (Intel SDM vol. 3 section 11.4.1).
-        if ((address & ~0xFFFUL) == apic.MmioBase)
-        {
-            apicAccesses++;
-            return apic.ReadMmio(address & 0xFFF, size);
-        }
-        mmioReads++;
-        return mmio.Read(address, size);
+        bool own = (address & ~0xFFFUL) == apic.MmioBase;
+        HandledExit kind = own ? HandledExit.LocalApicAccess : HandledExit.MmioRead;
+        long begun = tally.Begin(kind);
+        ulong value = own ? apic.ReadMmio(address & 0xFFF, size) : mmio.Read(address, size);
+        tally.End(kind, begun);
+        return value;
     }
 
     /// <inheritdoc/>
     public void WriteMmio(ulong address, int size, ulong value)
     {
-        if ((address & ~0xFFFUL) == apic.MmioBase)
-        {
-            apicAccesses++;
+        bool own = (address & ~0xFFFUL) == apic.MmioBase;
+        HandledExit kind = own ? HandledExit.LocalApicAccess : HandledExit.MmioWrite;
+        long begun = tally.Begin(kind);
+        if (own)
             apic.WriteMmio(address & 0xFFF, size, value);
-            return;
-        }
-        mmioWrites++;
-        mmio.Write(address, size, value);
+        else
+            mmio.Write(address, size, value);
+        tally.End(kind, begun);
     }
 
     /// <inheritdoc/>
     public bool ReadMsr(uint index, out ulong value)
     {
-        msrReads++;
-        if (LocalApic.OwnsMsr(index))
-            return apic.ReadMsr(index, out value);
-        if (personality is not null && personality.ReadMsr(index, out value))
-            return true;
-        unknownMsrs++;
+        long begun = tally.Begin(HandledExit.MsrRead);
         value = 0;
-        return false;
+        bool own = LocalApic.OwnsMsr(index);
+        bool known = own ? apic.ReadMsr(index, out value) : personality is not null && personality.ReadMsr(index, out value);
+        if (!own && !known)
+            unknownMsrs++;
+        tally.End(HandledExit.MsrRead, begun);
+        return known;
     }
 
     /// <inheritdoc/>
     public bool WriteMsr(uint index, ulong value)
     {
-        msrWrites++;
-        if (LocalApic.OwnsMsr(index))
-            return apic.WriteMsr(index, value);
-        if (personality is not null && personality.WriteMsr(index, value))
-            return true;
-        unknownMsrs++;
-        return false;
+        long begun = tally.Begin(HandledExit.MsrWrite);
+        bool own = LocalApic.OwnsMsr(index);
+        bool known = own ? apic.WriteMsr(index, value) : personality is not null && personality.WriteMsr(index, value);
+        if (!own && !known)
+            unknownMsrs++;
+        tally.End(HandledExit.MsrWrite, begun);
+        return known;
     }
 
     /// <inheritdoc/>
     public int AcknowledgeInterrupt()
     {
+        long begun = tally.Begin(HandledExit.Acknowledge);
         int vector = apic.AcknowledgeInterrupt();
         if (vector >= 0)
             interrupts++;
+        tally.End(HandledExit.Acknowledge, begun);
         return vector;
     }
 
     /// <inheritdoc/>
     public bool Hypercall(IVirtualProcessor processor, Span<ulong> registers)
     {
-        hypercalls++;
-        return personality is not null && personality.Hypercall(registers);
+        long begun = tally.Begin(HandledExit.Hypercall);
+        bool known = personality is not null && personality.Hypercall(registers);
+        tally.End(HandledExit.Hypercall, begun);
+        return known;
     }
 
     /// <summary>What was served in place, by name.</summary>
     public IEnumerable<(string Name, long Count)> Counters =>
-    [
-        ("port-reads", portReads),
-        ("port-writes", portWrites),
-        ("mmio-reads", mmioReads),
-        ("mmio-writes", mmioWrites),
-        ("local-apic-accesses", apicAccesses),
-        ("msr-reads", msrReads),
-        ("msr-writes", msrWrites),
-        ("msr-unknown", unknownMsrs),
-        ("interrupts", interrupts),
-        ("hypercalls", hypercalls),
-    ];
+        tally.Read().Select(t => (t.Name, t.Count)).Append(("msr-unknown", unknownMsrs)).Append(("interrupts", interrupts));
+
+    /// <summary>How long that took.</summary>
+    public IEnumerable<(string Name, TimeSpan Time)> Times => tally.Read().Select(t => (t.Name, t.Time));
 }

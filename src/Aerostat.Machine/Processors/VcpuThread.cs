@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Threading.Channels;
 using Aerostat.Processors;
 
@@ -36,7 +37,9 @@ internal sealed class VcpuThread : IDisposable
     private readonly IVcpuObserver observer;
     private readonly TaskCompletionSource ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly long[] exits = new long[Enum.GetValues<ExitReason>().Length];
+    private readonly long[] outside = new long[Enum.GetValues<ExitReason>().Length];
     private readonly Thread thread;
+    private (ExitReason Reason, long Since)? left;
     private volatile VcpuState state = VcpuState.Paused;
 
     /// <summary>Makes the thread and starts it in the paused state.</summary>
@@ -61,6 +64,9 @@ internal sealed class VcpuThread : IDisposable
 
     /// <summary>How often the processor came back for <paramref name="reason"/>.</summary>
     public long ExitCount(ExitReason reason) => Volatile.Read(ref exits[(int)reason]);
+
+    /// <summary>How long the vCPU was then out of the guest, asleep or looking after what was to be done.</summary>
+    public TimeSpan TimeOutside(ExitReason reason) => Stopwatch.GetElapsedTime(0, Volatile.Read(ref outside[(int)reason]));
 
     /// <summary>Leaves the guest. The task completes when the thread is out of it.</summary>
     public Task PauseAsync() => Post(null, VcpuState.Paused);
@@ -153,8 +159,11 @@ internal sealed class VcpuThread : IDisposable
             state = VcpuState.Paused;
             return;
         }
+        if (left is { } before)
+            outside[(int)before.Reason] += Stopwatch.GetTimestamp() - before.Since;
         ProcessorExit exit = processor.Run(handler);
         exits[(int)exit.Reason]++;
+        left = (exit.Reason, Stopwatch.GetTimestamp());
         switch (exit.Reason)
         {
             case ExitReason.Interrupted or ExitReason.HandlerRequest:
