@@ -39,6 +39,13 @@ internal sealed class DebuggedMachine : IAsyncDisposable
             Boot = new KernelBootOptions(elf),
         }, GuestElf.Guest(), serve);
 
+    /// <summary>Skips a test of a processor that this host does not have.</summary>
+    public static void Need(string accelerator)
+    {
+        AcceleratorStatus status = Accelerators.All(Accelerators.Kvm).First(a => a.Name == accelerator);
+        Assert.SkipUnless(status.Usable, $"no {accelerator} here: {status.Reason}");
+    }
+
     /// <summary>A machine with something else; the ELF is for gdb alone.</summary>
     public static DebuggedMachine Other(MachineOptions options, byte[] symbols) => new(_ => options, symbols, serve: true);
 

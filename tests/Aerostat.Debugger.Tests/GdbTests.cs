@@ -77,7 +77,7 @@ public sealed partial class GdbTests
             Assert.Equal(page[from..to], transcript);
     }
 
-    /// <summary>The same on the interpreter, and what must be in it whatever gdb's version prints around it.</summary>
+    /// <summary>The same on the interpreter too, and what must be in it whatever gdb's version prints around it.</summary>
     [Theory]
     [InlineData("interpreter")]
     [InlineData("translator")]
@@ -95,6 +95,21 @@ public sealed partial class GdbTests
             Assert.True(text.Contains(wanted, StringComparison.Ordinal), $"no '{wanted}' in:\n{text}");
         Assert.DoesNotContain("Remote failure", text, StringComparison.Ordinal);
         Assert.Equal(MachineState.Running, m.Machine.State);
+    }
+
+    /// <summary>/dev/kvm, which has no more than four breakpoints; data breakpoints are left out, since KVMs that emulate their guests have none.</summary>
+    [Fact]
+    public async Task OnKvm()
+    {
+        DebuggedMachine.NeedGdb();
+        DebuggedMachine.Need("kvm");
+        await using DebuggedMachine m = DebuggedMachine.Small("kvm");
+        string text = await m.GdbAsync(
+            m.Target, "break *inner", "continue", "backtrace", "stepi", "print $edi = 100", "finish", "print $eax",
+            "hbreak *main", "hbreak *outer", "hbreak *middle", "tbreak *0x101fff", "continue", "delete", "x/x 0x40000000", "set var *(int *) &stop = 5", "continue");
+        foreach (string wanted in (string[])
+            ["#1  0x", " in middle ()", " in outer ()", " in main ()", "$2 = 300", "Cannot access memory at address 0x40000000", "exited with code 013"])
+            Assert.True(text.Contains(wanted, StringComparison.Ordinal), $"no '{wanted}' in:\n{text}");
     }
 
     /// <summary>

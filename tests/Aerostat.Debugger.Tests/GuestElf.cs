@@ -44,6 +44,7 @@ internal static class GuestElf
         a.push(rbp);
         a.mov(rbp, rsp);
         a.Label(ref again);
+        a.inc(r15);
         a.mov(edi, __dword_ptr[counter]);
         a.call(outer);
         a.mov(__dword_ptr[result], eax);

@@ -175,7 +175,7 @@ public sealed class MachineDebugger
     private static int Piece(ulong linear, int length, int done) => Math.Min(length - done, 4096 - (int)((linear + (ulong)done) & 4095));
 
     /// <summary>From a vCPU's thread, which is paused now.</summary>
-    internal void Stop(VcpuThread vcpu, ProcessorExit exit) => Note(Describe(vcpu.Processor.Index, exit), exit);
+    internal void Stop(VcpuThread vcpu, ProcessorExit exit) => Note(Describe(vcpu.Processor, exit), exit);
 
     /// <summary>From a vCPU's thread, which is paused now.</summary>
     internal void Crash(VcpuThread vcpu, ProcessorExit how)
@@ -195,7 +195,7 @@ public sealed class MachineDebugger
         });
     }
 
-    private DebugStop Describe(int vcpu, ProcessorExit exit)
+    private DebugStop Describe(IVirtualProcessor processor, ProcessorExit exit)
     {
         ulong hits = exit.Detail & GuestDebugBits.Hardware;
         int number = hits == 0 ? -1 : System.Numerics.BitOperations.TrailingZeroCount(hits);
@@ -204,7 +204,8 @@ public sealed class MachineDebugger
             : (exit.Detail & GuestDebugBits.Code) != 0 ? DebugStopKind.CodeBreakpoint
             : number >= 0 ? DebugStopKind.HardwareBreakpoint
             : DebugStopKind.Step;
-        return new DebugStop(vcpu, kind, exit.Address, exit.Detail, kind is DebugStopKind.Watchpoint or DebugStopKind.HardwareBreakpoint ? number : -1);
+        // Not the exit's address: not every processor gives RIP there.
+        return new DebugStop(processor.Index, kind, processor.GetState().Rip, exit.Detail, kind is DebugStopKind.Watchpoint or DebugStopKind.HardwareBreakpoint ? number : -1);
     }
 
     private bool TellOne(Func<DebugStop, bool> which)
