@@ -21,8 +21,7 @@ namespace Aerostat.Cpu;
 /// </remarks>
 internal sealed class HostStubs : IDisposable
 {
-    // Memory is taken in pieces as it is needed. Forms with an 8-bit immediate are the many: about 110 legacy and 200 VEX ones (register and memory
-    // operands counted apart), 256 values, 128 bytes or less each; so a guest that uses every form there is makes no more than about 10 MiB.
+    // Memory is taken in pieces as it is needed. A guest that uses every form with every immediate there is makes about 3 MiB of them (VexTests).
     private const int PieceBytes = 2 << 20;
 
     // No instruction's key has this bit.
@@ -36,6 +35,16 @@ internal sealed class HostStubs : IDisposable
     private readonly Dictionary<ulong, nint> stubs = [];
     private readonly List<ExecutableMemory> memory = [];
     private bool disposed;
+
+    /// <summary>Bytes of code made.</summary>
+    public long BytesUsed
+    {
+        get
+        {
+            lock (gate)
+                return memory.Sum(m => (long)m.Used);
+        }
+    }
 
     /// <summary>Whether this host can execute instructions of a feature in a stub.</summary>
     public static bool CanRun(CpuidFeature feature)

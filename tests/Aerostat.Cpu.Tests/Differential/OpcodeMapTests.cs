@@ -91,6 +91,71 @@ public sealed unsafe class OpcodeMapTests
         Assert.True(wrong.Count == 0, string.Join('\n', wrong.Take(60)) + $"\n{wrong.Count} in all");
     }
 
+    /// <summary>
+    /// All opcodes of the three VEX maps with each implied prefix, both lengths, both W and a used and an unused VEX.vvvv, registers and memory: what is
+    /// reserved is #UD here as on the host, what is not in the model is #UD.
+    /// </summary>
+    [Theory]
+    [InlineData(64)]
+    [InlineData(32)]
+    public void EveryVexOpcode(int bitness)
+    {
+        HostRequirements.Check();
+        using DifferentialRunner runner = CreateRunner();
+        Assert.SkipUnless(runner.Native.CanRun(bitness), $"the host does not run {bitness}-bit code");
+        var compared = FormCatalog.Forms(bitness).ToHashSet();
+        var states = new StateGenerator(new Rng(1));
+        var wrong = new List<string>();
+        int ran = 0, undefined = 0;
+        for (int choice = 0; choice < 3 << 6; choice++)
+        {
+            int map = 1 + (choice >> 6), prefix = choice & 3, length = choice >> 2 & 1, wide = choice >> 3 & 1;
+            int vvvv = (choice >> 4 & 1) == 0 ? 15 : 12;
+            byte modRm = (choice >> 5 & 1) == 0 ? (byte)0xCB : (byte)0x0B;
+            for (int opcode = 0; opcode < 256; opcode++)
+            {
+                byte[] bytes = [0xC4, (byte)(0xE0 | map), (byte)(wide << 7 | vvvv << 3 | length << 2 | prefix), (byte)opcode, modRm, 0x05, 0, 0, 0];
+                var decoder = Decoder.Create(bitness, bytes);
+                decoder.IP = Layout.Start;
+                decoder.Decode(out Instruction i);
+                TestCase c = Harmless(i.IsInvalid ? bytes : bytes[..i.Length], bitness);
+                if (!i.IsInvalid && !FormCatalog.InModel(i.Code))
+                {
+                    undefined++;
+                    Expect(runner, c, wrong, i);
+                    continue;
+                }
+
+                // Makers differ in what W means for VPERMQ and VPERMPD (must be 1, or ignored), and for VPEXTRD and VPINSRD in 32-bit code.
+                if (map == 3 && ((opcode is 0x00 or 0x01 && wide == 0) || (opcode is 0x16 or 0x22 && wide == 1 && bitness == 32)))
+                    continue;
+                if (!i.IsInvalid && (!compared.Contains(i.Code) || !states.IsContained(c, i)))
+                    continue;
+                ran++;
+                if (runner.Run(c) is { } difference)
+                    wrong.Add($"{Convert.ToHexString(c.Code)} {i}: host{difference}");
+            }
+        }
+
+        // A prefix that VEX stands for already, LOCK, and REX.
+        foreach (byte before in (byte[])[0x66, 0xF2, 0xF3, 0xF0, 0x48, 0x40])
+        {
+            foreach (string hex in (string[])["C5F458C2", "C4E2F5A8C2", "C5F877", "C4E2789200", "C4E270F2C2"])
+            {
+                byte[] bytes = [before, .. Convert.FromHexString(hex)];
+                // In 32-bit code the REX prefixes are INC EAX and DEC EAX.
+                if ((before & 0xF0) == 0x40 && bitness == 32)
+                    continue;
+                if (runner.Run(Harmless(bytes, bitness)) is { } difference)
+                    wrong.Add($"{Convert.ToHexString(bytes)}: host{difference}");
+            }
+        }
+
+        Console.WriteLine($"{ran} encodings compared, {undefined} are not in the model");
+        Assert.True(ran > 10_000 && undefined > 100);
+        Assert.True(wrong.Count == 0, string.Join('\n', wrong.Take(60)) + $"\n{wrong.Count} in all");
+    }
+
     private static void Expect(DifferentialRunner runner, TestCase c, List<string> wrong, in Instruction i)
     {
         // Encodings that processors without the feature take for something else.
