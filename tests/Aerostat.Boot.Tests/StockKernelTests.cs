@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text;
+using Aerostat.Cpu;
 using Aerostat.Machine;
 using Xunit;
 
@@ -45,6 +46,36 @@ public sealed class StockKernelTests
         BootOutcome outcome = await Guest.BootAsync(kernel: "generic", accelerator: accelerator);
         Guest.AssertPoweredOff(outcome);
         Assert.DoesNotContain("cloud", outcome.Value("RELEASE"), StringComparison.Ordinal);
+    }
+
+    /// <summary>AVX as the kernel itself uses it, XSAVES and all: RAID 6 and XOR routines, ciphers, and user processes that keep their registers meanwhile.</summary>
+    [Theory]
+    [InlineData("interpreter")]
+    [InlineData("translator")]
+    public async Task AvxInTheKernel(string accelerator)
+    {
+        Assert.SkipUnless(CpuModels.HostHasV3, "the host lacks AVX2, FMA or F16C");
+        BootOutcome outcome = await Guest.BootAsync(
+            accelerator: accelerator,
+            modules: ["xor", "raid6_pq", "sha512-ssse3", "sha256-ssse3", "chacha-x86_64", "poly1305-x86_64", "serpent-avx2", "camellia-aesni-avx2", "twofish-avx-x86_64"],
+            script: """
+            echo FLAGS=$(grep -m 1 ^flags /proc/cpuinfo | tr ' ' '\n' | grep -cE '^(avx|avx2|fma|f16c|bmi1|bmi2|abm|movbe)$')
+            (seq 1 20000 | sort -rn | sort -n | sha256sum > /tmp/beside) &
+            while read -r m; do insmod $m || echo FAILED=$m; done < /etc/modules
+            wait
+            seq 1 20000 | sha256sum > /tmp/alone
+            cmp /tmp/alone /tmp/beside && echo SAME=1
+            dmesg | grep -E 'raid6|xor'
+            echo DRIVERS=$(grep -cE '^driver.*(avx|simd)' /proc/crypto)
+            echo UNTESTED=$(grep '^selftest' /proc/crypto | grep -vc passed)
+            """);
+        Guest.AssertPoweredOff(outcome);
+        Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+        Assert.Equal("8", outcome.Value("FLAGS"));
+        Assert.Equal("1", outcome.Value("SAME"));
+        Assert.Contains("using avx2x2 recovery algorithm", outcome.Console, StringComparison.Ordinal);
+        Assert.NotEqual("0", outcome.Value("DRIVERS"));
+        Assert.Equal("0", outcome.Value("UNTESTED"));
     }
 
     [Theory]
