@@ -52,6 +52,11 @@ internal sealed class EncodingGenerator
     /// <summary>When set, memory operands use this register and a small displacement only.</summary>
     public Register FixedBase { get; init; }
 
+    /// <summary>When set, the 64-bit general registers that operands are taken from, in turn.</summary>
+    public Register[] Among { get; init; } = [];
+
+    private int _taken;
+
     /// <summary>Where the next instruction goes.</summary>
     public ulong Address { get; set; }
 
@@ -126,7 +131,7 @@ internal sealed class EncodingGenerator
     private Register General(int bits)
     {
         int count = _bitness == 64 ? 16 : 8;
-        int n = _rng.Below(count);
+        int n = Among.Length > 0 ? Among[_taken++ % Among.Length] - Register.RAX : _rng.Below(count);
         return bits switch
         {
             8 when n < 8 && (_bitness == 32 || _rng.OneIn(2)) => Low8[n],

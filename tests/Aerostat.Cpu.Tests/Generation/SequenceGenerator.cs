@@ -22,16 +22,19 @@ internal sealed class SequenceGenerator(int bitness, Rng rng)
         switch (info.Mnemonic)
         {
             case Mnemonic.Popf or Mnemonic.Popfd or Mnemonic.Popfq or Mnemonic.Enter or Mnemonic.Leave or Mnemonic.Xlatb or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu:
-            case Mnemonic.Ldmxcsr or Mnemonic.Fldenv or Mnemonic.Frstor or Mnemonic.Fnstenv or Mnemonic.Fnsave or Mnemonic.Popa or Mnemonic.Popad or Mnemonic.Pusha or Mnemonic.Pushad:
+            case Mnemonic.Ldmxcsr or Mnemonic.Vldmxcsr or Mnemonic.Fldenv or Mnemonic.Frstor or Mnemonic.Fnstenv or Mnemonic.Fnsave or Mnemonic.Popa or Mnemonic.Popad or Mnemonic.Pusha or Mnemonic.Pushad:
             case Mnemonic.Ud0 or Mnemonic.Ud1 or Mnemonic.Ud2 or Mnemonic.Arpl or Mnemonic.Bound or Mnemonic.Wrfsbase or Mnemonic.Wrgsbase or Mnemonic.Rdfsbase or Mnemonic.Rdgsbase:
             // Flags or results that depend on counts, or that makers leave as they like.
-            case Mnemonic.Bswap or Mnemonic.Shld or Mnemonic.Shrd or Mnemonic.Cvtpi2ps or Mnemonic.Cvtps2pi or Mnemonic.Cvttps2pi or Mnemonic.Cvtpd2pi or Mnemonic.Cvttpd2pi or Mnemonic.Dpps or Mnemonic.Dppd:
+            case Mnemonic.Bswap or Mnemonic.Shld or Mnemonic.Shrd or Mnemonic.Cvtpi2ps or Mnemonic.Cvtps2pi or Mnemonic.Cvttps2pi or Mnemonic.Cvtpd2pi or Mnemonic.Cvttpd2pi or Mnemonic.Dpps or Mnemonic.Dppd or Mnemonic.Vdpps or Mnemonic.Vdppd:
             case Mnemonic.Monitor or Mnemonic.Mwait:
                 return false;
         }
 
         for (int i = 0; i < info.OpCount; i++)
         {
+            // The addresses of a gather are in a vector register that the instructions before it may have changed.
+            if (info.GetOpKind(i) is OpCodeOperandKind.mem_vsib32x or OpCodeOperandKind.mem_vsib32y or OpCodeOperandKind.mem_vsib64x or OpCodeOperandKind.mem_vsib64y)
+                return false;
             if (info.GetOpKind(i) is OpCodeOperandKind.es_rDI or OpCodeOperandKind.seg_rSI or OpCodeOperandKind.seg_rDI or OpCodeOperandKind.mem_offs)
                 return false;
         }
