@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using Aerostat.Hosting;
 using Aerostat.Loader;
 using Aerostat.Machine;
 using Aerostat.Platform;
@@ -9,7 +10,7 @@ namespace Aerostat.Cli;
 /// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
 internal static class BenchCommand
 {
-    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateSoak() };
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreateSoak() };
 
     private static Command CreateBoot()
     {
@@ -33,6 +34,29 @@ internal static class BenchCommand
             Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
             Json = result.GetValue(json),
         }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
+        return command;
+    }
+
+    private static Command CreateExits()
+    {
+        Option<string?> accelerator = new("--accel") { HelpName = "NAME", Description = "Only this one; default: all that can be used here" };
+        Option<bool> json = new("--json") { Description = "Machine-readable output" };
+        Command command = new("exits", "Measure what leaving the guest costs, by operation, next to QEMU's software processor when that is installed.") { accelerator, json };
+        command.SetAction(async (result, _) =>
+        {
+            using HostSignals signals = new();
+            IReadOnlyList<string> names = result.GetValue(accelerator) is { } one
+                ? [Accelerators.Create(one).Name]
+                : [.. Accelerators.All(Accelerators.Kvm).Where(a => a.Usable).Select(a => a.Name)];
+            try
+            {
+                return await ExitBenchmark.RunAsync(names, result.GetValue(json), result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, signals.Stopping).ConfigureAwait(false);
+            }
+            catch (OperationCanceledException) when (signals.Received != 0)
+            {
+                return signals.ExitStatus;
+            }
+        });
         return command;
     }
 
