@@ -7,6 +7,15 @@ internal sealed unsafe partial class Interpreter
     private const int FetchBufferBytes = 1024;
     private const int LongestInstruction = 15;
 
+    private const int FetchMappings = 512;
+
+    // Where pages of code lie: key is the linear page with the privilege in its low bits.
+    private struct FetchMapping
+    {
+        public ulong Key, Epoch, Gpa;
+    }
+
+    private readonly FetchMapping[] fetchMappings = new FetchMapping[FetchMappings];
     private readonly JumpEntry* jumpCache;
     // The same for single instructions, which the translator leaves to the interpreter.
     private readonly JumpEntry* singles;
@@ -23,6 +32,33 @@ internal sealed unsafe partial class Interpreter
 
     private static int JumpIndex(ulong linear) => (int)((linear ^ (linear >> 12)) & (JumpEntries - 1));
 
+    /// <summary>
+    /// Translates the address of code, from what is remembered in this epoch if the page has been looked at before. False: a fault is recorded.
+    /// </summary>
+    private bool TranslateFetch(CpuState* s, ulong linear, out ulong gpa, out bool global)
+    {
+        ulong page = linear & ~4095UL, key = page | (s->Cpl == 3 ? 1UL : 2);
+        ref FetchMapping m = ref fetchMappings[(linear >> 12) & (FetchMappings - 1)];
+        if (m.Key == key && IsCurrent(m.Epoch))
+        {
+            gpa = m.Gpa | (linear & 4095);
+            global = m.Epoch == globalEpoch;
+            return true;
+        }
+        gpa = 0;
+        global = false;
+        Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
+        if (!Translate(s, linear, access, out Translation t))
+            return false;
+        (gpa, global) = (t.Gpa, t.Global);
+        if (Memory.TryGetPage(gpa) != null)
+        {
+            NoteCodePage(linear);
+            m = new FetchMapping { Key = key, Epoch = global ? globalEpoch : epoch, Gpa = gpa & ~4095UL };
+        }
+        return true;
+    }
+
     /// <summary>Finds or decodes the block at a linear address; null: a fault is recorded.</summary>
     private Block* FetchBlock(CpuState* s, ulong linear, bool single = false)
     {
@@ -32,29 +68,30 @@ internal sealed unsafe partial class Interpreter
             return null;
         }
         Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
-        if (!Translate(s, linear, access, out Translation t))
+        if (!TranslateFetch(s, linear, out ulong gpa, out bool global))
             return null;
         bool stop = stops.Count != 0 && stops.ContainsKey(linear);
         if (stop && MeetsStop(linear))
             return null;
         // Key 3: a single instruction of 64-bit code, for the translator.
-        ulong key = (t.Gpa << 2) | (single ? 3 : (uint)(s->Bitness >> 5));
+        ulong key = (gpa << 2) | (single ? 3 : (uint)(s->Bitness >> 5));
         Block* block = blocks.Find(key);
         if (block == null)
         {
-            block = Memory.TryGetPage(t.Gpa) != null ? DecodeBlock(s, linear, t.Gpa, key, access, single ? 1 : BlockDecoder.MaxOps) : DecodeForeign(s, t.Gpa);
+            block = Memory.TryGetPage(gpa) != null ? DecodeBlock(s, linear, gpa, key, access, single ? 1 : BlockDecoder.MaxOps) : DecodeForeign(s, gpa);
             if (block == null)
                 return null;
         }
         jumpMisses++;
         if (stop)
             return block;
+        // The page itself has been noted; an instruction may go on in the next one.
         NoteCodePage(linear);
         NoteCodePage(linear + (ulong)block->Length - 1);
         JumpEntry* e = (single ? singles : jumpCache) + JumpIndex(linear);
         e->Key = linear ^ modeKey;
         // What crosses into another page, or comes from no RAM, is true in this epoch only.
-        e->Epoch = t.Global && block->Key == key ? globalEpoch : epoch;
+        e->Epoch = global && block->Key == key ? globalEpoch : epoch;
         e->Block = block;
         return block;
     }

@@ -96,7 +96,10 @@ internal sealed unsafe partial class BlockTranslator
                 Treatment.Lea => EmitLea(i),
                 Treatment.Push => EmitPush(i, k, start),
                 Treatment.PushFlags => EmitPushFlags(i, k, start),
-                Treatment.InterruptFlag => EmitInterruptFlag(i, k),
+                Treatment.InterruptFlag => EmitSystemFlag(i, k),
+                Treatment.BitString => EmitBitString(i, k, start),
+                Treatment.ReadSegment => EmitReadSegment(i),
+                Treatment.SwapGs => EmitSwapGs(),
                 Treatment.Pop => EmitPop(i, k, start),
                 Treatment.Leave => EmitLeaveInstruction(i, k, start),
                 Treatment.Divide => EmitDivide(i, k, start),
@@ -382,7 +385,7 @@ internal sealed unsafe partial class BlockTranslator
             if (!write && access is not (OpAccess.Read or OpAccess.CondRead))
                 return false;
             int size = i.MemorySize.GetSize();
-            bool aligned = treatments[k] == Treatment.Vector && Whitelist.MustBeAligned(i, size);
+            bool aligned = MustBeAligned(i, treatments[k]);
             (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false, spillToMemory: false, mayIndex: used == 0, out bool indexed);
             copy.MemoryBase = Sized(pointer, 8);
             copy.MemoryIndex = indexed ? Register.R11 : Register.None;
@@ -462,56 +465,6 @@ internal sealed unsafe partial class BlockTranslator
             a.Int32((int)i.GetImmediate(0));
         }
         a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
-        SetNext(first, k);
-        return true;
-    }
-
-    // Flags that the instruction leaves alone but its code would not.
-    private bool FlagsDeadBehind(int k) => k + 1 < count && live[k + 1] == 0;
-
-    /// <summary>The pushed value is the host's status flags with the guest's other flags; RF and VM are clear while generated code runs.</summary>
-    private bool EmitPushFlags(in Instruction i, int k, nint start)
-    {
-        if (!FlagsDeadBehind(k))
-            return false;
-        int first = cache.RecordCount;
-        (int pointer, int distance) = Reach(k, start, 8, write: true, aligned: false, -8, stack: true);
-        // pushfq; pop r11
-        a.Byte(0x9C);
-        a.Byte(0x41);
-        a.Byte(0x5B);
-        a.RR(0x81, 4, Host.R11, wide: false);
-        a.Int32((int)RFlags.Status);
-        a.RM(0x0B, Host.R11, Host.None, Host.None, 0, Offset(&state->SystemFlags), wide: false, gs: true);
-        a.RR(0x83, 1, Host.R11, wide: false);
-        a.Byte((int)RFlags.Fixed1);
-        a.RM(0x89, Host.R11, pointer, Host.None, 0, distance);
-        a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
-        SetNext(first, k);
-        return true;
-    }
-
-    /// <summary>
-    /// With nothing requested, STI has no shadow to keep: what is requested from now on is looked at after the next instruction at the earliest. With a
-    /// request waiting (masked until now, perhaps) the interpreter does it.
-    /// </summary>
-    private bool EmitInterruptFlag(in Instruction i, int k)
-    {
-        if (!FlagsDeadBehind(k))
-            return false;
-        if (i.Code == Code.Cli)
-        {
-            a.RM(0x81, 4, Host.None, Host.None, 0, Offset(&state->SystemFlags), wide: false, gs: true);
-            a.Int32(~(int)RFlags.If);
-            return true;
-        }
-        int first = cache.RecordCount;
-        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP });
-        a.RM(0x83, 7, Host.None, Host.None, 0, Offset(&state->Request), wide: false, gs: true);
-        a.Byte(0);
-        cold.Add(new Cold { Kind = ColdKind.Leave, Site = a.Jcc(Condition.Ne), Record = record });
-        a.RM(0x81, 1, Host.None, Host.None, 0, Offset(&state->SystemFlags), wide: false, gs: true);
-        a.Int32((int)RFlags.If);
         SetNext(first, k);
         return true;
     }

@@ -155,7 +155,7 @@ internal sealed unsafe partial class BlockTranslator
                 if (memory)
                 {
                     int size = i.MemorySize.GetSize();
-                    u.Aligned = t == Treatment.Vector && Whitelist.MustBeAligned(i, size);
+                    u.Aligned = MustBeAligned(i, t);
                     // A group knows of no other alignment than 16.
                     if (!u.Aligned || size == 16)
                         Place(i, size, ref u);
@@ -186,6 +186,7 @@ internal sealed unsafe partial class BlockTranslator
             case Treatment.Leave:
                 u.SpoilsPointer = true;
                 break;
+            case Treatment.SwapGs:
             case Treatment.Interpret:
                 u.Barrier = true;
                 break;

@@ -174,7 +174,7 @@ internal sealed unsafe partial class BlockTranslator
         Treatment.Interpret => new FlagEffects(FlagEffects.All, 0),
         Treatment.PushFlags => new FlagEffects(FlagEffects.All, 0),
         Treatment.Divide => new FlagEffects(0, FlagEffects.All),
-        Treatment.Integer or Treatment.Vector or Treatment.ConditionalBranch => FlagEffects.Of(i),
+        Treatment.Integer or Treatment.Vector or Treatment.ConditionalBranch or Treatment.BitString => FlagEffects.Of(i),
         _ => default,
     };
 
@@ -205,7 +205,9 @@ internal sealed unsafe partial class BlockTranslator
         if (features.IsSupported(i))
             treatment = Whitelist.Of(i);
         // User code may only do this with an I/O privilege level of 3.
-        if (treatment == Treatment.InterruptFlag && variant % 3 == 0)
+        if (treatment == Treatment.InterruptFlag && variant % 3 == 0 && i.Code != Code.Cld)
+            treatment = Treatment.Interpret;
+        if (treatment == Treatment.SwapGs && variant % 3 == 0)
             treatment = Treatment.Interpret;
         if ((treatment == Treatment.Vector && !HostHas(i)) || (treatment == Treatment.Integer && !HostHasInteger(i)))
             treatment = Treatment.Interpret;
@@ -225,6 +227,7 @@ internal sealed unsafe partial class BlockTranslator
         return true;
     }
 
+    private static readonly bool HasCmpxchg16b = X86Base.IsSupported && (X86Base.CpuId(1, 0).Ecx & 1 << 13) != 0;
     private static readonly bool HasMovbe = X86Base.IsSupported && (X86Base.CpuId(1, 0).Ecx & 1 << 22) != 0;
     private static readonly bool HasAdx = X86Base.IsSupported && X86Base.CpuId(0, 0).Eax >= 7 && (X86Base.CpuId(7, 0).Ebx & 1 << 19) != 0;
 
@@ -242,6 +245,7 @@ internal sealed unsafe partial class BlockTranslator
                 CpuidFeature.SSE4_2 => Sse42.X64.IsSupported,
                 CpuidFeature.MOVBE => HasMovbe,
                 CpuidFeature.ADX => HasAdx,
+                CpuidFeature.CMPXCHG16B => HasCmpxchg16b,
                 _ => true,
             };
             if (!has)

@@ -11,6 +11,9 @@ internal sealed unsafe partial class CodeCache
     // Each list names what was put into tables since they were emptied: variant * 65536 + index. Past this length all is emptied.
     private const int MostListed = TableEntries;
 
+    // Blocks of a page that are looked at when the page is entered: it may hold many at other addresses.
+    private const int MostPublished = 256;
+
     private readonly nint*[][] tables = new nint*[TlbMemory.SpaceCount][];
     private readonly nint*[] missTables = new nint*[VectorLevel.Count];
     private readonly List<int>[] listed = new List<int>[TlbMemory.SpaceCount];
@@ -49,6 +52,15 @@ internal sealed unsafe partial class CodeCache
             list.Add(b->Variant << 16 | index);
         }
         table[index] = entry;
+    }
+
+    /// <summary>Does that for the blocks of the same page and variant, too.</summary>
+    public void PublishPage(TranslatedBlock* like, int inSpace, bool global)
+    {
+        int looked = 0;
+        for (TranslatedBlock* b = pages[PageBucket(like->Gpa >> 12)]; b != null && looked < MostPublished; b = b->NextInPage, looked++)
+            if (((b->Linear ^ like->Linear) | (b->Gpa ^ like->Gpa)) < 4096 && b->Variant == like->Variant && b->IsValid)
+                Publish(b, inSpace, global);
     }
 
     /// <summary>Forgets which linear address leads where.</summary>

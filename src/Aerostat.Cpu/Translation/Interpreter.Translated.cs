@@ -217,15 +217,13 @@ internal sealed unsafe partial class Interpreter
                 return e->Block;
             }
         }
-        Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
-        if (!IsCanonical(s, rip) || !Translate(s, rip, access, out Translation where) || Memory.TryGetPage(where.Gpa) == null)
+        if (!IsCanonical(s, rip) || !TranslateFetch(s, rip, out ulong gpa, out bool global) || Memory.TryGetPage(gpa) == null)
         {
             t.Counters.Blocks[(int)InterpretedBlock.NotFetched]++;
             return null;
         }
-        NoteCodePage(rip);
-        ulong madeIn = where.Global ? globalEpoch : epoch;
-        TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant);
+        ulong madeIn = global ? globalEpoch : epoch;
+        TranslatedBlock* block = t.Cache.Find(rip, gpa, variant);
         if (block == null)
         {
             if (*heat < t.Threshold)
@@ -236,10 +234,20 @@ internal sealed unsafe partial class Interpreter
                 return null;
             }
             t.Cache.Reserve();
-            block = t.Translator.Translate(Memory, watchCode!, rip, where.Gpa, variant);
+            block = t.Translator.Translate(Memory, watchCode!, rip, gpa, variant);
+        }
+        else if (stops.Count == 0)
+        {
+            // One miss is enough for what the page holds, as after the start of a program that has run before.
+            ref (ulong Linear, ulong Epoch, int Variant) published = ref t.PublishedPages[(rip >> 12) & (TranslationState.PublishedEntries - 1)];
+            if (published != (rip >> 12, madeIn, variant))
+            {
+                published = (rip >> 12, madeIn, variant);
+                t.Cache.PublishPage(block, space.Number, global);
+            }
         }
         *e = new LookasideEntry { Linear = rip, Epoch = madeIn, Variant = variant + 1, Age = t.Cache.Age, Block = block };
-        t.Cache.Publish(block, space.Number, where.Global);
+        t.Cache.Publish(block, space.Number, global);
         return block;
     }
 
@@ -346,22 +354,20 @@ internal sealed unsafe partial class Interpreter
         LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1)) + TranslationState.LookasideEntries;
         if (e->Linear == rip && IsCurrent(e->Epoch) && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
             return e->Block;
-        Access access = s->Cpl == 3 ? Access.Fetch | Access.User : Access.Fetch;
-        if (!Translate(s, rip, access, out Translation where) || Memory.TryGetPage(where.Gpa) == null)
+        if (!TranslateFetch(s, rip, out ulong gpa, out bool global) || Memory.TryGetPage(gpa) == null)
             return null;
-        NoteCodePage(rip);
-        TranslatedBlock* block = t.Cache.Find(rip, where.Gpa, variant | CodeCache.Ungrouped);
+        TranslatedBlock* block = t.Cache.Find(rip, gpa, variant | CodeCache.Ungrouped);
         if (block == null)
         {
             // All code may have been forgotten to make room; then the block is entered by the ordinary way.
             if (!t.Cache.Reserve())
                 return null;
-            block = t.Translator.Translate(Memory, watchCode!, rip, where.Gpa, variant, withoutGroups: true);
+            block = t.Translator.Translate(Memory, watchCode!, rip, gpa, variant, withoutGroups: true);
         }
         *e = new LookasideEntry
         {
             Linear = rip,
-            Epoch = where.Global ? globalEpoch : epoch,
+            Epoch = global ? globalEpoch : epoch,
             Variant = variant + 1,
             Age = t.Cache.Age,
             Block = block,

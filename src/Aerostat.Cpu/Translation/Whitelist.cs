@@ -24,9 +24,14 @@ internal enum Treatment : byte
     Call,
     IndirectCall,
     Return,
-    /// <summary>CLI and STI of supervisor code, PUSHFQ; where no flags are live behind them.</summary>
+    /// <summary>CLI and STI of supervisor code, CLD.</summary>
     InterruptFlag,
     PushFlags,
+    /// <summary>BT and its relatives on memory with the bit number in a register.</summary>
+    BitString,
+    /// <summary>MOV from a segment register to a general one.</summary>
+    ReadSegment,
+    SwapGs,
 }
 
 /// <summary>The instructions that are translated, by Iced's code.</summary>
@@ -36,7 +41,7 @@ internal static class Whitelist
     private static readonly Mnemonic[] Integers =
     [
         Mnemonic.Mov, Mnemonic.Movzx, Mnemonic.Movsx, Mnemonic.Movsxd, Mnemonic.Movbe, Mnemonic.Bswap, Mnemonic.Xchg, Mnemonic.Xadd,
-        Mnemonic.Cmpxchg, Mnemonic.Cmpxchg8b,
+        Mnemonic.Cmpxchg, Mnemonic.Cmpxchg8b, Mnemonic.Cmpxchg16b,
         Mnemonic.Add, Mnemonic.Or, Mnemonic.Adc, Mnemonic.Sbb, Mnemonic.And, Mnemonic.Sub, Mnemonic.Xor, Mnemonic.Cmp, Mnemonic.Test,
         Mnemonic.Inc, Mnemonic.Dec, Mnemonic.Neg, Mnemonic.Not, Mnemonic.Mul, Mnemonic.Imul,
         Mnemonic.Rol, Mnemonic.Ror, Mnemonic.Rcl, Mnemonic.Rcr, Mnemonic.Shl, Mnemonic.Sal, Mnemonic.Shr, Mnemonic.Sar, Mnemonic.Shld, Mnemonic.Shrd,
@@ -104,8 +109,15 @@ internal static class Whitelist
     public static Treatment Of(in Instruction i)
     {
         Treatment t = ByCode[(int)i.Code];
+        if (t == Treatment.Integer && IsBitString(i))
+            return Treatment.BitString;
+        if (t == Treatment.ReadSegment && i.Op0Kind != OpKind.Register)
+            return Treatment.Interpret;
         return t is Treatment.Integer or Treatment.Vector && !HasPlainOperands(i) ? Treatment.Interpret : t;
     }
+
+    private static bool IsBitString(in Instruction i) => i.Op0Kind == OpKind.Memory && i.OpCount == 2 && i.Op1Kind == OpKind.Register
+        && i.Mnemonic is Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc && i.MemorySize.GetSize() is 4 or 8;
 
     /// <summary>Whether a vector instruction's memory operand of this size has to be aligned to it.</summary>
     public static bool MustBeAligned(in Instruction i, int size) =>
@@ -148,7 +160,8 @@ internal static class Whitelist
         table[(int)Code.Call_rel32_64] = Treatment.Call;
         table[(int)Code.Call_rm64] = Treatment.IndirectCall;
         table[(int)Code.Retnq] = table[(int)Code.Retnq_imm16] = Treatment.Return;
-        table[(int)Code.Cli] = table[(int)Code.Sti] = Treatment.InterruptFlag;
+        table[(int)Code.Cli] = table[(int)Code.Sti] = table[(int)Code.Cld] = Treatment.InterruptFlag;
+        table[(int)Code.Swapgs] = Treatment.SwapGs;
         table[(int)Code.Pushfq] = Treatment.PushFlags;
         // Segment, control and debug registers; addresses without a base register field; what else only looks like the others.
         foreach (Code code in codes)
@@ -159,6 +172,7 @@ internal static class Whitelist
                     || name.Contains("cr", StringComparison.Ordinal) || name.Contains("dr", StringComparison.Ordinal) || name.Contains("tr", StringComparison.Ordinal)))
                 table[(int)code] = Treatment.Interpret;
         }
+        table[(int)Code.Mov_r32m16_Sreg] = table[(int)Code.Mov_r64m16_Sreg] = Treatment.ReadSegment;
         return table;
     }
 

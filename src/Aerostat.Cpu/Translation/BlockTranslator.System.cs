@@ -1,0 +1,136 @@
+using Aerostat.X86;
+using Iced.Intel;
+
+namespace Aerostat.Cpu;
+
+/// <content>Emission of what kernels are full of: interrupt flag, flags on the stack, segment registers, bit strings.</content>
+internal sealed unsafe partial class BlockTranslator
+{
+    private static bool MustBeAligned(in Instruction i, Treatment t) =>
+        t == Treatment.Vector ? Whitelist.MustBeAligned(i, i.MemorySize.GetSize()) : i.Mnemonic == Mnemonic.Cmpxchg16b;
+
+    // Flags that code for instruction k must keep although the instruction has nothing to do with them.
+    private int LiveBehind(int k) => k + 1 < count ? live[k + 1] : FlagEffects.All;
+
+    /// <summary>The pushed value is the host's status flags with the guest's other flags; RF and VM are clear while generated code runs.</summary>
+    private bool EmitPushFlags(in Instruction i, int k, nint start)
+    {
+        int first = cache.RecordCount, behind = LiveBehind(k);
+        (int pointer, int distance) = Reach(k, start, 8, write: true, aligned: false, -8, stack: true);
+        // pushfq; pop r11
+        a.Byte(0x9C);
+        a.Byte(0x41);
+        a.Byte(0x5B);
+        EmitSaveFlags(behind, spillToMemory: true);
+        a.RR(0x81, 4, Host.R11, wide: false);
+        a.Int32((int)RFlags.Status);
+        a.RM(0x0B, Host.R11, Host.None, Host.None, 0, Offset(&state->SystemFlags), wide: false, gs: true);
+        a.RR(0x83, 1, Host.R11, wide: false);
+        a.Byte((int)RFlags.Fixed1);
+        a.RM(0x89, Host.R11, pointer, Host.None, 0, distance);
+        EmitRestoreFlags(behind, spillToMemory: true);
+        a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
+        SetNext(first, k);
+        return true;
+    }
+
+    /// <summary>
+    /// With nothing requested, STI has no shadow to keep: what is requested from now on is looked at after the next instruction at the earliest. With a
+    /// request waiting (masked until now, perhaps) the interpreter does it.
+    /// </summary>
+    private bool EmitSystemFlag(in Instruction i, int k)
+    {
+        int first = cache.RecordCount, behind = LiveBehind(k), offset = Offset(&state->SystemFlags);
+        if (i.Code == Code.Sti)
+        {
+            int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP });
+            a.LoadState(Host.R11, Offset(&state->Request), wide: false);
+            if (behind == 0)
+            {
+                a.RR(0x85, Host.R11, Host.R11, wide: false);
+                cold.Add(new Cold { Kind = ColdKind.Leave, Site = a.Jcc(Condition.Ne), Record = record });
+            }
+            else
+            {
+                // Without touching flags: JRCXZ over the exit.
+                a.RR(0x87, Host.R11, Host.Rcx);
+                a.Byte(0xE3);
+                a.Byte(3 + 5);
+                a.RR(0x87, Host.R11, Host.Rcx);
+                cold.Add(new Cold { Kind = ColdKind.Leave, Site = a.Jmp(), Record = record });
+                a.Move(Host.Rcx, Host.R11);
+            }
+        }
+        EmitSaveFlags(behind, spillToMemory: true);
+        a.RM(0x81, i.Code == Code.Sti ? 1 : 4, Host.None, Host.None, 0, offset, wide: false, gs: true);
+        a.Int32(i.Code == Code.Sti ? (int)RFlags.If : ~(int)(i.Code == Code.Cli ? RFlags.If : RFlags.Df));
+        EmitRestoreFlags(behind, spillToMemory: true);
+        SetNext(first, k);
+        return true;
+    }
+
+    /// <summary>The selector, zero-extended to 32 or 64 bits.</summary>
+    private bool EmitReadSegment(in Instruction i)
+    {
+        int guest = GuestNumber(i.Op0Register), home = Homes.OfGuest[guest];
+        SegmentRegister* segment = &state->Es + (i.Op1Register - Register.ES);
+        a.RM(0x0FB7, home != Host.None ? home : Host.R11, Host.None, Host.None, 0, Offset(&segment->Selector), wide: false, gs: true);
+        if (home == Host.None)
+            Assign(guest, Host.R11);
+        return true;
+    }
+
+    private bool EmitSwapGs()
+    {
+        int one = Offset(&state->Gs.Base), other = Offset(&state->KernelGsBase);
+        a.LoadState(Host.R10, one);
+        a.LoadState(Host.R11, other);
+        a.StoreState(one, Host.R11);
+        a.StoreState(other, Host.R10);
+        return true;
+    }
+
+    /// <summary>
+    /// The bit number reaches beyond the operand: what lies above the operand's size moves the address, and only then is the access checked. Nothing
+    /// but the low bits is left for the host's instruction.
+    /// </summary>
+    private bool EmitBitString(in Instruction i, int k, nint start)
+    {
+        Register b = i.MemoryBase, x = i.MemoryIndex;
+        if (b == Register.EIP || b.IsGPR32() || x.IsGPR32() || (b == Register.None && x == Register.None && i.MemoryDisplSize == 4))
+            return false;
+        int first = cache.RecordCount, guest = GuestNumber(i.Op1Register), size = i.MemorySize.GetSize();
+        bool wide = size == 8, write = i.Mnemonic != Mnemonic.Bt;
+        EmitAddress(i);
+        int number = Use(guest, Host.R11);
+        if (wide)
+            a.Move(Host.R11, number);
+        else
+            a.RR(0x63, Host.R11, number);
+        EmitSaveFlags(live[k], spillToMemory: true);
+        // sar r11, 6 or 5
+        a.RR(0xC1, 7, Host.R11);
+        a.Byte(wide ? 6 : 5);
+        EmitRestoreFlags(live[k], spillToMemory: true);
+        a.Lea(Host.R10, Host.R10, Host.R11, wide ? 3 : 2, 0);
+        EmitCheck(i.IP, start, size, write, alignment: 0, live[k], SegmentOffset(i), spillToMemory: true);
+        if (!write)
+        {
+            a.RM(0x8B, Host.R10, Host.R10, Host.None, 0, 0, wide);
+            a.RR(0x0FA3, Use(guest, Host.R11), Host.R10, wide);
+        }
+        else
+        {
+            a.Move(Host.R11, Use(guest, Host.R11));
+            EmitSaveFlags(live[k], spillToMemory: true);
+            a.RR(0x83, 4, Host.R11, wide: false);
+            a.Byte(wide ? 63 : 31);
+            EmitRestoreFlags(live[k], spillToMemory: true);
+            if (i.HasLockPrefix)
+                a.Byte(0xF0);
+            a.RM(i.Mnemonic switch { Mnemonic.Bts => 0x0FAB, Mnemonic.Btr => 0x0FB3, _ => 0x0FBB }, Host.R11, Host.R10, Host.None, 0, 0, wide);
+        }
+        SetNext(first, k);
+        return true;
+    }
+}
