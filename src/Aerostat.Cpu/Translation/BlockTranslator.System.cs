@@ -35,11 +35,14 @@ internal sealed unsafe partial class BlockTranslator
     }
 
     /// <summary>
-    /// With nothing requested, STI has no shadow to keep: what is requested from now on is looked at after the next instruction at the earliest. With a
-    /// request waiting (masked until now, perhaps) the interpreter does it.
+    /// With nothing requested, STI has no shadow to keep: what is requested from now on is looked at after the next instruction at the earliest, since
+    /// that one is in the same block and the dispatcher does not look at requests before it has been executed. With a request waiting (masked until now,
+    /// perhaps) the interpreter does it.
     /// </summary>
     private bool EmitSystemFlag(in Instruction i, int k)
     {
+        if (i.Code == Code.Sti && (k + 1 >= count || treatments[k + 1] == Treatment.Vector))
+            return false;
         int first = cache.RecordCount, behind = LiveBehind(k), offset = Offset(&state->SystemFlags);
         if (i.Code == Code.Sti)
         {

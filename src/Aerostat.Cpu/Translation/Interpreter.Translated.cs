@@ -284,9 +284,10 @@ internal sealed unsafe partial class Interpreter
                     if (Refill(s, record, out SlowAccess reason))
                     {
                         t.Counters.TlbRefills++;
-                        // Whoever waits for this vCPU does not wait for an instruction that misses again and again.
+                        // Whoever waits for this vCPU does not wait for an instruction that misses again and again. But the instruction is
+                        // executed first: it may stand behind STI.
                         if (s->Poll != 0)
-                            return false;
+                            break;
                         entry = record->Retry;
                         continue;
                     }
