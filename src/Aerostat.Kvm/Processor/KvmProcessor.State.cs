@@ -76,6 +76,9 @@ internal sealed unsafe partial class KvmProcessor
         return KvmCalls.Control(fd, KvmIoctl.SetMsrs, MsrBlock(block)) == 1;
     }
 
+    // Some kernels write a line to their log for each write to a register they only pretend to have.
+    private bool ChangeMsr(uint index, ulong value) => (TryReadMsr(index, out ulong now) && now == value) || WriteMsr(index, value);
+
     // The first entry's place is twice the size of the header: the header goes into its second half.
     private static byte* MsrBlock(KvmMsrEntry* block)
     {
@@ -95,7 +98,7 @@ internal sealed unsafe partial class KvmProcessor
                     _ => 0,
                 };
         foreach ((uint index, ulong value) in powerOnMsrs.ToArray())
-            if (!WriteMsr(index, value))
+            if (!ChangeMsr(index, value))
                 powerOnMsrs.Remove(index);
     }
 
@@ -198,7 +201,7 @@ internal sealed unsafe partial class KvmProcessor
             d.Address[i] = state.Dr[i];
         Check(KvmCalls.Control(fd, KvmIoctl.SetDebugRegisters, &d), "these debug registers");
         foreach ((uint index, ulong value) in powerOnMsrs)
-            WriteMsr(index, state.Msrs.TryGetValue(index, out ulong wanted) ? wanted : value);
+            ChangeMsr(index, state.Msrs.TryGetValue(index, out ulong wanted) ? wanted : value);
         // Last: TSC_ADJUST moves the counter, too.
         if (state.Msrs.TryGetValue(Msr.Tsc, out ulong tsc))
             WriteMsr(Msr.Tsc, tsc);
