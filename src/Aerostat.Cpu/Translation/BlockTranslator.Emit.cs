@@ -64,19 +64,29 @@ internal sealed unsafe partial class BlockTranslator
         a.Move(Host.Rcx, Host.R11);
     }
 
-    // As if the block ran to its end; branches taken before are not worth an instruction of their own.
-    private void EmitCount()
+    // The instruction behind the next conditional branch from k on, or the block's end: what is counted together, for it runs together.
+    private int SegmentEnd(int k)
     {
-        if (count == 0)
+        while (k < count && treatments[k++] != Treatment.ConditionalBranch)
+        {
+        }
+        return k;
+    }
+
+    /// <summary>Counts the instructions from <paramref name="k"/> to the next conditional branch; exits on the way take back what has not run.</summary>
+    private void EmitCount(int k)
+    {
+        int n = SegmentEnd(k) - k;
+        if (n == 0)
             return;
-        if (live[0] == 0)
+        if (live[k] == 0)
         {
             a.RM(0x83, 0, Host.Rsp, Host.None, 0, Frame.Executed);
-            a.Byte(count);
+            a.Byte(n);
             return;
         }
         a.LoadFrame(Host.R11, Frame.Executed);
-        a.Lea(Host.R11, Host.R11, Host.None, 0, count);
+        a.Lea(Host.R11, Host.R11, Host.None, 0, n);
         a.StoreFrame(Frame.Executed, Host.R11);
     }
 
@@ -122,6 +132,9 @@ internal sealed unsafe partial class BlockTranslator
                 if ((k < count - 1 || fallsThrough) && !uses[k].InGroup)
                     cache.Record((uint)record)->Next = a.Here;
             }
+            NoteAhead(records, SegmentEnd(k) - k);
+            if (treatments[k] == Treatment.ConditionalBranch && done)
+                EmitCount(k + 1);
         }
         if (fallsThrough)
         {
@@ -130,6 +143,14 @@ internal sealed unsafe partial class BlockTranslator
             else
                 EmitGoto(end, end - 1);
         }
+    }
+
+    // Exits that repeat an instruction are told how many have been counted that have not run.
+    private void NoteAhead(int first, int ahead)
+    {
+        for (int r = first; r < cache.RecordCount; r++)
+            if (cache.Record((uint)r)->Kind is ExitKind.Memory or ExitKind.Interpret or ExitKind.Division or ExitKind.NeedsVectors)
+                cache.Record((uint)r)->Ahead = ahead;
     }
 
     private void EmitExit(int record)
@@ -303,7 +324,7 @@ internal sealed unsafe partial class BlockTranslator
             Kind = ExitKind.Memory,
             Rip = rip,
             Retry = retry,
-            Size = (ushort)size,
+            Size = size,
             Write = write,
             Alignment = alignment,
         });

@@ -362,7 +362,7 @@ internal sealed unsafe partial class BlockTranslator
         if (again && liveFlags != 0)
             EmitFlagsAgain();
         EmitRestoreFlags(saved, spillToMemory);
-        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Memory, Rip = rip, Retry = retry, Size = (ushort)size, Write = write, Alignment = alignment });
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Memory, Rip = rip, Retry = retry, Size = size, Write = write, Alignment = alignment });
         cold.Add(new Cold { Kind = ColdKind.Constant, Site = slow, Record = record, Target = address, Live = saved, SpillToMemory = spillToMemory, Source = source });
     }
 }

@@ -97,7 +97,7 @@ internal sealed unsafe partial class BlockTranslator
         EmitEntryCheck(linear, count > 0 ? live[0] : FlagEffects.All);
         a.AlignCode(16);
         entry = a.Here;
-        EmitCount();
+        EmitCount(0);
         EmitBody();
         for (int i = 0; i < cold.Count; i++)
             EmitCold(cold[i]);

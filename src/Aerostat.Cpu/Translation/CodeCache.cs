@@ -67,10 +67,23 @@ internal struct ExitRecord
     public nint Next;
     public ExitKind Kind;
     private byte flags;
-    /// <summary>Bytes of the access.</summary>
-    public ushort Size;
+    private ushort size;
     /// <summary>For indirect branches: what to add to RSP to undo it.</summary>
     public int StackUndo;
+
+    /// <summary>Bytes of the access, up to 1023.</summary>
+    public int Size
+    {
+        readonly get => size & 1023;
+        set => size = (ushort)((size & ~1023) | value);
+    }
+
+    /// <summary>Instructions, from this one on, that have been counted but have not run; up to 63.</summary>
+    public int Ahead
+    {
+        readonly get => size >> 10;
+        set => size = (ushort)((size & 1023) | value << 10);
+    }
 
     public bool Write
     {

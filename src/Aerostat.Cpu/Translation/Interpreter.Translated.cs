@@ -265,6 +265,7 @@ internal sealed unsafe partial class Interpreter
             ExitRecord* record = t.Cache.Record(s->ExitRecord);
             t.Counters.Exits[(int)record->Kind]++;
             s->Rip = record->Rip;
+            s->Executed -= record->Ahead;
             switch (record->Kind)
             {
                 case ExitKind.Miss:
@@ -274,6 +275,7 @@ internal sealed unsafe partial class Interpreter
                     // The branch faults, not its target: undo it and let the interpreter do it again.
                     record = t.Cache.Record(s->IndirectSource);
                     s->Rip = record->Rip;
+                    s->Executed -= record->Ahead;
                     s->Gpr[4] += (ulong)record->StackUndo;
                     return InterpretOne(s, out exit, out _);
                 case ExitKind.Link:
@@ -289,6 +291,7 @@ internal sealed unsafe partial class Interpreter
                         if (s->Poll != 0)
                             break;
                         entry = record->Retry;
+                        s->Executed += record->Ahead;
                         continue;
                     }
                     if (record->Group)
@@ -316,6 +319,7 @@ internal sealed unsafe partial class Interpreter
             }
             int before = mappings;
             nint next = record->Next;
+            int ahead = record->Ahead;
             int age = t.Cache.Age;
             if (InterpretOne(s, out exit, out Outcome outcome))
                 return true;
@@ -330,6 +334,7 @@ internal sealed unsafe partial class Interpreter
                 return false;
             }
             entry = next;
+            s->Executed += ahead - 1;
         }
     }
 
@@ -381,8 +386,8 @@ internal sealed unsafe partial class Interpreter
     {
         ulong linear = s->ExitAddress;
         bool aligned = (linear & (uint)record->Alignment) == 0;
-        reason = (linear & 4095) + record->Size > 4096 ? SlowAccess.PageCrossing : aligned ? SlowAccess.NotCanonical : SlowAccess.Misaligned;
-        if ((linear & 4095) + record->Size > 4096 || !aligned || !IsCanonical(s, linear))
+        reason = (linear & 4095) + (uint)record->Size > 4096 ? SlowAccess.PageCrossing : aligned ? SlowAccess.NotCanonical : SlowAccess.Misaligned;
+        if ((linear & 4095) + (uint)record->Size > 4096 || !aligned || !IsCanonical(s, linear))
             return false;
         reason = SlowAccess.Fault;
         // A group's check must not set the dirty flag for a write that may not happen.
