@@ -13,7 +13,7 @@ namespace Aerostat.Cpu.Tests;
 /// </summary>
 public sealed unsafe class TranslationRandomTests
 {
-    private const int DefaultPrograms = 20_000;
+    private const int DefaultPrograms = 100_000;
 
     private static ulong Seed => ulong.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_SEED"), CultureInfo.InvariantCulture, out ulong s) ? s : 1;
 
@@ -26,7 +26,7 @@ public sealed unsafe class TranslationRandomTests
         using var oracle = new GuestRunner(m => new InterpreterHypervisor(m), cpuid);
         using var translated = new GuestRunner(m => new TranslatorHypervisor(m, threshold: 0), cpuid);
         var failures = new StringBuilder();
-        int failed = 0, faults = 0, skipped = 0;
+        int flagsDiffer = 0, failed = 0, faults = 0, skipped = 0;
         var window = new byte[Layout.WindowSize];
         // A program that has changed its own return address may run for ever: such a one is skipped when the interpreter does not end either.
         ulong current = 0, seen = ulong.MaxValue;
@@ -64,6 +64,7 @@ public sealed unsafe class TranslationRandomTests
                 foreach (Instruction i in program.Listing)
                     Console.Error.WriteLine($"    {i.IP:x} {i}");
             }
+            long counted = oracle.Processor.Counters.Instructions - translated.Processor.Counters.Instructions;
             try
             {
                 oracle.Run(ref a, 64, code.Length);
@@ -85,6 +86,11 @@ public sealed unsafe class TranslationRandomTests
             if (a.Vector >= 0)
                 faults++;
             string difference = Compare(a, b);
+            counted -= oracle.Processor.Counters.Instructions - translated.Processor.Counters.Instructions;
+            if (counted != 0)
+                difference += string.Create(CultureInfo.InvariantCulture, $" {counted} instructions too many");
+            if (a.Vector >= 0 && ((a.Rflags ^ b.Rflags) & RFlags.Status & ~RFlags.Af) != 0)
+                flagsDiffer++;
             if (!oracle.Window(false).SequenceEqual(translated.Window(false)))
                 difference += " memory";
             if (difference.Length == 0)
@@ -95,7 +101,7 @@ public sealed unsafe class TranslationRandomTests
             foreach (Instruction i in program.Listing)
                 failures.AppendLine(CultureInfo.InvariantCulture, $"    {i.IP:x} {i}");
         }
-        Console.WriteLine($"{count} programs, {faults} of them ended in an exception, {skipped} did not end; {string.Join(", ", translated.Processor.Counters.Named.Select(x => $"{x.Key}={x.Value}"))}");
+        Console.WriteLine($"{count} programs, {faults} of them ended in an exception ({flagsDiffer} with other flags than the interpreter's), {skipped} did not end; {string.Join(", ", translated.Processor.Counters.Named.Select(x => $"{x.Key}={x.Value}"))}");
         Assert.True(failed == 0, failures.ToString());
     }
 
