@@ -63,7 +63,7 @@ public static class Accelerators
 
     /// <summary>Finds what <c>--accel</c> and <c>--cpu</c> ask for.</summary>
     /// <exception cref="ConfigurationException">There is no such thing, or it cannot be used here.</exception>
-    public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "none")
+    public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "none", TranslationRecordOptions? record = null)
     {
         string name = Find(accelerator);
         string model = cpuModel ?? CpuModels.Default;
@@ -71,14 +71,16 @@ public static class Accelerators
             throw new ConfigurationException($"--cpu: there is no model '{model}'; '--cpu help' lists what there is");
         if (!CpuModels.RunsOnHost(model))
             throw new ConfigurationException($"--cpu: '{model}' needs a host with AVX2, FMA and F16C, which this one lacks; leave --cpu out or use {CpuModels.Default}");
+        if (record != null && name != Translator)
+            throw new ConfigurationException($"--perf-map, --dump-blocks: --accel {name} translates nothing; add --accel translator");
         return new Accelerator(
             name,
             model,
-            memory => Open(name, memory),
+            memory => Open(name, memory, record),
             (index, count) => Cpuid(name, CpuModels.CreateCpuid(model, index, count, personality)));
     }
 
-    private static IHypervisor Open(string name, GuestMemory memory)
+    private static IHypervisor Open(string name, GuestMemory memory, TranslationRecordOptions? record)
     {
         switch (name)
         {
@@ -92,7 +94,7 @@ public static class Accelerators
                     throw new HostException($"--accel kvm: {e.Message}", e);
                 }
             case Translator:
-                return new TranslatorHypervisor(memory);
+                return OpenTranslator(memory, record);
             default:
                 return new InterpreterHypervisor(memory);
         }
@@ -101,6 +103,18 @@ public static class Accelerators
     // What the machine is told is what the guest will see.
     private static CpuidTable Cpuid(string name, CpuidTable model) =>
         name == KvmName && s_kvm.Value.Capabilities is { } capabilities ? KvmCpuid.Mask(model, capabilities.SupportedCpuid) : model;
+
+    private static TranslatorHypervisor OpenTranslator(GuestMemory memory, TranslationRecordOptions? record)
+    {
+        try
+        {
+            return record == null ? new TranslatorHypervisor(memory) : new TranslatorHypervisor(memory, record);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new ConfigurationException($"--perf-map, --dump-blocks: {e.Message}; give paths that can be written and read", e);
+        }
+    }
 
     private static string Find(string accelerator) => accelerator switch
     {

@@ -13,6 +13,6 @@ public static class Machines
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Validate();
-        return new VirtualMachine(options, Accelerators.Create(options.Accelerator, options.CpuModel, options.Personality));
+        return new VirtualMachine(options, Accelerators.Create(options.Accelerator, options.CpuModel, options.Personality, options.TranslationRecord));
     }
 }

@@ -37,6 +37,21 @@ public sealed unsafe class ExecutableMemoryTests
             Assert.InRange(memory.Base + memory.Capacity, 0, int.MaxValue);
     }
 
+    /// <summary>perf looks names up in its map for code in anonymous memory only; shared, that is called /dev/zero.</summary>
+    [Fact]
+    public void Code_for_profilers_has_no_file()
+    {
+        using ExecutableMemory memory = new(1 << 20, visibleToProfilers: true);
+        nint code = memory.Write(Return(5));
+        Assert.Equal(5, Call(code));
+        Assert.Equal("r-xs", Rights(code));
+        Assert.Equal("rw-s", Rights((nint)memory.ToWritable(code)));
+        Assert.Contains(File.ReadLines("/proc/self/maps"), l => l.StartsWith($"{memory.Base:x}-", StringComparison.Ordinal) && l.Contains("/dev/zero"));
+        memory.Clear();
+        Assert.Equal(0, *memory.ToWritable(code));
+        Assert.Equal(6, Call(memory.Write(Return(6))));
+    }
+
     [Fact]
     public void Blocks_are_aligned_apart_and_bounded()
     {

@@ -25,12 +25,15 @@ internal static class RunCommand
         Option<string> name = new("--name") { HelpName = "NAME", Description = "The machine's name", DefaultValueFactory = _ => "guest" };
         Option<bool> noReboot = new("--no-reboot") { Description = "A reset by the guest ends the run" };
         Option<string> stats = new("--stats") { HelpName = "FILE", Description = "Write statistics as JSON when the run ends" };
+        Option<string?> perfMap = new("--perf-map") { HelpName = "FILE", Arity = ArgumentArity.ZeroOrOne, Description = "Let Linux perf name translated guest code: write its address map (default: /tmp/perf-PID.map, where perf looks)" };
+        Option<string?> systemMap = new("--system-map") { HelpName = "FILE", Description = "Name guest code in that map by the symbols of this System.map (boot with nokaslr)" };
+        Option<string?> dumpBlocks = new("--dump-blocks") { HelpName = "FILE[,ADDR...]", Description = "Write translated blocks as they are made, guest and host code side by side; only those with an instruction at ADDR if any is given" };
         Option<string> timeout = new("--timeout") { HelpName = "SECONDS", Description = "End the run with status 124 when it takes longer" };
         Option<string> gdb = new("--gdb") { HelpName = "PORT|PATH", Description = "Let GDB attach: a TCP port on loopback, ADDRESS:PORT, or the path of a socket" };
         Option<bool> gdbWait = new("--gdb-wait") { Description = "With --gdb: the guest waits for the debugger to let it go" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, name, noReboot, stats, timeout, gdb, gdbWait,
+            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, name, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -57,6 +60,8 @@ internal static class RunCommand
                 CpuModel = result.GetValue(cpu),
                 Personality = result.GetRequiredValue(personality),
                 NoReboot = result.GetValue(noReboot),
+                TranslationRecord = TranslationArguments.Parse(
+                    result.GetResult(perfMap) is { Implicit: false }, result.GetValue(perfMap), result.GetValue(systemMap), result.GetValue(dumpBlocks)),
                 Devices = [.. devices.Select(DeviceOptions.Parse)],
                 Boot = new KernelBootOptions(kernelPath) { Initrd = result.GetValue(initrd), CommandLine = result.GetRequiredValue(append) },
             };

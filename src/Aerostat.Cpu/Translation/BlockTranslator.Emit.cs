@@ -95,7 +95,7 @@ internal sealed unsafe partial class BlockTranslator
         for (int k = 0; k < count; k++)
         {
             ref Instruction i = ref code[k];
-            nint start = a.Here;
+            nint start = marks[k] = a.Here;
             source = sources[k];
             int records = cache.RecordCount, colds = cold.Count;
             bool done = treatments[k] switch
@@ -136,6 +136,7 @@ internal sealed unsafe partial class BlockTranslator
             if (treatments[k] == Treatment.ConditionalBranch && done)
                 EmitCount(k + 1);
         }
+        marks[count] = a.Here;
         if (fallsThrough)
         {
             if (count < MaxInstructions && SamePage(end))

@@ -94,14 +94,18 @@ internal sealed unsafe partial class BlockTranslator
         PlanGroups();
         cache.BeginCode(a);
         nint checkedEntry = a.Here;
+        int firstRecord = cache.RecordCount;
         EmitEntryCheck(linear, count > 0 ? live[0] : FlagEffects.All);
         a.AlignCode(16);
         entry = a.Here;
         EmitCount(0);
         EmitBody();
+        marks[count + 1] = a.Here;
         for (int i = 0; i < cold.Count; i++)
             EmitCold(cold[i]);
         cold.Clear();
+        if (Observer != null)
+            Observe(checkedEntry, firstRecord);
         cache.EndCode(a);
         TranslatedBlock* block = cache.AddBlock(new TranslatedBlock
         {

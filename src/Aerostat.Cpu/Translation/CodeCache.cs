@@ -147,10 +147,10 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private int blockCount, recordCount;
     private nint next, limit;
 
-    public CodeCache(CpuState* state, int bytes)
+    public CodeCache(CpuState* state, int bytes, bool visibleToProfilers)
     {
         this.state = state;
-        memory = new ExecutableMemory(bytes);
+        memory = new ExecutableMemory(bytes, visibleToProfilers: visibleToProfilers);
         buckets = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
         pages = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
         blocks = (TranslatedBlock*)HostMapping.AllocateLazy(MaxBlocks * (ulong)sizeof(TranslatedBlock));

@@ -16,9 +16,9 @@ internal sealed unsafe partial class Interpreter
     private bool supervisorVectors;
 
     /// <summary>Makes this vCPU run translated from now on.</summary>
-    internal void EnableTranslation(int codeBytes, int threshold = TranslationState.DefaultThreshold)
+    internal void EnableTranslation(int codeBytes, int threshold = TranslationState.DefaultThreshold, IBlockObserver? observer = null)
     {
-        translation = new TranslationState(this, codeBytes, threshold);
+        translation = new TranslationState(this, codeBytes, threshold, observer);
         watchCode = WatchCode;
     }
 

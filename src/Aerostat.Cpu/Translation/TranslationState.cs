@@ -13,12 +13,12 @@ internal sealed unsafe class TranslationState : IDisposable
     private readonly Lock gate = new();
     private readonly List<ulong> changedPages = [];
 
-    public TranslationState(Interpreter interpreter, int codeBytes, int threshold)
+    public TranslationState(Interpreter interpreter, int codeBytes, int threshold, IBlockObserver? observer)
     {
         state = interpreter.State;
         Threshold = threshold;
-        Cache = new CodeCache(state, codeBytes);
-        Translator = new BlockTranslator(state, Cache, interpreter.Features);
+        Cache = new CodeCache(state, codeBytes, visibleToProfilers: observer != null);
+        Translator = new BlockTranslator(state, Cache, interpreter.Features) { Observer = observer };
         Heat = HostMapping.AllocateLazy(HeatEntries);
         Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(2 * LookasideEntries * (ulong)sizeof(LookasideEntry));
     }

@@ -16,6 +16,7 @@ public sealed class TranslatorHypervisor : IHypervisor
     private readonly InterpreterHypervisor interpreters;
     private readonly GuestMemory memory;
     private readonly int threshold;
+    private readonly IBlockObserver? observer;
     private volatile Interpreter[] translating = [];
 
     /// <summary>Binds a translator to a machine's memory, which must outlive it.</summary>
@@ -25,10 +26,20 @@ public sealed class TranslatorHypervisor : IHypervisor
     {
     }
 
+    /// <summary>As the other; writes down what it translates.</summary>
+    /// <exception cref="PlatformNotSupportedException">The host is not x86-64.</exception>
+    /// <exception cref="IOException">A file of the record cannot be written or read.</exception>
+    /// <exception cref="UnauthorizedAccessException">The same.</exception>
+    public TranslatorHypervisor(GuestMemory memory, TranslationRecordOptions record)
+        : this(memory, TranslationState.DefaultThreshold, new TranslationRecorder(record))
+    {
+    }
+
     /// <summary>As the other, with the number of executions after which code is translated; for tests.</summary>
-    internal TranslatorHypervisor(GuestMemory memory, int threshold)
+    internal TranslatorHypervisor(GuestMemory memory, int threshold, IBlockObserver? observer = null)
     {
         this.threshold = threshold;
+        this.observer = observer;
         if (!IsSupported)
             throw new PlatformNotSupportedException("the translator needs an x86-64 host; use the interpreter");
         this.memory = memory;
@@ -47,7 +58,7 @@ public sealed class TranslatorHypervisor : IHypervisor
     public IVirtualProcessor CreateProcessor(VirtualProcessorOptions options)
     {
         var processor = (SoftwareProcessor)interpreters.CreateProcessor(options);
-        processor.Interpreter.EnableTranslation(Math.Clamp(CodeBudget / options.Count, SmallestCode, LargestCode), threshold);
+        processor.Interpreter.EnableTranslation(Math.Clamp(CodeBudget / options.Count, SmallestCode, LargestCode), threshold, observer);
         translating = [.. translating, processor.Interpreter];
         return processor;
     }
@@ -63,5 +74,6 @@ public sealed class TranslatorHypervisor : IHypervisor
     {
         memory.CodeChanged -= NoteCodeChange;
         interpreters.Dispose();
+        (observer as IDisposable)?.Dispose();
     }
 }

@@ -1,4 +1,5 @@
 using Aerostat.Memory;
+using Aerostat.Processors;
 
 namespace Aerostat.Machine;
 
@@ -40,6 +41,9 @@ public sealed record MachineOptions
 
     /// <summary>Whether a reset asked for by the guest ends the run instead.</summary>
     public bool NoReboot { get; init; }
+
+    /// <summary>What a translator writes down while it works; null: nothing.</summary>
+    public TranslationRecordOptions? TranslationRecord { get; init; }
 
     /// <summary>Where COM1's output goes. Called on a vCPU or timer thread with a few bytes at a time; must not block. Null: nowhere.</summary>
     public SerialOutput? Serial { get; init; }

@@ -32,7 +32,8 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
     private const byte Breakpoint = 0xCC;
 
     private readonly Lock gate = new();
-    private readonly MemoryFile file;
+    // Null: anonymous shared memory.
+    private readonly MemoryFile? file;
     private readonly byte* writable;
     private readonly byte* executable;
     private nint used;
@@ -41,16 +42,23 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
     /// <summary>Reserves code memory; host memory is only used for what has been written.</summary>
     /// <param name="bytes">Capacity; rounded up to whole pages; at most 1 GiB.</param>
     /// <param name="placement">Where the executable view must lie.</param>
+    /// <param name="visibleToProfilers">Without a file's name, so that the Linux profiler looks its symbols up in /tmp/perf-PID.map. Anywhere only.</param>
     /// <exception cref="ArgumentOutOfRangeException">Capacity is not 1 byte to 1 GiB.</exception>
     /// <exception cref="PlatformNotSupportedException">The host is not x86-64.</exception>
     /// <exception cref="Win32Exception">The host refuses, for instance because its policy forbids generated code.</exception>
-    public ExecutableMemory(int bytes, CodePlacement placement = CodePlacement.Anywhere)
+    public ExecutableMemory(int bytes, CodePlacement placement = CodePlacement.Anywhere, bool visibleToProfilers = false)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(bytes);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(bytes, 1 << 30);
         if (!IsSupported)
             throw new PlatformNotSupportedException("generated host code needs an x86-64 host");
         Capacity = (bytes + HostMapping.PageSize - 1) & -HostMapping.PageSize;
+        if (visibleToProfilers && placement == CodePlacement.Anywhere)
+        {
+            HostMapping.MapTwice((ulong)Capacity, out writable, out executable);
+            _ = syscall(MembarrierNumber, MembarrierRegisterSyncCore, 0, 0);
+            return;
+        }
         file = new MemoryFile("aerostat-code", (ulong)Capacity, executable: true);
         try
         {
@@ -160,7 +168,10 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
         lock (gate)
         {
             ObjectDisposedException.ThrowIf(disposed, this);
-            file.Discard(0, (ulong)Capacity);
+            if (file != null)
+                file.Discard(0, (ulong)Capacity);
+            else
+                HostMapping.DiscardShared(writable, (ulong)Capacity);
             Volatile.Write(ref used, 0);
         }
         Serialize();
@@ -176,7 +187,7 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
             disposed = true;
             HostMapping.Unmap(executable, (ulong)Capacity);
             HostMapping.Unmap(writable, (ulong)Capacity);
-            file.Dispose();
+            file?.Dispose();
         }
     }
 

@@ -11,8 +11,9 @@ public static unsafe partial class HostMapping
 
     internal const int ProtNone = 0, ProtRead = 1, ProtWrite = 2, ProtExecute = 4;
     private const int MapShared = 1, MapPrivate = 2, MapFixed = 0x10, MapAnonymous = 0x20, MapNoReserve = 0x4000;
+    private const int RemapMayMove = 1;
     private const int MapFixedNoReplace = 0x100000;
-    private const int AdviceDontNeed = 4, AdviceHugePage = 14, AdviceNoHugePage = 15, AdviceDontDump = 16;
+    private const int AdviceDontNeed = 4, AdviceRemove = 9, AdviceHugePage = 14, AdviceNoHugePage = 15, AdviceDontDump = 16;
 
     /// <summary>Reserves address space without access rights and without memory behind it.</summary>
     /// <exception cref="Win32Exception">The host refuses.</exception>
@@ -66,6 +67,24 @@ public static unsafe partial class HostMapping
         return resident;
     }
 
+    /// <summary>Shared memory without a name, mapped for writing and for executing.</summary>
+    internal static void MapTwice(ulong bytes, out byte* writable, out byte* executable)
+    {
+        writable = Map(null, bytes, ProtRead | ProtWrite, MapShared | MapAnonymous | MapNoReserve, -1, 0);
+        // An old size of 0 makes a second mapping of shared memory (mremap(2)).
+        executable = mremap(writable, 0, (nuint)bytes, RemapMayMove);
+        if (executable != (byte*)-1 && mprotect(executable, (nuint)bytes, ProtRead | ProtExecute) == 0)
+            return;
+        int error = Marshal.GetLastPInvokeError();
+        Unmap(writable, bytes);
+        if (executable != (byte*)-1)
+            Unmap(executable, bytes);
+        throw new Win32Exception(error, $"the host does not map {bytes >> 20} MiB of generated code: {Marshal.GetPInvokeErrorMessage(error)}");
+    }
+
+    /// <summary>As <see cref="Discard"/> for shared memory, in every mapping of it.</summary>
+    internal static void DiscardShared(byte* address, ulong bytes) => _ = madvise(address, (nuint)bytes, AdviceRemove);
+
     /// <summary>Maps a file shared with the given rights; <paramref name="below2GiB"/> asks for an address under 2^31.</summary>
     internal static byte* MapFile(int fd, ulong bytes, int protection, bool below2GiB)
     {
@@ -97,6 +116,12 @@ public static unsafe partial class HostMapping
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial byte* mmap(byte* address, nuint length, int protection, int flags, int fd, nint offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial byte* mremap(byte* address, nuint oldLength, nuint newLength, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int mprotect(byte* address, nuint length, int protection);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int munmap(byte* address, nuint length);
