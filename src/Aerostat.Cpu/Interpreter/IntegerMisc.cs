@@ -26,6 +26,7 @@ internal static unsafe class MiscHandlers
     {
         if (X86Base.IsSupported)
             X86Base.Pause();
+        cpu.NotePause();
         return Outcome.Next;
     }
 

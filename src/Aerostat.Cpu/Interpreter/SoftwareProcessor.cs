@@ -38,6 +38,7 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
                 counters.Named["mmio-writes"] = interpreter.mmioWrites;
                 counters.Named["code-writes"] = interpreter.codeWrites;
                 counters.Named["code-shootdowns"] = interpreter.shootdowns;
+                counters.Named["spin-yields"] = interpreter.spinYields;
                 counters.Named["interrupts"] = interpreter.interrupts;
                 counters.Named["exceptions"] = interpreter.exceptions;
                 counters.Named["single-steps"] = interpreter.steps;

@@ -10,6 +10,27 @@ internal sealed unsafe partial class Interpreter
     // periods of milliseconds in mind.
     private const long TimerLag = 1_000_000;
 
+    // A spin lock's holder is mostly done within this many turns of the waiting loop, when its host thread runs at all.
+    private const int PausesPerYield = 256;
+
+    private int pauses;
+
+    /// <summary>
+    /// PAUSE: a guest that spins may wait for a vCPU that the host does not run, and with queued locks for a whole chain of them. Now and then
+    /// it lets another thread of the host have the processor (as pause-loop exiting does: Intel SDM vol. 3 section 26.1.3). The translator
+    /// steps PAUSE here as well.
+    /// </summary>
+    internal void NotePause()
+    {
+        if (++pauses < PausesPerYield || gate.Members.Length == 1)
+            return;
+        pauses = 0;
+        spinYields++;
+        ExecutionGate.Leave(this);
+        Thread.Yield();
+        gate.Enter(this);
+    }
+
     /// <summary>
     /// To be asked by an instruction that shows the time-stamp counter, before it does. False: an interrupt comes first and the
     /// instruction is to be repeated (<see cref="Outcome.Repeat"/>).

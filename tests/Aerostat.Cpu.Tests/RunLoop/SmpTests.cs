@@ -42,6 +42,30 @@ public sealed class SmpTests
         Assert.Empty(errors);
     }
 
+    /// <summary>A vCPU that spins lets other host threads run at every 256th PAUSE; one that is alone has nobody to wait for.</summary>
+    [Theory]
+    [InlineData(false, 1, 0)]
+    [InlineData(false, 2, 3)]
+    [InlineData(true, 1, 0)]
+    [InlineData(true, 2, 3)]
+    public void PausesYield(bool translated, int processors, int yields)
+    {
+        Assert.SkipWhen(translated && !TranslatorHypervisor.IsSupported, "the translator needs an x86-64 host");
+        using var m = new TestMachine(TestMode.Long, processors: processors, hypervisor: translated ? memory => new TranslatorHypervisor(memory, threshold: 0) : null);
+        ulong code = m.Assemble(a =>
+        {
+            a.mov(ecx, (3 * 256) + 255);
+            Label again = a.CreateLabel();
+            a.Label(ref again);
+            a.pause();
+            a.dec(ecx);
+            a.jne(again);
+            a.hlt();
+        });
+        RunAll(m, code);
+        Assert.All(m.Processors, p => Assert.Equal(yields, p.Counters.Named["spin-yields"]));
+    }
+
     /// <summary>
     /// A processor that runs ignores a start-up IPI; INIT and another one right behind it must start it again, however they meet the moment in
     /// which it drops the first.
