@@ -142,7 +142,7 @@ internal sealed unsafe partial class BlockTranslator
         site = a.Here;
         nint over = a.Call();
         nint pad = a.Here;
-        EmitEntryCheck(next, LiveAt(next, LookAheadDepth));
+        EmitEntryCheck(next);
         EmitLink(a.Jmp(), next);
         a.Bind(over);
         // pop r11: cheaper than an addition, for processors follow pushes and pops by themselves.

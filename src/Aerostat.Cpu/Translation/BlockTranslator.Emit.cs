@@ -34,33 +34,27 @@ internal sealed unsafe partial class BlockTranslator
 
     private int TlbOffset => Interpreter.StateBytes + (variant % 3 * Interpreter.TlbEntries * sizeof(TlbEntry));
 
-    /// <summary>Goes on if R10 is the address expected here, keeping the flags if they are live.</summary>
-    private void EmitEntryCheck(ulong address, int liveFlags)
+    /// <summary>
+    /// Goes on if R10 is the address expected here. Keeps the flags whether or not this code needs them: whoever comes here by mistake, because
+    /// its target shares the low bits of the address, may need them where it is sent on to.
+    /// </summary>
+    private void EmitEntryCheck(ulong address)
     {
-        nint miss = cache.Thunks.Miss(VectorLevel.Of(variant));
-        if (liveFlags == 0)
+        a.Move(Host.R11, Host.Rcx);
+        if ((long)address == (int)address && (int)address != int.MinValue)
         {
-            if ((long)address == (int)address)
-            {
-                a.RR(0x81, 7, Host.R10);
-                a.Int32((int)address);
-            }
-            else
-            {
-                a.Constant(Host.R11, address);
-                a.RR(0x3B, Host.R10, Host.R11);
-            }
-            a.Jcc(Condition.Ne, miss);
-            return;
+            a.Lea(Host.Rcx, Host.R10, Host.None, 0, -(int)address);
         }
-        // Without touching flags: JRCXZ.
-        a.Constant(Host.R11, 0 - address);
-        a.Lea(Host.R11, Host.R11, Host.R10, 0, 0);
-        a.RR(0x87, Host.R11, Host.Rcx);
+        else
+        {
+            a.Constant(Host.Rcx, 0 - address);
+            a.Lea(Host.Rcx, Host.Rcx, Host.R10, 0, 0);
+        }
+        // jrcxz over the way out
         a.Byte(0xE3);
         a.Byte(3 + 5);
-        a.RR(0x87, Host.R11, Host.Rcx);
-        a.Jmp(miss);
+        a.Move(Host.Rcx, Host.R11);
+        a.Jmp(cache.Thunks.Miss(VectorLevel.Of(variant)));
         a.Move(Host.Rcx, Host.R11);
     }
 

@@ -95,7 +95,7 @@ internal sealed unsafe partial class BlockTranslator
         cache.BeginCode(a);
         nint checkedEntry = a.Here;
         int firstRecord = cache.RecordCount;
-        EmitEntryCheck(linear, count > 0 ? live[0] : FlagEffects.All);
+        EmitEntryCheck(linear);
         a.AlignCode(16);
         entry = a.Here;
         EmitCount(0);
