@@ -45,7 +45,8 @@ internal static class Guest
 
         """;
 
-    private static string Cache => Path.Combine(
+    /// <summary>Where <c>./dev</c> puts what it fetches.</summary>
+    public static string Cache => Path.Combine(
         Environment.GetEnvironmentVariable("XDG_CACHE_HOME") is { Length: > 0 } cache ? cache : Path.Combine(Environment.GetEnvironmentVariable("HOME") ?? "/", ".cache"),
         "aerostat");
 
@@ -61,11 +62,18 @@ internal static class Guest
     public static async Task<BootOutcome> BootAsync(
         string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter")
     {
+        string busybox = Path.Combine(Cache, "busybox", "bin", "busybox");
+        Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
+        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? []) }, companion);
+    }
+
+    /// <summary>As <see cref="BootAsync"/>, with an initramfs of the caller's; of <paramref name="initrd"/> only that is used.</summary>
+    public static async Task<BootOutcome> RunAsync(
+        string kernel, string append, int cpus, ulong memory, string accelerator, KernelBootOptions initrd, Func<VirtualMachine, SerialTranscript, Task>? companion = null)
+    {
         string boot = Path.Combine(Cache, kernel, "boot");
         string? path = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
         Assert.SkipWhen(path is null, $"no stock {kernel} kernel in {boot}: './dev kernels' fetches it, and could not");
-        string busybox = Path.Combine(Cache, "busybox", "bin", "busybox");
-        Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
 
         SerialTranscript console = new();
         VirtualMachine machine = Machines.Create(new MachineOptions
@@ -77,7 +85,8 @@ internal static class Guest
             Serial = console.Append,
             Boot = new KernelBootOptions(path!)
             {
-                InitrdBytes = Initramfs(kernel, busybox, script, modules ?? []),
+                Initrd = initrd.Initrd,
+                InitrdBytes = initrd.InitrdBytes,
                 CommandLine = $"console=ttyS0 panic=-1 {append}".TrimEnd(),
             },
         });

@@ -13,7 +13,13 @@ namespace Aerostat.Cli;
 internal sealed record ChildRun(int ExitCode, string Output, TimeSpan Wall, TimeSpan Cpu)
 {
     /// <summary>Runs a program with no input. Runs of one process must not overlap: CPU time is told apart by difference.</summary>
-    public static async Task<ChildRun> StartAsync(string program, IEnumerable<string> arguments, TimeSpan limit, CancellationToken cancellation)
+    /// <param name="program">Its file.</param>
+    /// <param name="arguments">Its arguments.</param>
+    /// <param name="limit">After this time it is killed.</param>
+    /// <param name="cancellation">Kills it at once.</param>
+    /// <param name="onLine">Called with each line as it is written, and with what the process has cost so far.</param>
+    public static async Task<ChildRun> StartAsync(
+        string program, IEnumerable<string> arguments, TimeSpan limit, CancellationToken cancellation, Action<string, ChildCost>? onLine = null)
     {
         ProcessStartInfo info = new(program, arguments) { RedirectStandardInput = true, RedirectStandardOutput = true, RedirectStandardError = true };
         TimeSpan cpuBefore = ChildrenCpu();
@@ -25,6 +31,8 @@ internal sealed record ChildRun(int ExitCode, string Output, TimeSpan Wall, Time
         {
             lock (text)
                 text.Append(e.Data).Append('\n');
+            if (onLine is not null && e.Data is { } line && !process.HasExited)
+                onLine(line, new ChildCost(Stopwatch.GetElapsedTime(start), CpuOf($"/proc/{process.Id}/stat", 11)));
         }
         process.OutputDataReceived += Collect;
         process.ErrorDataReceived += Collect;
@@ -60,11 +68,26 @@ internal sealed record ChildRun(int ExitCode, string Output, TimeSpan Wall, Time
         return Path.GetFileNameWithoutExtension(path) == "dotnet" ? (path, [Path.Combine(AppContext.BaseDirectory, "aerostat.dll")]) : (path, []);
     }
 
-    // proc_pid_stat(5): cutime and cstime, the 16th and 17th field, in ticks of 10 ms; the second field may hold spaces.
-    private static TimeSpan ChildrenCpu()
+    private static TimeSpan ChildrenCpu() => CpuOf("/proc/self/stat", 13);
+
+    // proc_pid_stat(5): utime and stime are the 14th and 15th field, cutime and cstime the next two, in ticks of 10 ms; the second field
+    // may hold spaces, so counting starts behind its parenthesis. A process that has just gone has cost nothing.
+    private static TimeSpan CpuOf(string path, int field)
     {
-        string stat = File.ReadAllText("/proc/self/stat");
-        string[] fields = stat[(stat.LastIndexOf(')') + 2)..].Split(' ');
-        return TimeSpan.FromMilliseconds(10 * (long.Parse(fields[13], CultureInfo.InvariantCulture) + long.Parse(fields[14], CultureInfo.InvariantCulture)));
+        try
+        {
+            string stat = File.ReadAllText(path);
+            string[] fields = stat[(stat.LastIndexOf(')') + 2)..].Split(' ');
+            return TimeSpan.FromMilliseconds(10 * (long.Parse(fields[field], CultureInfo.InvariantCulture) + long.Parse(fields[field + 1], CultureInfo.InvariantCulture)));
+        }
+        catch (IOException)
+        {
+            return default;
+        }
     }
 }
+
+/// <summary>What a process that still runs has cost.</summary>
+/// <param name="Wall">Wall-clock time since its start.</param>
+/// <param name="Cpu">CPU time of all its threads, to 10 ms.</param>
+internal readonly record struct ChildCost(TimeSpan Wall, TimeSpan Cpu);

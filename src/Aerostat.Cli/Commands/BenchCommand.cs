@@ -10,7 +10,7 @@ namespace Aerostat.Cli;
 /// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
 internal static class BenchCommand
 {
-    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreateSoak() };
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreatePrograms(), CreateSoak() };
 
     private static Command CreateBoot()
     {
@@ -23,7 +23,7 @@ internal static class BenchCommand
         {
             kernel, busybox, initrd, append, memory, cpus, accelerator, runs, json,
         };
-        command.SetAction((result, _) => WithInitramfs(result, result.GetValue(initrd), busybox, GuestScripts.Benchmark, (path, stopping) => new BootBenchmark
+        command.SetAction((result, _) => WithInitramfs(result.GetValue(initrd), Busybox(result, busybox, GuestScripts.Benchmark), (path, stopping) => new BootBenchmark
         {
             Kernel = StockKernel.Kernel(result.GetValue(kernel)),
             Initrd = path,
@@ -95,6 +95,49 @@ internal static class BenchCommand
         return command;
     }
 
+    private static Command CreatePrograms()
+    {
+        Option<string> kernel = Kernel(), accelerator = MachineArguments.Accelerator(), cpus = MachineArguments.Cpus();
+        Option<string> root = new("--root") { HelpName = "DIR", Description = "Root file system with the programs and a busybox; default: the one that ./dev fetched" };
+        Option<string> memory = new("--memory") { HelpName = "SIZE", Description = "Guest memory; the files are in it", DefaultValueFactory = _ => "2G" };
+        Option<string> only = new("--only") { HelpName = "NAME,...", Description = $"Some of {string.Join(", ", GuestPrograms.All.Select(p => p.Name))}" };
+        Option<string> qemuCpu = new("--qemu-cpu") { HelpName = "MODEL", Description = "CPU model for QEMU", DefaultValueFactory = _ => "max" };
+        Option<string> runs = new("--runs") { HelpName = "N", Description = "How often each is run", DefaultValueFactory = _ => "5" };
+        Option<bool> json = new("--json") { Description = "Machine-readable output" };
+        Command command = new("programs", "Run real programs in a guest (a compiler, a compressor, interpreters, a database), in turn with QEMU's software processor when that is installed.")
+        {
+            kernel, root, only, memory, cpus, accelerator, qemuCpu, runs, json,
+        };
+        command.SetAction((result, _) =>
+        {
+            IReadOnlyList<GuestProgram> programs = GuestPrograms.Select(result.GetValue(only));
+            void Build(string path)
+            {
+                using FileStream file = new(path, FileMode.Create, FileAccess.Write, FileShare.None, 1 << 20);
+                CpioArchive archive = new(file);
+                archive.AddFile("init", System.Text.Encoding.UTF8.GetBytes(GuestPrograms.Init(programs)), 0x1ED);
+                foreach (string mountPoint in (string[])["dev", "proc", "sys", "tmp"])
+                    archive.AddDirectory(mountPoint);
+                archive.AddCharacterDevice("dev/console", 5, 1);
+                archive.AddTree(StockKernel.Programs(result.GetValue(root)));
+                archive.Finish();
+            }
+            return WithInitramfs(null, Build, (path, stopping) => new ProgramsBenchmark
+            {
+                Kernel = StockKernel.Kernel(result.GetValue(kernel)),
+                Initrd = path,
+                Programs = programs,
+                MemoryBytes = MemorySize.Parse(result.GetRequiredValue(memory), "--memory"),
+                Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
+                Accelerator = result.GetRequiredValue(accelerator),
+                QemuCpu = result.GetRequiredValue(qemuCpu),
+                Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
+                Json = result.GetValue(json),
+            }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping));
+        });
+        return command;
+    }
+
     private static long[] ParseSizes(string text)
     {
         string[] parts = text.Split(',');
@@ -108,7 +151,7 @@ internal static class BenchCommand
         Option<string> kernel = Kernel(), busybox = Busybox(), accelerator = MachineArguments.Accelerator();
         Option<string> minutes = new("--minutes") { HelpName = "N", Description = "How long", DefaultValueFactory = _ => "10" };
         Command command = new("soak", "Boot guests of several shapes one after the other; each works for a while and powers off.") { kernel, busybox, accelerator, minutes };
-        command.SetAction((result, _) => WithInitramfs(result, null, busybox, GuestScripts.Soak, (path, stopping) => Soak.RunAsync(
+        command.SetAction((result, _) => WithInitramfs(null, Busybox(result, busybox, GuestScripts.Soak), (path, stopping) => Soak.RunAsync(
             StockKernel.Kernel(result.GetValue(kernel)), path, result.GetRequiredValue(accelerator),
             TimeSpan.FromMinutes(ParseCount("--minutes", result.GetRequiredValue(minutes), 100_000)),
             result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
@@ -124,15 +167,18 @@ internal static class BenchCommand
             ? count
             : throw new ConfigurationException($"{option}: '{text}' is not a number from 1 to {most}");
 
+    private static Action<string> Busybox(ParseResult result, Option<string> busybox, string script) => path =>
+        new InitramfsBuilder { BusyboxPath = StockKernel.Busybox(result.GetValue(busybox)), InitScript = script }.Build(path);
+
     // Child processes get the initramfs as a file; it goes when they have.
-    private static async Task<int> WithInitramfs(ParseResult result, string? given, Option<string> busybox, string script, Func<string, CancellationToken, Task<int>> body)
+    private static async Task<int> WithInitramfs(string? given, Action<string> build, Func<string, CancellationToken, Task<int>> body)
     {
         using HostSignals signals = new();
         string path = given ?? Path.Combine(Path.GetTempPath(), $"aerostat-bench-{Environment.ProcessId}.cpio");
         try
         {
             if (given is null)
-                new InitramfsBuilder { BusyboxPath = StockKernel.Busybox(result.GetValue(busybox)), InitScript = script }.Build(path);
+                build(path);
             return await body(path, signals.Stopping).ConfigureAwait(false);
         }
         catch (OperationCanceledException) when (signals.Received != 0)

@@ -4,7 +4,7 @@ using Aerostat.Machine;
 namespace Aerostat.Cli;
 
 /// <summary>
-/// Where <c>./dev</c> puts the stock kernel and busybox: $XDG_CACHE_HOME/aerostat (cloud/, generic/, busybox/). The verbs that boot
+/// Where <c>./dev</c> puts the stock kernel and busybox: $XDG_CACHE_HOME/aerostat (cloud/, generic/, busybox/, programs/). The verbs that boot
 /// a whole system use what is there unless told otherwise.
 /// </summary>
 internal static class StockKernel
@@ -26,6 +26,15 @@ internal static class StockKernel
         string cached = Path.Combine(Cache, "busybox", "bin", "busybox");
         return given ?? (File.Exists(cached) ? cached
             : throw new ConfigurationException("no busybox; give --busybox FILE (a static one), or run './dev kernels' in a clone, which fetches Debian's"));
+    }
+
+    /// <summary>The root file system with programs given, or the cached one.</summary>
+    /// <exception cref="ConfigurationException">Neither.</exception>
+    public static string Programs(string? given)
+    {
+        string folder = given ?? Path.Combine(Cache, "programs");
+        return Directory.Exists(Path.Combine(folder, "usr", "bin")) ? folder
+            : throw new ConfigurationException($"{folder} is not a root file system with programs; give --root DIR, or run './dev bench programs' in a clone, which fetches Debian's");
     }
 
     /// <summary>The modules given, else those next to the kernel or the host's of that release, else none.</summary>

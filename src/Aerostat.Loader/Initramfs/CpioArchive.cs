@@ -83,6 +83,48 @@ public sealed class CpioArchive
         Align(4);
     }
 
+    /// <summary>
+    /// Adds all that is in a folder of the host: directories, regular files (hard links become copies) and symbolic links, in the order of
+    /// their names. Sockets, pipes and device nodes are left out.
+    /// </summary>
+    /// <param name="folder">A folder of the host; it becomes the root.</param>
+    /// <exception cref="BootException">Something in it cannot be read.</exception>
+    public void AddTree(string folder)
+    {
+        ArgumentNullException.ThrowIfNull(folder);
+        try
+        {
+            AddTree(new DirectoryInfo(folder), "");
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw new BootException($"could not read {folder} for the initramfs: {BootFile.OneLine(e)}; check the path and who may read it", e);
+        }
+    }
+
+    private void AddTree(DirectoryInfo folder, string prefix)
+    {
+        foreach (FileSystemInfo entry in folder.EnumerateFileSystemInfos().OrderBy(e => e.Name, StringComparer.Ordinal))
+        {
+            string path = prefix + entry.Name;
+            if (entry.LinkTarget is { } target)
+            {
+                AddSymlink(path, target);
+            }
+            else if (entry is DirectoryInfo directory)
+            {
+                AddDirectory(path, (int)entry.UnixFileMode);
+                AddTree(directory, path + "/");
+            }
+            else if ((entry.Attributes & FileAttributes.Device) == 0)
+            {
+                using FileStream content = new(entry.FullName, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
+                if (content.CanSeek)
+                    AddFile(path, content, (int)entry.UnixFileMode);
+            }
+        }
+    }
+
     /// <summary>Adds a character device node.</summary>
     public void AddCharacterDevice(string path, int major, int minor, int mode = 0x180) => AddNode(path, CharacterType, major, minor, mode);
 
