@@ -75,8 +75,8 @@ public sealed unsafe class OpcodeMapTests
                             if (!i.IsInvalid && (!states.IsContained(c, i) || i.IsStackInstruction || i.FlowControl is not (FlowControl.Next or FlowControl.Exception)))
                                 continue;
                             // A reserved NOP on one host is an invalid opcode on another; LOCK MOV CR0 is CR8 on some; and the hypercalls are
-                            // the host's hypervisor's.
-                            if (map.Length == 1 && (opcode is 0x0D || (opcode is 0x20 or 0x22 && prefix == 0xF0) || (opcode == 0x01 && mod == 0xC1 && reg == 0)))
+                            // the host's hypervisor's. LOCK VERW runs where microcode has made a buffer flush of it.
+                            if (map.Length == 1 && (opcode is 0x0D || (opcode == 0x00 && reg == 5 && prefix == 0xF0) || (opcode is 0x20 or 0x22 && prefix == 0xF0) || (opcode == 0x01 && mod == 0xC1 && reg == 0)))
                                 continue;
                             ran++;
                             if (runner.Run(c) is { } difference)
@@ -290,6 +290,9 @@ public sealed unsafe class OpcodeMapTests
                 byte[] bytes = [0xF0, .. e.Bytes];
                 Instruction i = Decoder.Create(bitness, bytes).Decode();
                 if (!i.IsInvalid)
+                    continue;
+                // Where microcode has made a buffer flush of VERW, LOCK does not stop it.
+                if (e.Instruction.Mnemonic == Mnemonic.Verw)
                     continue;
                 // Some hosts read CR8 through LOCK MOV CR0.
                 if (e.Instruction.Mnemonic == Mnemonic.Mov && e.Instruction.Code.ToString().Contains("cr", StringComparison.Ordinal))
