@@ -69,7 +69,7 @@ internal static class GuestPrograms
                     printf "int f%d(int *a, int n)\n{\n    int s = %d;\n", i, i
                     printf "    for (int i = 0; i < n; i++) {\n        s += a[i] * %d;\n", i * 7 % 1000 + 1
                     printf "        if (s & %d)\n            s ^= a[(i + %d) %% n];\n    }\n", i % 64 + 1, i % 13
-                    printf "    return s + (n > 3 ? f%d(a, n - 1) : n);\n}\n", i > 0 ? i - 1 : 0
+                    printf "    return s + (n > 3 ? f%d(a, n - 1) : n);\n}\n", (i > 0 ? i - 1 : 0)
                 }
             }' > big.c
             """,
