@@ -38,6 +38,8 @@ internal sealed class FakeProcessor(int index = 0) : IVirtualProcessor
 
     public IReadOnlyList<(ulong From, ulong To)> LastBranches => [(0x1000, 0x2000)];
 
+    public IReadOnlyList<DeliveredEvent> FaultsBeforeShutdown { get; set; } = [];
+
     public ProcessorExit Run(IExitHandler handler)
     {
         Interlocked.Increment(ref Runs);

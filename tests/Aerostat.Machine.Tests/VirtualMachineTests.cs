@@ -151,6 +151,27 @@ public sealed class VirtualMachineTests
     }
 
     [Fact]
+    public async Task ATripleFaultIsToldFromItsBeginning()
+    {
+        await using VirtualMachine machine = Create();
+        Cpu().FaultsBeforeShutdown =
+        [
+            new(EventOrigin.Exception, 14, 2, 0xdead000, 0x10, 0xffffffff81000010),
+            new(EventOrigin.Exception, 11, 0x73, null, 0x10, 0xffffffff81000010),
+            new(EventOrigin.Exception, 8, 0, null, 0x10, 0xffffffff81000010),
+            new(EventOrigin.Exception, 13, 0x43, null, 0x10, 0xffffffff81000010),
+        ];
+        Cpu().Steps.Enqueue(_ => new(ExitReason.Shutdown));
+        await machine.StartAsync();
+        string[] lines = (await machine.Exit).Report!.Split('\n');
+        Assert.Equal("vCPU 0: triple fault that began with #PF (error 0x2, CR2=000000000dead000) at CS:RIP=0010:ffffffff81000010", lines[0]);
+        Assert.Equal("  its delivery raised #NP (error 0x73)", lines[1]);
+        Assert.Equal("  so the processor raised #DF (error 0x0)", lines[2]);
+        Assert.Equal("  whose delivery raised #GP (error 0x43): shutdown", lines[3]);
+        Assert.StartsWith("RAX=", lines[4], StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task AnExceptionInTheMonitorEndsTheMachineNotTheProcess()
     {
         await using VirtualMachine machine = Create(o => o with { Cpus = 2 });

@@ -64,6 +64,12 @@ public interface IVirtualProcessor : IProcessorPins, IDisposable
 
     /// <summary>The last branches taken, newest first, for crash reports; may be empty.</summary>
     IReadOnlyList<(ulong From, ulong To)> LastBranches { get; }
+
+    /// <summary>
+    /// After a triple fault: the event whose delivery began it, then each exception that the delivery met, the double fault among them; empty
+    /// where the processor does not tell. On the processor's thread.
+    /// </summary>
+    IReadOnlyList<DeliveredEvent> FaultsBeforeShutdown => [];
 }
 
 /// <summary>Counters of one virtual processor.</summary>

@@ -26,6 +26,9 @@ internal sealed unsafe partial class Interpreter
     /// <summary>Set with a #DB from a debug register access under DR7.GD.</summary>
     private bool raisedGeneralDetect;
 
+    /// <summary>Made when a delivery first faults; complete when one has ended in a triple fault.</summary>
+    private FaultChain? faultChain;
+
     private enum ExceptionClass
     {
         Benign,
@@ -64,6 +67,7 @@ internal sealed unsafe partial class Interpreter
                 s->Cr2 = faultAddress;
             if (TryDeliver(s, kind, vector, hasError, error, s->Rip))
                 return true;
+            NoteNested(s, round, kind, vector, hasError, error);
             ExceptionClass first = Classify(kind, vector), second = Classify(EventKind.HardwareException, raisedVector);
             if (first == ExceptionClass.DoubleFault && second is ExceptionClass.Contributory or ExceptionClass.PageFault)
                 return false;
@@ -82,6 +86,22 @@ internal sealed unsafe partial class Interpreter
         }
         return false;
     }
+
+    // What was to be delivered, and what was raised instead.
+    private void NoteNested(CpuState* s, int round, EventKind kind, int vector, bool hasError, uint error)
+    {
+        faultChain ??= new FaultChain(2 * MostNested);
+        if (round == 0)
+            faultChain.Clear();
+        // What the last round raised is there already, unless it became a double fault.
+        if (round == 0 || vector == Vector.DoubleFault)
+            faultChain.Add(s, kind, vector, hasError, error, s->Cr2);
+        faultChain.Add(s, EventKind.HardwareException, raisedVector, raisedHasError, raisedError, faultAddress);
+    }
+
+    /// <summary>After a triple fault: the events that led to it, first first; empty otherwise.</summary>
+    internal IReadOnlyList<Aerostat.Processors.DeliveredEvent> FaultsBeforeShutdown() =>
+        State->Activity == (int)Aerostat.Processors.ActivityState.Shutdown && faultChain is { } chain ? chain.Read() : [];
 
     /// <summary>The single-step trap after an instruction that has set RIP and returns Jump; a triple fault shows in the activity state.</summary>
     internal void TrapSingleStep(CpuState* s)

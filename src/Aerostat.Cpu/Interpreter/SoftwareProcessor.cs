@@ -54,6 +54,9 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
     public IReadOnlyList<(ulong From, ulong To)> LastBranches => interpreter.LastBranches();
 
     /// <inheritdoc/>
+    public IReadOnlyList<DeliveredEvent> FaultsBeforeShutdown => interpreter.FaultsBeforeShutdown();
+
+    /// <inheritdoc/>
     public ProcessorExit Run(IExitHandler handler) => interpreter.Run(handler);
 
     /// <inheritdoc/>

@@ -361,7 +361,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     private void EndCrashed(VcpuThread vcpu, ProcessorExit how)
     {
         gate.Closed = true;
-        string report = $"{CrashReport.Describe(vcpu.Processor.Index, how)}\n{CrashReport.Write(vcpu.Processor, memory)}";
+        string report = $"{CrashReport.Describe(vcpu.Processor, how)}\n{CrashReport.Write(vcpu.Processor, memory)}";
         queue.Writer.TryWrite(() => End(new MachineExit(MachineExitKind.Crashed, 0, report)));
     }
 

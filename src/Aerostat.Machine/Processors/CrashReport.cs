@@ -1,6 +1,7 @@
 using System.Text;
 using Aerostat.Memory;
 using Aerostat.Processors;
+using Aerostat.X86;
 
 namespace Aerostat.Machine;
 
@@ -11,10 +12,51 @@ internal static class CrashReport
     private static readonly string[] s_names = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"];
     private static readonly string[] s_segments = ["ES", "CS", "SS", "DS", "FS", "GS"];
 
-    /// <summary>Says what <paramref name="exit"/> means.</summary>
-    public static string Describe(int vcpu, ProcessorExit exit) => exit.Reason switch
+    private static readonly string[] s_exceptions =
+    [
+        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+    ];
+
+    /// <summary>Says what <paramref name="exit"/> means. The first line says how it began. On the vCPU's thread.</summary>
+    public static string Describe(IVirtualProcessor processor, ProcessorExit exit) =>
+        exit.Reason == ExitReason.Shutdown ? TripleFault(processor) : Describe(processor.Index, exit);
+
+    // The first event is what somebody has to look for: what the registers show is where the processor gave up.
+    private static string TripleFault(IVirtualProcessor processor)
     {
-        ExitReason.Shutdown => $"vCPU {vcpu}: triple fault",
+        IReadOnlyList<DeliveredEvent> events = processor.FaultsBeforeShutdown;
+        if (events.Count == 0)
+            return $"vCPU {processor.Index}: triple fault (this accelerator does not tell which exception came first; the translator does)";
+        StringBuilder text = new($"vCPU {processor.Index}: triple fault that began with {Name(events[0])} at CS:RIP={events[0].Cs:x4}:{events[0].Rip:x16}");
+        bool doubled = false;
+        for (int i = 1; i < events.Count; i++)
+        {
+            // Long runs of benign exceptions say the same again and again.
+            if (i is > 6 && i < events.Count - 3)
+                continue;
+            bool isDouble = events[i] is { Origin: EventOrigin.Exception, Vector: Vector.DoubleFault };
+            text.Append(isDouble ? $"\n  so the processor raised {Name(events[i])}"
+                : doubled ? $"\n  whose delivery raised {Name(events[i])}: shutdown"
+                : $"\n  its delivery raised {Name(events[i])}");
+            doubled |= isDouble;
+        }
+        return text.ToString();
+    }
+
+    private static string Name(DeliveredEvent what)
+    {
+        string name = what.Origin switch
+        {
+            EventOrigin.Exception => what.Vector < s_exceptions.Length ? s_exceptions[what.Vector] : $"exception {what.Vector}",
+            EventOrigin.Nmi => "an NMI",
+            EventOrigin.ExternalInterrupt => $"interrupt 0x{what.Vector:x2}",
+            _ => $"INT 0x{what.Vector:x2}",
+        };
+        return name + (what.Error is { } error ? $" (error 0x{error:x}{(what.FaultAddress is { } at ? $", CR2={at:x16}" : "")})" : "");
+    }
+
+    private static string Describe(int vcpu, ProcessorExit exit) => exit.Reason switch
+    {
         ExitReason.FailedEntry => $"vCPU {vcpu}: the processor refused to enter the guest (error 0x{exit.Detail:x})",
         ExitReason.InternalError => $"vCPU {vcpu}: the host's hypervisor could not go on with the guest (error 0x{exit.Detail:x})",
         _ => $"vCPU {vcpu}: exit '{exit.Reason}' (0x{exit.Detail:x}), which nothing asked for",
