@@ -11,9 +11,9 @@ namespace Aerostat.Cpu.Tests;
 /// ends in an exception: the INT3 after its bytes, or whatever it raises itself. Every gate leads to a HLT at CPL 0, so that the interrupted
 /// state can be read from the registers and the exception frame. Works with any <see cref="IVirtualProcessor"/>.
 /// </summary>
-internal sealed unsafe class GuestRunner : IDisposable
+internal sealed unsafe partial class GuestRunner : IDisposable
 {
-    private const ulong Tables = 0x1000, WindowGpa = 0x100000, LowWindowGpa = 0x110000, CodeGpa = 0x120000, SystemGpa = 0x130000;
+    private const ulong Tables = 0x1000, WindowGpa = 0x100000, LowWindowGpa = 0x110000, CodeGpa = 0x120000, SystemGpa = 0x130000, AreaGpa = 0x140000, FarWindowGpa = 0x160000;
 
     /// <summary>Linear address of the supervisor pages: GDT, IDT, TSS, handlers, then two pages of stack.</summary>
     private const ulong System = 0x4000_0000, Gdt = System, Idt = System + 0x1000, Tss = System + 0x2000, Handlers = System + 0x3000, StackTop = System + 0x6000;
@@ -28,7 +28,8 @@ internal sealed unsafe class GuestRunner : IDisposable
     private readonly ProcessorState _state;
     private readonly TestExitHandler _handler = new();
     private readonly Interpreter? _cpu;
-    private int _codeLength, _bitness;
+    private readonly int[] _codeLength = new int[3];
+    private int _bitness;
 
     public GuestRunner(Func<GuestMemory, IHypervisor> hypervisor, CpuidTable cpuid, bool watched = false)
     {
@@ -39,6 +40,12 @@ internal sealed unsafe class GuestRunner : IDisposable
         tables.Map(Layout.Code, CodeGpa, Layout.CodeSize, PageTableEntry.U | PageTableEntry.A);
         tables.Map(Layout.CodeAlias, CodeGpa, Layout.CodeSize, user | PageTableEntry.Nx);
         tables.Map(System, SystemGpa, 0x6000, PageTableEntry.W | PageTableEntry.A | PageTableEntry.D);
+        tables.Map(Layout.FarWindow, FarWindowGpa, Layout.WindowSize, user | PageTableEntry.Nx);
+        for (int area = 1; area < 3; area++)
+        {
+            tables.Map(Layout.Code + ((ulong)area * Layout.AreaDistance), AreaAddress(area), Layout.CodeSize, PageTableEntry.U | PageTableEntry.A);
+            _memory.Write(new GuestAddress(AreaAddress(area)), Enumerable.Repeat((byte)0xCC, Layout.CodeSize).ToArray());
+        }
         WriteSystem();
         _memory.Write(new GuestAddress(CodeGpa), Enumerable.Repeat((byte)0xCC, Layout.CodeSize).ToArray());
 
@@ -71,20 +78,29 @@ internal sealed unsafe class GuestRunner : IDisposable
 
     public Span<byte> Window(bool low) => new(_memory.HostBase + (low ? LowWindowGpa : WindowGpa), Layout.WindowSize);
 
-    /// <summary>Puts the code of a case at <see cref="Layout.Start"/>, between INT3s.</summary>
-    public void SetCode(ReadOnlySpan<byte> code)
+    /// <summary>Puts the code of a case at <see cref="Layout.Start"/>, or in another area, between INT3s.</summary>
+    public void SetCode(ReadOnlySpan<byte> code, int area = 0)
     {
-        byte[] bytes = new byte[Math.Max(code.Length, _codeLength)];
+        byte[] bytes = new byte[Math.Max(code.Length, _codeLength[area])];
+        if (bytes.Length == 0)
+            return;
         bytes.AsSpan().Fill(0xCC);
         code.CopyTo(bytes);
-        _codeLength = code.Length;
-        _memory.Write(new GuestAddress(CodeGpa + (Layout.Start - Layout.Code)), bytes);
+        _codeLength[area] = code.Length;
+        _memory.Write(new GuestAddress(AreaAddress(area) + (Layout.Start - Layout.Code)), bytes);
     }
+
+    private static ulong AreaAddress(int area) => area == 0 ? CodeGpa : AreaGpa + ((ulong)area * 0x4000);
 
     /// <summary>Runs the code once from <paramref name="s"/>, which is replaced by the result.</summary>
     public void Run(ref TestState s, int bitness, int codeLength)
     {
         Load(s, bitness);
+        RunLoaded(ref s, bitness, codeLength, out _);
+    }
+
+    private void RunLoaded(ref TestState s, int bitness, int codeLength, out (ushort Cs, ushort Ss) left)
+    {
         ProcessorExit exit = _processor.Run(_handler);
         TestState r = Save(out ulong rip);
         ulong handler = rip - 1 - Handlers;
@@ -103,6 +119,7 @@ internal sealed unsafe class GuestRunner : IDisposable
         s.Rip = _memory.Read<ulong>(new GuestAddress(frame));
         s.Rflags = _memory.Read<ulong>(new GuestAddress(frame + 16));
         s.Gpr[4] = _memory.Read<ulong>(new GuestAddress(frame + 24));
+        left = (_memory.Read<ushort>(new GuestAddress(frame + 8)), _memory.Read<ushort>(new GuestAddress(frame + 32)));
         if (s.Vector == Vector.Breakpoint && s.Rip == Layout.StartRip(bitness) + (ulong)codeLength + 1)
         {
             s.Vector = -1;

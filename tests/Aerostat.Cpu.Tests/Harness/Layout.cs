@@ -26,6 +26,17 @@ internal static class Layout
     /// <summary>The code pages once more, for writing (guests only).</summary>
     public const ulong CodeAlias = 0x2010_0000;
 
+    /// <summary>
+    /// Distance between areas of code, of which there are three: addresses in them share their low 16 bits. The second and the third are for guests only.
+    /// </summary>
+    public const ulong AreaDistance = 0x10000;
+
+    /// <summary>A second window whose pages share entries of the software TLB with those of the first (guests only).</summary>
+    public const ulong FarWindow = Window + 0x0100_0000;
+
+    /// <summary>Offset in the far window of pointers to code: on the page that shares entries with the stack's.</summary>
+    public const int PointerOffset = 0x2F00;
+
     /// <summary>Where the instructions of a case begin.</summary>
     public const ulong Start = Code + 0x800;
 
