@@ -98,7 +98,7 @@ public static class PcLayout
     public const ushort Gpe0Length = 4;
     /// <summary>SLP_TYP of \_S5 in the DSDT.</summary>
     public const byte SleepTypeS5 = 5;
-    /// <summary>SLP_TYP of \_S3, for when suspend to RAM exists.</summary>
+    /// <summary>SLP_TYP of \_S3 in the DSDT.</summary>
     public const byte SleepTypeS3 = 1;
     /// <summary>FADT RESET_REG, system I/O, one byte.</summary>
     public const ushort ResetPort = 0xCF9;

@@ -7,10 +7,68 @@ public sealed class AcpiPmTests
     private readonly AcpiPm _pm;
     private int _powerOffs;
     private int _suspends;
+    private int _wakes;
 
     public AcpiPmTests() => _pm = Make(new AcpiPmOptions());
 
-    private AcpiPm Make(AcpiPmOptions options) => new(options, _sci, _time, () => _powerOffs++, () => _suspends++);
+    private AcpiPm Make(AcpiPmOptions options) => new(options, _sci, _time, () => _powerOffs++, () => _suspends++, () => _wakes++);
+
+    [Theory]
+    [InlineData(0x100, 0)]
+    [InlineData(0x400, 0)]
+    [InlineData(0, 1 << 4)]
+    public void WhatTheGuestEnabledEndsS3(int fixedEvents, int generalEvents)
+    {
+        _pm.WritePort(0x602, 2, (uint)fixedEvents);
+        _pm.WritePort(0x622, 2, (uint)generalEvents);
+        _pm.WritePort(0x604, 2, 1 << 10 | 1 << 13);
+        Assert.Equal((1, 0, true), (_suspends, _wakes, _pm.IsAsleep));
+        Assert.Equal(0u, _pm.ReadPort(0x600, 2));
+        _pm.PressPowerButton();
+        _pm.SignalRtcAlarm();
+        _pm.RaiseGeneralPurposeEvent(4);
+        Assert.Equal((1, 1, false), (_suspends, _wakes, _pm.IsAsleep));
+        Assert.Equal(0x8500u, _pm.ReadPort(0x600, 2));
+        // WAK_STS goes as the others do.
+        _pm.WritePort(0x600, 2, 0x8000);
+        Assert.Equal(0x500u, _pm.ReadPort(0x600, 2));
+    }
+
+    [Fact]
+    public void TheTimerAndWhatIsDisabledDoNotEndS3()
+    {
+        _pm.WritePort(0x602, 2, 1);
+        _pm.WritePort(0x604, 2, 1 << 10 | 1 << 13);
+        _time.Advance(VmClock.TimeOfTick(1L << 31, AcpiPm.TimerFrequency) + 1000);
+        _pm.PressPowerButton();
+        _pm.SignalRtcAlarm();
+        _pm.RaiseGeneralPurposeEvent(4);
+        Assert.Equal((1, 0, true), (_suspends, _wakes, _pm.IsAsleep));
+        AcpiPm other = Make(new AcpiPmOptions());
+        other.Restore(_pm.Save());
+        Assert.True(other.IsAsleep);
+        _pm.Reset();
+        Assert.False(_pm.IsAsleep);
+    }
+
+    [Fact]
+    public void AnEventThatWaitsEndsS3AtOnce()
+    {
+        _pm.WritePort(0x602, 2, 0x400);
+        _pm.SignalRtcAlarm();
+        _pm.WritePort(0x604, 2, 1 << 10 | 1 << 13);
+        // The owner is told to suspend and finds the machine awake: there is no second call.
+        Assert.Equal((1, 0, false), (_suspends, _wakes, _pm.IsAsleep));
+        Assert.Equal(0x8400u, _pm.ReadPort(0x600, 2));
+    }
+
+    [Fact]
+    public void WithoutS3TheRequestIsIgnored()
+    {
+        AcpiPm pm = Make(new AcpiPmOptions { SleepTypeS3 = null });
+        pm.WritePort(0x604, 2, 1 << 10 | 1 << 13);
+        Assert.Equal((0, false), (_suspends, pm.IsAsleep));
+    }
 
     [Fact]
     public void TimerCountsAtItsFrequency()
@@ -77,20 +135,11 @@ public sealed class AcpiPmTests
         _pm.WritePort(0x604, 2, 5 << 10);
         Assert.Equal(0, _powerOffs);
         Assert.Equal(5u << 10 | 1, _pm.ReadPort(0x604, 2));
-        _pm.WritePort(0x604, 2, 1 << 10 | 1 << 13);
+        _pm.WritePort(0x604, 2, 2 << 10 | 1 << 13);
         Assert.Equal((0, 0), (_powerOffs, _suspends));
         _pm.WritePort(0x604, 2, 5 << 10 | 1 << 13);
         Assert.Equal(1, _powerOffs);
         Assert.Equal(5u << 10 | 1, _pm.ReadPort(0x604, 2));
-    }
-
-    [Fact]
-    public void SuspendIsReportedWhereItExists()
-    {
-        AcpiPm pm = Make(new AcpiPmOptions { SleepTypeS3 = 1 });
-        pm.WritePort(0x604, 2, 1 << 10 | 1 << 13);
-        Assert.Equal(1, _suspends);
-        Assert.Equal(0x8000u, pm.ReadPort(0x600, 2) & 0x8000);
     }
 
     [Fact]

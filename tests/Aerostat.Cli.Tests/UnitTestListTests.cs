@@ -42,6 +42,15 @@ public sealed class UnitTestListTests : IDisposable
         Assert.Equal(["q35", "vmport=on"], full.Machine);
     }
 
+    [Fact]
+    public void TheDateIsThatOfTheRun()
+    {
+        File.WriteAllText(path, "[a]\nfile = a.flat\ntest_args = \"100 `date +%s`\"\n");
+        UnitTest test = Assert.Single(UnitTest.ReadAll(path));
+        Assert.Equal("100 90", test.ArgumentsAt(DateTimeOffset.UnixEpoch.AddSeconds(90)));
+        Assert.Equal("100 95", test.ArgumentsAt(DateTimeOffset.UnixEpoch.AddSeconds(95)));
+    }
+
     [Theory]
     [InlineData("file = a.flat")]
     [InlineData("[a]\nnonsense")]

@@ -142,10 +142,10 @@ public sealed class AcpiTablesTests
             Assert.Equal(original.AsSpan(36).ToArray(), again.AsSpan(36).ToArray());
         }
         string source = File.ReadAllText(Path.Combine(scratch.Path, "DSDT.dsl"));
-        foreach (string said in (string[])["EisaId (\"PNP0A08\")", "Name (_S5", "Device (C12B)", "Method (_OSC, 4, Serialized)", "LNRO0005", "Device (KBD)"])
+        foreach (string said in (string[])["EisaId (\"PNP0A08\")", "Name (_S3", "Name (_S5", "Device (C12B)", "Method (_OSC, 4, Serialized)", "LNRO0005", "Device (KBD)"])
             Assert.Contains(said, source, StringComparison.Ordinal);
-        // _S5 and the routes of 32 slots with 4 pins each.
-        Assert.Equal(1 + 128, source.Split("Package (0x04)").Length - 1);
+        // _S3, _S5 and the routes of 32 slots with 4 pins each.
+        Assert.Equal(2 + 128, source.Split("Package (0x04)").Length - 1);
     }
 
     [Fact]

@@ -66,9 +66,9 @@ internal sealed class FakeProcessor(int index = 0) : IVirtualProcessor
 
     public ProcessorState GetState() => new() { Rip = 0x1234 };
 
-    public void SetState(ProcessorState state)
-    {
-    }
+    public ProcessorState? LastSet { get; private set; }
+
+    public void SetState(ProcessorState state) => LastSet = state;
 
     public void Reset() => Resets++;
 

@@ -14,15 +14,19 @@ public sealed record AcpiPmOptions
     public byte SleepTypeS5 { get; init; } = PcLayout.SleepTypeS5;
 
     /// <summary>SLP_TYP that the DSDT gives for \_S3; null: no S3, the write is ignored.</summary>
-    public byte? SleepTypeS3 { get; init; }
+    public byte? SleepTypeS3 { get; init; } = PcLayout.SleepTypeS3;
 }
 
 /// <summary>
 /// The fixed ACPI hardware: PM1a event and control blocks, PM timer and GPE block 0. ACPI specification 6.5, section 4.8, at the
 /// ports of <see cref="PcLayout"/>.
 /// <para>Not emulated: legacy mode and SMI_CMD (SCI_EN is always set; FADT says SMI_CMD 0), the sleep button, bus master and
-/// global lock events, S1, S2, S4. S3 only reports the request.</para>
+/// global lock events, S1, S2, S4, GPE wake-up from S5.</para>
 /// </summary>
+/// <remarks>
+/// In S3 the block stays powered: status, enable bits and timer outlive it, and the owner leaves the block out of the reset that wakes
+/// the rest of the machine. <see cref="IsAsleep"/> is what counts: a wake-up may come before the owner has carried out the suspension.
+/// </remarks>
 public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
 {
     /// <summary>PM timer frequency in hertz.</summary>
@@ -34,6 +38,7 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
     private const ushort StatusWake = 1 << 15;
     private const ushort StatusBits = StatusTimer | 1 << 5 | StatusPowerButton | 1 << 9 | StatusRtc | StatusWake;
     private const ushort EnableBits = StatusTimer | 1 << 5 | StatusPowerButton | 1 << 9 | StatusRtc;
+    private const ushort WakeBits = StatusPowerButton | 1 << 9 | StatusRtc;
     private const ushort ControlSciEnable = 1;
     private const ushort ControlSleepEnable = 1 << 13;
     private const ushort ControlBits = 2 | 7 << 10;
@@ -45,6 +50,7 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
     private readonly VmTimer _timer;
     private readonly Action _powerOff;
     private readonly Action? _suspend;
+    private readonly Action? _wake;
 
     private ushort _status;
     private ushort _enable;
@@ -54,14 +60,16 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
     private long _timerStart;
     private long _halfPeriods;
     private bool _level;
+    private volatile bool _asleep;
 
     /// <summary>Makes the block.</summary>
     /// <param name="options">What it is.</param>
     /// <param name="sci">The ACPI interrupt, level.</param>
     /// <param name="time">VM time.</param>
     /// <param name="powerOff">The guest entered S5. On a vCPU thread; must return at once.</param>
-    /// <param name="suspend">The guest entered S3.</param>
-    public AcpiPm(AcpiPmOptions options, IInterruptLine sci, TimeProvider time, Action powerOff, Action? suspend = null)
+    /// <param name="suspend">The guest entered S3. On a vCPU thread; must return at once.</param>
+    /// <param name="wake">An event that the guest has enabled ended S3. Any thread; must return at once.</param>
+    public AcpiPm(AcpiPmOptions options, IInterruptLine sci, TimeProvider time, Action powerOff, Action? suspend = null, Action? wake = null)
     {
         _options = options;
         _sci = sci;
@@ -69,11 +77,15 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
         _timer = new VmTimer(_clock, OnTimer);
         _powerOff = powerOff;
         _suspend = suspend;
+        _wake = wake;
         _timerStart = _clock.Now;
     }
 
     /// <inheritdoc/>
     public string Name => "acpi-pm";
+
+    /// <summary>Whether the machine is in S3: the guest has entered it and nothing has woken it since.</summary>
+    public bool IsAsleep => _asleep;
 
     /// <summary>
     /// Presses the power button; false when the guest does not listen (PWRBTN_EN clear). Any thread.
@@ -86,22 +98,42 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
     /// <summary>Raises general purpose event 0..15; false when the guest has not enabled it. Any thread.</summary>
     public bool RaiseGeneralPurposeEvent(int number)
     {
+        bool enabled, woken;
         lock (_lock)
         {
             _gpeStatus |= (ushort)(1 << (number & 15));
             UpdateInterrupt();
-            return (_gpeEnable & 1 << (number & 15)) != 0;
+            enabled = (_gpeEnable & 1 << (number & 15)) != 0;
+            woken = WakeUp();
         }
+        if (woken)
+            _wake?.Invoke();
+        return enabled;
     }
 
     private bool RaiseFixedEvent(ushort bit)
     {
+        bool enabled, woken;
         lock (_lock)
         {
             _status |= bit;
             UpdateInterrupt();
-            return (_enable & bit) != 0;
+            enabled = (_enable & bit) != 0;
+            woken = WakeUp();
         }
+        if (woken)
+            _wake?.Invoke();
+        return enabled;
+    }
+
+    /// <summary>Ends S3 when there is something to wake for; the timer does not (4.8.3.2.1).</summary>
+    private bool WakeUp()
+    {
+        if (!_asleep || ((_status & _enable & WakeBits) == 0 && (_gpeStatus & _gpeEnable) == 0))
+            return false;
+        _asleep = false;
+        _status |= StatusWake;
+        return true;
     }
 
     /// <inheritdoc/>
@@ -116,6 +148,7 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
             _gpeEnable = 0;
             _timerStart = _clock.Now;
             _halfPeriods = 0;
+            _asleep = false;
             UpdateInterrupt();
         }
     }
@@ -252,12 +285,12 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
     {
         if (type == _options.SleepTypeS5)
             return _powerOff;
-        if (type == _options.SleepTypeS3)
-        {
-            _status |= StatusWake;
-            return _suspend;
-        }
-        return null;
+        if (type != _options.SleepTypeS3 || _suspend is null)
+            return null;
+        // What waits already wakes the machine at once: the owner finds it awake when it comes to suspend it.
+        _asleep = true;
+        WakeUp();
+        return _suspend;
     }
 
     /// <inheritdoc/>
@@ -275,6 +308,7 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
                 TimerElapsed = _clock.Now - _timerStart,
                 HalfPeriods = _halfPeriods,
                 Level = _level,
+                Asleep = _asleep,
             };
         }
     }
@@ -292,6 +326,7 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
             _timerStart = _clock.Now - state.TimerElapsed;
             _halfPeriods = state.HalfPeriods;
             _level = state.Level;
+            _asleep = state.Asleep;
             _sci.Set(_level);
             _timer.Expired();
             UpdateInterrupt();
@@ -319,4 +354,6 @@ public sealed record AcpiPmSavedState
     public long HalfPeriods { get; init; }
     /// <summary>SCI.</summary>
     public bool Level { get; init; }
+    /// <summary>The machine is in S3.</summary>
+    public bool Asleep { get; init; }
 }

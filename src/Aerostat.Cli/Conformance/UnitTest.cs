@@ -77,7 +77,7 @@ internal sealed record UnitTest(string Name)
         "accel" => this with { Accelerator = value },
         "timeout" => this with { Timeout = TimeSpan.FromSeconds(Number(value.TrimEnd('s'), where)) },
         "groups" => this with { Groups = Words(value) },
-        "test_args" => this with { Arguments = ExpandDate(value) },
+        "test_args" => this with { Arguments = value },
         "qemu_params" or "extra_params" => WithParameters(value, where),
         _ => this,
     };
@@ -120,9 +120,9 @@ internal sealed record UnitTest(string Name)
     private static string Unquote(string text) =>
         text.Length >= 2 && text[0] is '"' or '\'' && text[^1] == text[0] ? text[1..^1] : text;
 
-    // The one command substitution that the suite uses.
-    private static string ExpandDate(string text) =>
-        text.Replace("`date +%s`", DateTimeOffset.UtcNow.ToUnixTimeSeconds().ToString(CultureInfo.InvariantCulture), StringComparison.Ordinal);
+    /// <summary><see cref="Arguments"/> for a run at <paramref name="now"/>: with the one command substitution that the suite uses.</summary>
+    public string ArgumentsAt(DateTimeOffset now) =>
+        Arguments.Replace("`date +%s`", now.ToUnixTimeSeconds().ToString(CultureInfo.InvariantCulture), StringComparison.Ordinal);
 
     // A plain number is mebibytes, as for QEMU.
     private static ulong Memory(string text, string where) =>

@@ -74,7 +74,7 @@ internal sealed class UnitTestRunner
                 Cpus = test.Cpus,
                 Boot = new KernelBootOptions(kernel)
                 {
-                    CommandLine = test.Arguments,
+                    CommandLine = test.ArgumentsAt(DateTimeOffset.UtcNow),
                     InitrdBytes = Encoding.ASCII.GetBytes($"NR_CPUS={test.Cpus}\nMEMSIZE={test.MemoryBytes >> 20}\nMEMLIMIT=0\nTEST_DEVICE=1\n"),
                 },
                 Devices = [new DebugExitOptions(), new TestDeviceOptions()],

@@ -66,6 +66,8 @@ public sealed class AcpiOptions
     public byte ResetValue { get; init; } = 0x0E;
     /// <summary>SLP_TYP of S5 in PM1 control.</summary>
     public byte SleepTypeS5 { get; init; } = 5;
+    /// <summary>SLP_TYP of S3; null: the machine cannot suspend to RAM.</summary>
+    public byte? SleepTypeS3 { get; init; } = 1;
 
     /// <summary>Serial ports.</summary>
     public IReadOnlyList<AcpiSerialPort> SerialPorts { get; init; } = [new(1, 0x3F8, 4)];

@@ -18,8 +18,7 @@ public static class AcpiTables
     {
         ArgumentNullException.ThrowIfNull(memory);
         ArgumentNullException.ThrowIfNull(options);
-        ulong area = E820Map.AcpiAreaBase(memory);
-        ulong facs = area + E820Map.AcpiAreaSize - GuestAddress.PageSize, next = area;
+        ulong area = E820Map.AcpiAreaBase(memory), facs = FacsAddress(memory), next = area;
 
         memory.Write(new(facs), Facs());
         ulong dsdt = Place(Dsdt.Build(options));
@@ -47,6 +46,9 @@ public static class AcpiTables
             return at;
         }
     }
+
+    /// <summary>Where the FACS of a machine with this memory is.</summary>
+    internal static ulong FacsAddress(GuestMemory memory) => E820Map.AcpiAreaBase(memory) + E820Map.AcpiAreaSize - GuestAddress.PageSize;
 
     // Section 5.2.5.3. The first checksum covers the 20 bytes of revision 0.
     private static byte[] Rsdp(uint rsdt, ulong xsdt)

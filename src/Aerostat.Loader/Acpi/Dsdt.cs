@@ -17,6 +17,8 @@ internal static class Dsdt
     public static byte[] Build(AcpiOptions options)
     {
         AmlBuilder aml = new();
+        if (options.SleepTypeS3 is { } suspend)
+            aml.Name("_S3_", v => v.Package((ulong)suspend, (ulong)suspend, 0, 0));
         aml.Name("_S5_", v => v.Package((ulong)options.SleepTypeS5, (ulong)options.SleepTypeS5, 0, 0));
         aml.Scope("\\_SB", sb =>
         {

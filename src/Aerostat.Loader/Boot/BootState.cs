@@ -10,6 +10,11 @@ internal static class BootState
     // Attributes: type, S, P, then L (13), D/B (14), G (15); accessed bit set as after a real load (Intel SDM vol. 3 section 3.4.5).
     public const uint Code64 = 0xA09B, Code32 = 0xC09B, Data32 = 0xC093, Tss32 = 0x008B;
 
+    /// <summary>
+    /// IA32_MTRR_DEF_TYPE: firmware leaves the MTRRs on with write-back as the default type; Linux distrusts memory that is not covered.
+    /// </summary>
+    public const ulong MemoryTypes = 0x806;
+
     private const uint LdtAttributes = 0x0082;
 
     /// <summary>64-bit mode with the given page tables and GDT selectors.</summary>
@@ -61,8 +66,7 @@ internal static class BootState
         state.Xsave[512] = 3;
         state.Msrs[Msr.Pat] = 0x0007040600070406;
         state.Msrs[Msr.MiscEnable] = 1;
-        // Firmware leaves the MTRRs on with write-back as the default type; Linux distrusts memory that is not covered.
-        state.Msrs[Msr.MtrrDefType] = 0x806;
+        state.Msrs[Msr.MtrrDefType] = MemoryTypes;
         return state;
     }
 }

@@ -26,6 +26,7 @@ internal sealed class Board
     private readonly List<IDevice> devices = [];
     private readonly Pic pic;
     private readonly AcpiPm acpiPm;
+    private readonly Rtc rtc;
     private readonly ushort firmwareIrqs = FirmwareIrqs;
 
     /// <summary>Builds the board around its processors.</summary>
@@ -34,8 +35,11 @@ internal sealed class Board
     /// <param name="clock">VM time.</param>
     /// <param name="processors">The vCPUs; each gets a local APIC.</param>
     /// <param name="x2Apic">Whether CPUID announces the x2APIC.</param>
-    /// <param name="request">Where a guest's wish to reset, power off or exit goes. Called on vCPU threads; returns at once.</param>
-    public Board(MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, bool x2Apic, Action<GuestRequest> request)
+    /// <param name="request">Where a guest's wish to reset, power off, suspend or exit goes. Called on vCPU threads; returns at once.</param>
+    /// <param name="wake">Called when an event ends S3, on any thread; returns at once.</param>
+    public Board(
+        MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, bool x2Apic,
+        Action<GuestRequest> request, Action wake)
     {
         void RequestReset() => request(new GuestRequest(MachineExitKind.Reset));
 
@@ -57,7 +61,7 @@ internal sealed class Board
         Pit pit = Add(new Pit(hpet.PitInput, clock));
         Claim(pit, PcPorts.Pit);
         Claim(Add(new SystemControlPortB(pit, clock)), PcPorts.SystemControlB);
-        Rtc rtc = Add(new Rtc(new RtcOptions
+        rtc = Add(new Rtc(new RtcOptions
         {
             Epoch = clock.GetUtcNow(),
             LowMemory = Math.Min(memory.TotalBytes, GuestMemory.PciHoleStart),
@@ -72,7 +76,10 @@ internal sealed class Board
         Claim(uart, PcPorts.Com1);
 
         // Power and reset.
-        acpiPm = Add(new AcpiPm(new AcpiPmOptions(), router.Connect(PcLayout.SciIrq), clock, () => request(new GuestRequest(MachineExitKind.PoweredOff))));
+        acpiPm = Add(new AcpiPm(
+            new AcpiPmOptions(), router.Connect(PcLayout.SciIrq), clock,
+            () => request(new GuestRequest(MachineExitKind.PoweredOff)), () => request(GuestRequest.Suspend), wake));
+        rtc.AlarmRaised += () => acpiPm.SignalRtcAlarm();
         Claim(acpiPm, PcPorts.AcpiPm);
         Claim(Add(new ResetControl(RequestReset)), PcPorts.ResetControl);
         Claim(Add(new SystemControlPortA(RequestReset)), PcPorts.SystemControlA);
@@ -129,10 +136,18 @@ internal sealed class Board
     /// <summary>Presses the power button.</summary>
     public void PressPowerButton() => acpiPm.PressPowerButton();
 
+    /// <summary>Whether the guest has entered S3 and nothing has woken it yet.</summary>
+    public bool IsAsleep => acpiPm.IsAsleep;
+
     /// <summary>Resets every device. No vCPU is in the guest.</summary>
-    public void Reset()
+    public void Reset() => Reset(static _ => true);
+
+    /// <summary>Gives devices their power back after S3. What can wake the machine had it all the time. No vCPU is in the guest.</summary>
+    public void Wake() => Reset(device => device != acpiPm && device != rtc);
+
+    private void Reset(Func<IDevice, bool> which)
     {
-        foreach (IDevice device in devices)
+        foreach (IDevice device in devices.Where(which))
             device.Reset();
         Serial.Reset();
         ConfigureLikeFirmware();

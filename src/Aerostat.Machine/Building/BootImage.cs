@@ -92,7 +92,15 @@ internal sealed class BootImage : IDisposable
         ResetPort = PcLayout.ResetPort,
         ResetValue = PcLayout.ResetValue,
         SleepTypeS5 = PcLayout.SleepTypeS5,
+        SleepTypeS3 = PcLayout.SleepTypeS3,
     };
+
+    /// <summary>
+    /// What makes the state of vCPU 0 after S3 out of its reset state; null when the guest has not said where it wants to go on. Memory
+    /// is as the guest left it.
+    /// </summary>
+    public Func<ProcessorState, ProcessorState>? Wake(GuestMemory memory) =>
+        options.Boot is KernelBootOptions or RealModeBootOptions ? AcpiWake.Find(memory) : static reset => reset;
 
     private static ProcessorState StartRealMode(ProcessorState state, ushort address)
     {

@@ -9,6 +9,8 @@ public enum MachineState
     Running,
     /// <summary>VM time stands still.</summary>
     Paused,
+    /// <summary>Suspended to RAM by the guest (ACPI S3): VM time runs, vCPUs do not, until an event wakes the machine.</summary>
+    Suspended,
     /// <summary>Over: <see cref="VirtualMachine.Exit"/> says how.</summary>
     Ended,
 }

@@ -42,6 +42,12 @@ public sealed partial class VirtualMachine
     {
         if (state is not (MachineState.Created or MachineState.Paused))
             return;
+        if (asleep)
+        {
+            // There is nothing to run until the machine wakes.
+            await Run().ConfigureAwait(false);
+            return;
+        }
         clock.Start();
         state = MachineState.Running;
         await Task.WhenAll(vcpus.Where((_, i) => which?[i] ?? true).Select(v => v.ResumeAsync())).ConfigureAwait(false);

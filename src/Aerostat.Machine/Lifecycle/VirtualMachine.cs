@@ -70,7 +70,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 }));
             }
             bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
-            board = new Board(options, memory, clock, processors, x2Apic, OnGuestRequest);
+            board = new Board(options, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake));
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality == KvmPersonality.Name
                 ? [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, kvmClock))]
@@ -248,13 +248,19 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         if (state is not (MachineState.Created or MachineState.Paused))
             return;
         clock.Start();
+        if (asleep)
+        {
+            state = MachineState.Suspended;
+            await Wake().ConfigureAwait(false);
+            return;
+        }
         state = MachineState.Running;
         await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);
     }
 
     private async Task Pause()
     {
-        if (state != MachineState.Running)
+        if (state is not (MachineState.Running or MachineState.Suspended))
             return;
         await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
         clock.Stop();
@@ -265,13 +271,11 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     {
         if (state == MachineState.Ended)
             return;
-        bool wasRunning = state == MachineState.Running;
+        bool wasRunning = state is MachineState.Running or MachineState.Suspended;
         await Pause().ConfigureAwait(false);
+        asleep = false;
         board.Reset();
-        kvmClock.Reset();
-        foreach (IPersonality personality in personalities)
-            personality.Reset();
-        debugger?.Forget();
+        ForgetPast();
         // Memory comes up empty, as after power-on; what must be there is loaded anew.
         foreach (MemoryRegion region in memory.Regions)
             memory.Discard(region.Base, region.Size);
@@ -281,6 +285,15 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         gate.Closed = false;
         if (wasRunning)
             await Run().ConfigureAwait(false);
+    }
+
+    // What belongs to the life that a reset ends.
+    private void ForgetPast()
+    {
+        kvmClock.Reset();
+        foreach (IPersonality personality in personalities)
+            personality.Reset();
+        debugger?.Forget();
     }
 
     // Before there are threads the caller owns the processors.
@@ -342,9 +355,12 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         gate.Closed = true;
         foreach (VcpuThread vcpu in vcpus)
             vcpu.Kick();
-        queue.Writer.TryWrite(() => request.Kind == MachineExitKind.Reset && !Options.NoReboot
-            ? Reset()
-            : End(new MachineExit(request.Kind, request.Code)));
+        queue.Writer.TryWrite(() => request.Kind switch
+        {
+            null => Suspend(),
+            MachineExitKind.Reset when !Options.NoReboot => Reset(),
+            { } kind => End(new MachineExit(kind, request.Code)),
+        });
     }
 
     void IVcpuObserver.Crashed(VcpuThread vcpu, ProcessorExit how)

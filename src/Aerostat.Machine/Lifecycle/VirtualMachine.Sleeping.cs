@@ -1,0 +1,42 @@
+namespace Aerostat.Machine;
+
+/// <content>Suspend to RAM (ACPI S3).</content>
+public sealed partial class VirtualMachine
+{
+    // The queue's own. Stays true through a pause while the guest sleeps.
+    private bool asleep;
+
+    // The gate is closed already and stays so: no vCPU runs an instruction until the machine wakes.
+    private async Task Suspend()
+    {
+        if (state == MachineState.Ended)
+            return;
+        asleep = true;
+        if (state != MachineState.Running)
+            return;
+        await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
+        state = MachineState.Suspended;
+        // The event that wakes it may have come before.
+        await Wake().ConfigureAwait(false);
+    }
+
+    // An event ended the sleep: devices and processors start as after power-on, and what firmware would do is done; memory stays.
+    private async Task Wake()
+    {
+        if (state != MachineState.Suspended || board.IsAsleep)
+            return;
+        asleep = false;
+        if (boot.Wake(memory) is not { } resume)
+        {
+            await Reset().ConfigureAwait(false);
+            return;
+        }
+        board.Wake();
+        ForgetPast();
+        await ResetProcessors(resume, direct: false).ConfigureAwait(false);
+        Volatile.Write(ref guestRequested, 0);
+        gate.Closed = false;
+        state = MachineState.Running;
+        await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);
+    }
+}
