@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
+using Aerostat.Control;
 using Aerostat.Loader;
 using Aerostat.Machine;
 using Aerostat.Platform;
@@ -22,6 +23,8 @@ internal static class CommandTree
             BenchCommand.Create(),
             ConformanceCommand.Create(),
         };
+        foreach (Command verb in ControlCommands.All())
+            root.Add(verb);
         root.Add(CompletionCommand.Create(root));
         // Left to itself the help asks the runtime's console, which changes the terminal's keypad mode for good.
         foreach (HelpAction help in root.Options.OfType<HelpOption>().Select(o => o.Action).OfType<HelpAction>())
@@ -56,6 +59,10 @@ internal static class CommandTree
         catch (Exception e) when (e is ConfigurationException or BootException)
         {
             return Report(error, $"{verb}: {OneLine(e.Message)}", ExitStatus.Usage);
+        }
+        catch (ControlException e)
+        {
+            return Report(error, $"{verb}: {OneLine(MachineTarget.WithoutVerb(e.Message, verb))}", ExitStatus.Of(e.Kind));
         }
         catch (HostException e)
         {

@@ -24,9 +24,10 @@ public sealed class LayerTests
         ["Aerostat.Migration"] = 6,
         ["Aerostat.Backup"] = 6,
         ["Aerostat.Debugger"] = 6,
-        ["Aerostat.Hosting"] = 7,
-        ["Aerostat.Server"] = 8,
-        ["Aerostat.Cli"] = 8,
+        ["Aerostat.Control"] = 7,
+        ["Aerostat.Hosting"] = 8,
+        ["Aerostat.Server"] = 9,
+        ["Aerostat.Cli"] = 9,
     };
 
     /// <summary>Projects of one layer do not know each other either, so the wiring stays in one place.</summary>

@@ -17,6 +17,11 @@ public sealed record AcpiPmOptions
     public byte? SleepTypeS3 { get; init; } = PcLayout.SleepTypeS3;
 }
 
+/// <summary>The fixed power button as a guest has left it.</summary>
+/// <param name="Pending">PWRBTN_STS: it was pressed, and the guest has not acknowledged that.</param>
+/// <param name="Enabled">PWRBTN_EN: the guest wants an interrupt for it.</param>
+public readonly record struct PowerButtonState(bool Pending, bool Enabled);
+
 /// <summary>
 /// The fixed ACPI hardware: PM1a event and control blocks, PM timer and GPE block 0. ACPI specification 6.5, section 4.8, at the
 /// ports of <see cref="PcLayout"/>.
@@ -91,6 +96,16 @@ public sealed class AcpiPm : BytePortDevice, IDevice, ISavable<AcpiPmSavedState>
     /// Presses the power button; false when the guest does not listen (PWRBTN_EN clear). Any thread.
     /// </summary>
     public bool PressPowerButton() => RaiseFixedEvent(StatusPowerButton);
+
+    /// <summary>Whether a press still waits to be seen, and whether the guest listens. Any thread.</summary>
+    public PowerButtonState PowerButton
+    {
+        get
+        {
+            lock (_lock)
+                return new PowerButtonState((_status & StatusPowerButton) != 0, (_enable & StatusPowerButton) != 0);
+        }
+    }
 
     /// <summary>The alarm of the real-time clock, which can wake the machine. Any thread.</summary>
     public bool SignalRtcAlarm() => RaiseFixedEvent(StatusRtc);

@@ -9,7 +9,7 @@ internal static class RunCommand
 {
     // Part of the interface, not of this version: named so that the error can say so.
     private static readonly string[] s_later =
-        ["--firmware", "--disk", "--balloon", "--net", "--control", "--incoming", "--from"];
+        ["--firmware", "--disk", "--balloon", "--net", "--incoming", "--from"];
 
     public static Command Create()
     {
@@ -22,7 +22,8 @@ internal static class RunCommand
         Option<string> cpu = new("--cpu") { HelpName = "NAME", Description = "CPU model; 'help' lists them" };
         Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm", DefaultValueFactory = _ => "none" };
         Option<string[]> device = new("--device") { HelpName = "NAME[,key=value...]", Description = "Add a device; 'help' lists them", DefaultValueFactory = _ => [] };
-        Option<string> name = new("--name") { HelpName = "NAME", Description = "The machine's name", DefaultValueFactory = _ => "guest" };
+        Option<string?> name = new("--name") { HelpName = "NAME", Description = "The machine's name, by which the other commands reach it while it runs" };
+        Option<string?> control = MachineTarget.ControlOption("Make the control socket here");
         Option<bool> noReboot = new("--no-reboot") { Description = "A reset by the guest ends the run" };
         Option<string> stats = new("--stats") { HelpName = "FILE", Description = "Write statistics as JSON when the run ends" };
         Option<string?> perfMap = new("--perf-map") { HelpName = "FILE", Arity = ArgumentArity.ZeroOrOne, Description = "Let Linux perf name translated guest code: write its address map (default: /tmp/perf-PID.map, where perf looks)" };
@@ -33,7 +34,7 @@ internal static class RunCommand
         Option<bool> gdbWait = new("--gdb-wait") { Description = "With --gdb: the guest waits for the debugger to let it go" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, name, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait,
+            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -53,7 +54,7 @@ internal static class RunCommand
                 throw new ConfigurationException("nothing to boot; give --kernel FILE");
             MachineOptions options = new()
             {
-                Name = MachineArguments.ParseName(result.GetRequiredValue(name)),
+                Name = result.GetValue(name) is { } given ? MachineArguments.ParseName(given) : new MachineOptions().Name,
                 MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
                 Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
                 Accelerator = accel,
@@ -76,6 +77,7 @@ internal static class RunCommand
                 StatsPath = result.GetValue(stats),
                 Debug = result.GetValue(gdb) is { } endpoint ? MachineArguments.ParseDebugEndpoint(endpoint) : null,
                 WaitsForDebugger = result.GetValue(gdbWait),
+                Control = MachineTarget.ForNew(result.GetValue(name), result.GetValue(control), error, "aerostat run"),
             };
             return (await session.RunAsync(error, "aerostat run").ConfigureAwait(false)).Status;
         });

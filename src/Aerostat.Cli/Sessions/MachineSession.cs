@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Net.Sockets;
+using Aerostat.Control;
 using Aerostat.Debugger;
 using Aerostat.Hosting;
 using Aerostat.Machine;
@@ -22,6 +23,9 @@ internal sealed class MachineSession(MachineOptions options)
     /// <summary>Where a debugger may attach, or null.</summary>
     public DebugEndpoint? Debug { get; init; }
 
+    /// <summary>Where the machine can be controlled while it runs, or null.</summary>
+    public ControlEndpoint? Control { get; init; }
+
     /// <summary>Whether the guest starts only when a debugger lets it.</summary>
     public bool WaitsForDebugger { get; init; }
 
@@ -39,6 +43,8 @@ internal sealed class MachineSession(MachineOptions options)
     {
         if (StatsPath is not null)
             RunReport.CheckPath(StatsPath);
+        // Before anything is built: another machine may have the name.
+        using ControlListener? listener = Control is null ? null : ControlListener.Open(Control);
         using HostSignals signals = new();
         using ConsoleRelay console = new();
         using MemorySampler memory = new();
@@ -51,6 +57,8 @@ internal sealed class MachineSession(MachineOptions options)
             long start = Stopwatch.GetTimestamp();
             using CancellationTokenSource over = new();
             await using DebugServer? debug = Listen(machine, error, verb);
+            await using ControlledMachine controlled = new(machine, Program.Version) { AcceleratorReason = options.Accelerator == "auto" ? Accelerators.Automatic(Accelerators.Kvm).Reason : "it was asked for", Debug = debug };
+            await using ControlServer? control = listener is null ? null : new ControlServer(listener, controlled, ControlVerbs.All());
             if (debug is null || !WaitsForDebugger)
                 await machine.StartAsync().ConfigureAwait(false);
             Task companion = Companion?.Invoke(machine, over.Token) ?? Task.CompletedTask;

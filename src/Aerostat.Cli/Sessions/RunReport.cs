@@ -117,7 +117,7 @@ internal sealed record RunReport(
         json.WriteString("cpuModel", Statistics.CpuModel);
         json.WriteNumber("cpus", Options.Cpus);
         json.WriteNumber("memoryBytes", Options.MemoryBytes);
-        json.WriteString("exit", KindName);
+        json.WriteString("exit", Exit.KindName);
         json.WriteNumber("exitStatus", Status);
         json.WriteNumber("resets", Statistics.Resets);
         json.WriteNumber("wallSeconds", Math.Round(Wall.TotalSeconds, 6));
@@ -156,17 +156,6 @@ internal sealed record RunReport(
             json.WriteNumber("others", all.Skip(MostInstructions).Sum(c => c.Value));
         json.WriteEndObject();
     }
-
-    private string KindName => Exit.Kind switch
-    {
-        MachineExitKind.PoweredOff => "powered-off",
-        MachineExitKind.Reset => "reset",
-        MachineExitKind.DebugExit => "debug-exit",
-        MachineExitKind.Stopped => "stopped",
-        MachineExitKind.Crashed => "crashed",
-        MachineExitKind.TimedOut => "timed-out",
-        _ => "vmm-failed",
-    };
 
     private static void WriteMap(Utf8JsonWriter json, string name, IReadOnlyDictionary<string, TimeSpan> map)
     {

@@ -139,6 +139,9 @@ internal sealed class Board
     /// <summary>Whether the guest has entered S3 and nothing has woken it yet.</summary>
     public bool IsAsleep => acpiPm.IsAsleep;
 
+    /// <summary>What has become of its last press.</summary>
+    public PowerButtonState PowerButton => acpiPm.PowerButton;
+
     /// <summary>Resets every device. No vCPU is in the guest.</summary>
     public void Reset() => Reset(static _ => true);
 

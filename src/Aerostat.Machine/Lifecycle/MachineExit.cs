@@ -25,6 +25,30 @@ public enum MachineExitKind
 /// <param name="Report">With a crash or failure: what is known, in lines for people.</param>
 public sealed record MachineExit(MachineExitKind Kind, int Code = 0, string? Report = null)
 {
+    /// <summary>The kind's stable name: "powered-off", "crashed", ...</summary>
+    public string KindName => Kind switch
+    {
+        MachineExitKind.PoweredOff => "powered-off",
+        MachineExitKind.Reset => "reset",
+        MachineExitKind.DebugExit => "debug-exit",
+        MachineExitKind.Stopped => "stopped",
+        MachineExitKind.Crashed => "crashed",
+        MachineExitKind.TimedOut => "timed-out",
+        _ => "vmm-failed",
+    };
+
+    /// <summary>One line that goes on from the machine's name.</summary>
+    public string Summary => Kind switch
+    {
+        MachineExitKind.PoweredOff => "was powered off by its guest",
+        MachineExitKind.Reset => "ended because its guest asked for a reset",
+        MachineExitKind.DebugExit => $"ended by debug-exit with status {ExitStatus}",
+        MachineExitKind.Stopped => "was stopped",
+        MachineExitKind.Crashed => $"was crashed by its guest: {Report?.Split('\n')[0]}",
+        MachineExitKind.TimedOut => "was stopped because its time ran out",
+        _ => $"ended because the monitor failed: {Report?.Split('\n')[0]}",
+    };
+
     /// <summary>The exit status of the process that ran the machine.</summary>
     public int ExitStatus => Kind switch
     {

@@ -23,6 +23,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     private readonly Channel<Func<Task>> queue = Channel.CreateUnbounded<Func<Task>>(new() { SingleReader = true });
     private readonly TaskCompletionSource<MachineExit> exit = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly RunGate gate = new();
+    private readonly Lock statisticsGate = new();
     private readonly Accelerator accelerator;
     private readonly GuestMemory memory;
     private readonly VmClock clock;
@@ -101,22 +102,25 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     public Task<MachineExit> Exit => exit.Task;
 
     /// <summary>Lets a created or paused machine run.</summary>
-    public Task StartAsync() => Enqueue(Run);
+    public Task StartAsync() => Enqueue(RunAndNote);
 
     /// <summary>Takes all vCPUs out of the guest and stops VM time.</summary>
-    public Task PauseAsync() => Enqueue(Pause);
+    public Task PauseAsync() => Enqueue(PauseAndNote);
 
     /// <summary>Goes on after <see cref="PauseAsync"/>.</summary>
-    public Task ResumeAsync() => Enqueue(Run);
+    public Task ResumeAsync() => Enqueue(RunAndNote);
 
     /// <summary>Resets the machine as its reset button would, whatever <see cref="MachineOptions.NoReboot"/> says.</summary>
-    public Task ResetAsync() => Enqueue(Reset);
+    public Task ResetAsync() => Enqueue(() => ResetAndNote("request"));
 
     /// <summary>Presses the power button: an ACPI guest shuts down by itself.</summary>
     public Task PressPowerButtonAsync() => Enqueue(() =>
     {
         if (state != MachineState.Ended)
+        {
             board.PressPowerButton();
+            Journal.Write("power-button", "had its power button pressed");
+        }
         return Task.CompletedTask;
     });
 
@@ -149,6 +153,13 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
 
     /// <summary>What the machine has done so far.</summary>
     public MachineStatistics GetStatistics()
+    {
+        // Processors keep their figures in one place each, made anew for whoever asks.
+        lock (statisticsGate)
+            return CollectStatistics();
+    }
+
+    private MachineStatistics CollectStatistics()
     {
         Dictionary<string, long> exits = [], handled = [], counters = [];
         Dictionary<string, TimeSpan> exitTimes = [], handledTimes = [];
@@ -344,6 +355,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         await Task.WhenAll(vcpus.Select(v => v.StopAsync())).ConfigureAwait(false);
         clock.Stop();
         state = MachineState.Ended;
+        Journal.Write("ended", how.Summary);
         exit.TrySetResult(how);
     }
 
@@ -358,7 +370,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         queue.Writer.TryWrite(() => request.Kind switch
         {
             null => Suspend(),
-            MachineExitKind.Reset when !Options.NoReboot => Reset(),
+            MachineExitKind.Reset when !Options.NoReboot => ResetAndNote("its guest"),
             { } kind => End(new MachineExit(kind, request.Code)),
         });
     }

@@ -40,6 +40,7 @@ internal sealed class VcpuThread : IDisposable
     private readonly long[] outside = new long[Enum.GetValues<ExitReason>().Length];
     private readonly Thread thread;
     private (ExitReason Reason, long Since)? left;
+    private volatile bool asleep;
     private volatile VcpuState state = VcpuState.Paused;
 
     /// <summary>Makes the thread and starts it in the paused state.</summary>
@@ -64,6 +65,12 @@ internal sealed class VcpuThread : IDisposable
 
     /// <summary>How often the processor came back for <paramref name="reason"/>.</summary>
     public long ExitCount(ExitReason reason) => Volatile.Read(ref exits[(int)reason]);
+
+    /// <summary>How often the processor came back, for all reasons.</summary>
+    public long TotalExits => exits.Sum();
+
+    /// <summary>Whether the thread sleeps because there is nothing to do.</summary>
+    public bool IsAsleep => asleep;
 
     /// <summary>How long the vCPU was then out of the guest, asleep or looking after what was to be done.</summary>
     public TimeSpan TimeOutside(ExitReason reason) => Stopwatch.GetElapsedTime(0, Volatile.Read(ref outside[(int)reason]));
@@ -190,7 +197,9 @@ internal sealed class VcpuThread : IDisposable
             return;
         if (state == VcpuState.Running && (processor.HasWork || handler.LeaveRequested))
             return;
+        asleep = true;
         wake.Wait();
+        asleep = false;
     }
 
     /// <summary>Ends the thread and waits for it. The processor is not disposed of.</summary>

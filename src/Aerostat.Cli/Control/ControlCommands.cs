@@ -1,0 +1,20 @@
+using System.CommandLine;
+
+namespace Aerostat.Cli;
+
+/// <summary>The commands on running machines, one line each.</summary>
+internal static class ControlCommands
+{
+    public static IEnumerable<Command> All() =>
+    [
+        PsCommand.Create(),
+        ShowCommand.Create(),
+        LifecycleCommands.Pause(),
+        LifecycleCommands.Resume(),
+        LifecycleCommands.Reset(),
+        StopCommand.Create(),
+        DebugCommand.Create(),
+        EventsCommands.Logs(),
+        EventsCommands.Events(),
+    ];
+}

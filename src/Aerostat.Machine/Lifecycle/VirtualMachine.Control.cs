@@ -1,0 +1,62 @@
+using Aerostat.Chipset;
+
+namespace Aerostat.Machine;
+
+/// <summary>One vCPU, seen from outside without disturbing it; values may be slightly old.</summary>
+/// <param name="Index">Number.</param>
+/// <param name="State">"running", "paused" or "stopped".</param>
+/// <param name="Idle">Whether its guest has halted and nothing is to be done.</param>
+/// <param name="Instructions">Guest instructions completed; 0 where the accelerator cannot count.</param>
+/// <param name="Exits">How often it has left the guest.</param>
+public sealed record VcpuStatus(int Index, string State, bool Idle, long Instructions, long Exits);
+
+/// <content>What is asked of a running machine from outside.</content>
+public sealed partial class VirtualMachine
+{
+    /// <summary>What happened to the machine.</summary>
+    public MachineJournal Journal { get; } = new();
+
+    /// <summary>Whether a debugger is attached, which then decides when the guest runs.</summary>
+    public bool HasDebugger => Volatile.Read(ref debugger) is not null;
+
+    /// <summary>What has become of the power button's last press.</summary>
+    public PowerButtonState PowerButton => board.PowerButton;
+
+    /// <summary>Names of the devices on the board.</summary>
+    public IReadOnlyList<string> DeviceNames => [.. board.Devices.Select(d => d.Name)];
+
+    /// <summary>The vCPUs.</summary>
+    public IReadOnlyList<VcpuStatus> GetVcpus() =>
+    [
+        .. vcpus.Select(v => new VcpuStatus(
+            v.Processor.Index, v.State.ToString().ToLowerInvariant(), v.IsAsleep,
+            Volatile.Read(ref v.Processor.Counters.Instructions), v.TotalExits)),
+    ];
+
+    // What somebody outside asked for goes into the journal; what a reset or the debugger needs does not.
+    private async Task RunAndNote()
+    {
+        MachineState before = state;
+        await Run().ConfigureAwait(false);
+        if (before == MachineState.Created)
+            Journal.Write("started", "has started");
+        else if (before == MachineState.Paused)
+            Journal.Write("resumed", "goes on");
+    }
+
+    private async Task PauseAndNote()
+    {
+        MachineState before = state;
+        await Pause().ConfigureAwait(false);
+        if (before == MachineState.Running)
+            Journal.Write("paused", "is paused");
+    }
+
+    private async Task ResetAndNote(string by)
+    {
+        if (state == MachineState.Ended)
+            return;
+        await Reset().ConfigureAwait(false);
+        Journal.Write("reset", $"was reset by {by}");
+    }
+}
