@@ -73,6 +73,25 @@ public static class PcLayout
     /// <summary>Window size: 256 buses.</summary>
     public const ulong EcamSize = 0x1000_0000;
 
+    /// <summary>32-bit addresses for PCI functions, below the configuration window.</summary>
+    public const ulong PciWindowBase = 0xC000_0000;
+    /// <summary>Size of that window.</summary>
+    public const ulong PciWindowSize = 0x2000_0000;
+    /// <summary>32-bit addresses for PCI functions, above the configuration window.</summary>
+    public const ulong PciHighWindowBase = 0xF000_0000;
+    /// <summary>Size of that window.</summary>
+    public const ulong PciHighWindowSize = 0x0EC0_0000;
+
+    /// <summary>First of the virtio devices with memory-mapped registers; each takes <see cref="VirtioMmioStride"/>.</summary>
+    public const ulong VirtioMmioBase = 0xFEC8_0000;
+    /// <summary>Distance between two of them.</summary>
+    public const ulong VirtioMmioStride = 0x1000;
+    /// <summary>ISA interrupts that nothing else uses, for these devices in turn.</summary>
+    public static IReadOnlyList<int> VirtioMmioIrqs { get; } = [5, 10, 7, 6, 15, 14, 11];
+
+    /// <summary>GSI of a PCI slot's pin, 0 (INTA#) to 3.</summary>
+    public static int PciGsi(int slot, int pin) => 16 + ((slot + pin) & 3);
+
     /// <summary>The GSI that ISA IRQ 0 (the 8254) arrives on: MADT interrupt source override 0 to 2, edge, active high.</summary>
     public const int TimerGsi = 2;
     /// <summary>ACPI interrupt (FADT SCI_INT): level, active high; needs a MADT override and an ELCR bit.</summary>

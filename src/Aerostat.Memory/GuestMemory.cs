@@ -127,6 +127,19 @@ public sealed unsafe partial class GuestMemory : IDisposable
         return true;
     }
 
+    /// <summary>
+    /// The host's view of a range, for transfers by the host's kernel; false when any byte is not RAM. After writing, call
+    /// <see cref="NotifyHostWrite"/>.
+    /// </summary>
+    public bool TryGetBuffer(GuestAddress address, ulong length, out HostBuffer buffer)
+    {
+        buffer = default;
+        if (!Contains(address.Value, length))
+            return false;
+        buffer = new HostBuffer((nint)(HostBase + address.Value), (nuint)length);
+        return true;
+    }
+
     /// <summary>Copies out of guest memory; false, with nothing copied, when any byte is not RAM.</summary>
     public bool TryRead(GuestAddress address, Span<byte> destination)
     {

@@ -20,6 +20,12 @@ internal sealed record BootOutcome(MachineExit Exit, string Console, MachineStat
     public string Tail => string.Join('\n', Console.Split('\n').TakeLast(30));
 }
 
+/// <summary>What devices complain of, among what the guest says.</summary>
+internal sealed class TranscriptLog(SerialTranscript console) : Aerostat.Devices.IDeviceLog
+{
+    public void Warn(string device, string message) => console.Append(System.Text.Encoding.UTF8.GetBytes($"\nDEVICE {device}: {message}\n"));
+}
+
 /// <summary>
 /// Boots a stock Debian kernel with an init script that says what it sees and powers off. The kernels and busybox are those that
 /// <c>./dev kernels</c> put into the cache; a test that cannot have them is skipped.
@@ -59,17 +65,20 @@ internal static class Guest
     /// <param name="modules">Kernel modules to load before.</param>
     /// <param name="companion">Runs beside the guest.</param>
     /// <param name="accelerator">Which processor.</param>
+    /// <param name="devices">Devices besides those of every PC.</param>
     public static async Task<BootOutcome> BootAsync(
-        string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter")
+        string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter",
+        IReadOnlyList<DeviceOptions>? devices = null)
     {
         string busybox = Path.Combine(Cache, "busybox", "bin", "busybox");
         Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
-        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? []) }, companion);
+        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? []) }, companion, devices);
     }
 
     /// <summary>As <see cref="BootAsync"/>, with an initramfs of the caller's; of <paramref name="initrd"/> only that is used.</summary>
     public static async Task<BootOutcome> RunAsync(
-        string kernel, string append, int cpus, ulong memory, string accelerator, KernelBootOptions initrd, Func<VirtualMachine, SerialTranscript, Task>? companion = null)
+        string kernel, string append, int cpus, ulong memory, string accelerator, KernelBootOptions initrd, Func<VirtualMachine, SerialTranscript, Task>? companion = null,
+        IReadOnlyList<DeviceOptions>? devices = null)
     {
         string boot = Path.Combine(Cache, kernel, "boot");
         string? path = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
@@ -83,6 +92,8 @@ internal static class Guest
             Accelerator = accelerator,
             NoReboot = true,
             Serial = console.Append,
+            Devices = devices ?? [],
+            DeviceLog = new TranscriptLog(console),
             Boot = new KernelBootOptions(path!)
             {
                 Initrd = initrd.Initrd,

@@ -16,7 +16,7 @@ public sealed class LayerTests
         ["Aerostat.Kvm"] = 3,
         ["Aerostat.Storage"] = 3,
         ["Aerostat.Loader"] = 3,
-        ["Aerostat.Chipset"] = 4,
+        ["Aerostat.Chipset"] = 3,
         ["Aerostat.Virtio"] = 4,
         ["Aerostat.HyperV"] = 4,
         ["Aerostat.VMware"] = 4,

@@ -24,6 +24,7 @@ internal sealed class Board
     private static readonly int[] s_hpetPins = [20, 21, 22, 23];
 
     private readonly List<IDevice> devices = [];
+    private readonly VirtioBoard virtio;
     private readonly Pic pic;
     private readonly AcpiPm acpiPm;
     private readonly Rtc rtc;
@@ -92,6 +93,9 @@ internal sealed class Board
         PciEcamWindow ecam = Add(new PciEcamWindow(pci));
         Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
 
+        virtio = new VirtioBoard(options, memory, pci, Mmio, router, fabric);
+        devices.AddRange(virtio.Parts);
+
         foreach (DeviceOptions device in options.Devices)
         {
             switch (device)
@@ -107,6 +111,8 @@ internal sealed class Board
                     Mmio.Add(test.Name, TestDevice.MmioBase, TestDevice.MmioSize, test);
                     // Its real-mode test waits for IRQ 11 without having programmed the 8259 pair.
                     firmwareIrqs |= 1 << TestDeviceIrq;
+                    break;
+                case VirtioOptions:
                     break;
                 default:
                     throw new ConfigurationException($"--device: {device.GetType().Name} cannot be put on this board");
@@ -132,6 +138,9 @@ internal sealed class Board
 
     /// <summary>Every device that a reset reaches.</summary>
     public IReadOnlyList<IDevice> Devices => devices;
+
+    /// <summary>The virtio devices.</summary>
+    public VirtioBoard Virtio => virtio;
 
     /// <summary>Presses the power button.</summary>
     public void PressPowerButton() => acpiPm.PressPowerButton();
@@ -162,6 +171,7 @@ internal sealed class Board
         LocalApics[0].ConfigureVirtualWire();
         pic.ConfigureLikeFirmware(firmwareIrqs);
         pic.WritePort(EdgeLevelPort2, 1, 1u << (PcLayout.SciIrq - 8));
+        virtio.ConfigureLikeFirmware();
     }
 
     private T Add<T>(T device)

@@ -63,7 +63,7 @@ internal sealed class BootImage : IDisposable
                 BootResult loaded = kernel!.Load(memory, new BootParameters
                 {
                     MemoryMap = E820Map.ForPc(memory, PcLayout.EcamBase, PcLayout.EcamSize),
-                    CommandLine = boot.CommandLine,
+                    CommandLine = VirtioPlacement.ExtendCommandLine(boot.CommandLine, options.Devices),
                     Initrd = initrd,
                     RsdpAddress = rsdp,
                 });
@@ -93,6 +93,8 @@ internal sealed class BootImage : IDisposable
         ResetValue = PcLayout.ResetValue,
         SleepTypeS5 = PcLayout.SleepTypeS5,
         SleepTypeS3 = PcLayout.SleepTypeS3,
+        PciInterruptRoute = static (slot, pin) => (uint)PcLayout.PciGsi(slot, pin),
+        Devices = [.. VirtioPlacement.Describe(options.Devices)],
     };
 
     /// <summary>

@@ -10,6 +10,7 @@ public abstract record DeviceOptions
     [
         ("debug-exit[,port=0xf4]", "a write of VALUE to the port ends the run with exit status (VALUE << 1) | 1"),
         ("testdev", "what kvm-unit-tests expects: interrupt lines at port 0x2000, latches at 0xe0, bytes at 0xff000000"),
+        ("rng[,transport=pci|mmio][,packed=on|off]", "virtio entropy source: the host's random numbers as /dev/hwrng"),
     ];
 
     /// <summary>Throws for impossible values.</summary>
@@ -36,7 +37,9 @@ public abstract record DeviceOptions
                 return parts.Length == 1
                     ? new TestDeviceOptions()
                     : throw new ConfigurationException($"--device testdev: unknown key '{parts[1]}'; it has none");
-            case "rng" or "console" or "vsock" or "hyperv-testdev":
+            case "rng":
+                return VirtioOptions.ParseCommon("--device rng", new RngOptions(), parts.Skip(1));
+            case "console" or "vsock" or "hyperv-testdev":
                 throw new ConfigurationException($"--device: '{parts[0]}' comes with a later version; '--device help' lists what there is");
             default:
                 throw new ConfigurationException($"--device: there is no device '{parts[0]}'; '--device help' lists what there is");

@@ -1,3 +1,4 @@
+using Aerostat.Devices;
 using Aerostat.Memory;
 using Aerostat.Processors;
 
@@ -47,6 +48,9 @@ public sealed record MachineOptions
 
     /// <summary>Where COM1's output goes. Called on a vCPU or timer thread with a few bytes at a time; must not block. Null: nowhere.</summary>
     public SerialOutput? Serial { get; init; }
+
+    /// <summary>Takes what devices have to say about the guest, a line at a time. Any thread; must return at once. Null: nobody listens.</summary>
+    public IDeviceLog? DeviceLog { get; init; }
 
     /// <summary>Throws for what cannot be built, before anything is.</summary>
     /// <exception cref="ConfigurationException">Something does not fit.</exception>

@@ -15,6 +15,7 @@ public sealed partial class VirtualMachine
         if (state != MachineState.Running)
             return;
         await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
+        board.Virtio.Quiesce();
         state = MachineState.Suspended;
         // The event that wakes it may have come before.
         await Wake().ConfigureAwait(false);
@@ -36,6 +37,7 @@ public sealed partial class VirtualMachine
         await ResetProcessors(resume, direct: false).ConfigureAwait(false);
         Volatile.Write(ref guestRequested, 0);
         gate.Closed = false;
+        board.Virtio.Resume();
         state = MachineState.Running;
         await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);
     }

@@ -184,6 +184,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             foreach ((string name, long count) in own.Named)
                 Add(counters, name, count);
         }
+        board.Virtio.AddCounters(counters);
         return new MachineStatistics(
             accelerator.Name, accelerator.CpuModel, instructions, exits, handled, exitTimes, handledTimes, counters,
             board.Ports.UnclaimedAccesses, board.Mmio.UnclaimedAccesses, Volatile.Read(ref resets), clock.GetElapsedTime(0));
@@ -265,6 +266,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             await Wake().ConfigureAwait(false);
             return;
         }
+        board.Virtio.Resume();
         state = MachineState.Running;
         await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);
     }
@@ -274,6 +276,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         if (state is not (MachineState.Running or MachineState.Suspended))
             return;
         await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
+        board.Virtio.Quiesce();
         clock.Stop();
         state = MachineState.Paused;
     }
@@ -353,6 +356,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             return;
         gate.Closed = true;
         await Task.WhenAll(vcpus.Select(v => v.StopAsync())).ConfigureAwait(false);
+        board.Virtio.Stop();
         clock.Stop();
         state = MachineState.Ended;
         Journal.Write("ended", how.Summary);

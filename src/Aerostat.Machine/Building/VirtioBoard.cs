@@ -1,0 +1,86 @@
+using Aerostat.Chipset;
+using Aerostat.Devices;
+using Aerostat.Memory;
+using Aerostat.Virtio;
+
+namespace Aerostat.Machine;
+
+/// <summary>The virtio devices of a board with their transports. Without any there is nothing: no window on the bus, no thread.</summary>
+internal sealed class VirtioBoard
+{
+    private readonly List<VirtioDevice> devices = [];
+    private readonly List<PciEndpoint> functions = [];
+    private readonly List<IDevice> parts = [];
+    private readonly PciMemorySpace space = new();
+    // As devices are made.
+    private bool quiet = true;
+
+    /// <summary>Builds what the options name.</summary>
+    public VirtioBoard(MachineOptions options, GuestMemory memory, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
+    {
+        VirtioContext context = new(memory, options.DeviceLog);
+        foreach (VirtioPlace place in VirtioPlacement.Of(options.Devices))
+        {
+            VirtioDevice device = Create(place, context);
+            devices.Add(device);
+            parts.Add(device);
+            if (place.Options.Transport == VirtioTransport.Mmio)
+            {
+                VirtioMmio registers = new(device, router.Connect(place.Gsi));
+                mmio.Add(device.Name, place.Address, PcLayout.VirtioMmioStride, registers);
+                parts.Add(registers);
+                continue;
+            }
+            VirtioPci function = new(device, space, fabric, router.Connect(place.Gsi));
+            pci.Attach(place.Index, 0, function);
+            functions.Add(function);
+            parts.Add(function);
+        }
+        if (functions.Count == 0)
+            return;
+        mmio.Add("pci-memory", PcLayout.PciWindowBase, PcLayout.PciWindowSize, space.OpenWindow(PcLayout.PciWindowBase, PcLayout.PciWindowSize));
+        mmio.Add("pci-memory-high", PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize, space.OpenWindow(PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize));
+    }
+
+    /// <summary>Devices and transports, each device before its transport.</summary>
+    public IReadOnlyList<IDevice> Parts => parts;
+
+    /// <summary>The devices.</summary>
+    public IReadOnlyList<VirtioDevice> Devices => devices;
+
+    /// <summary>Places the PCI functions' registers.</summary>
+    public void ConfigureLikeFirmware() => PciEndpoint.Assign(functions, space);
+
+    /// <summary>Lets the devices' threads go on. The machine's queue only, as the next.</summary>
+    public void Resume()
+    {
+        if (quiet)
+            devices.ForEach(d => d.Resume());
+        quiet = false;
+    }
+
+    /// <summary>Waits until no device's thread touches guest memory.</summary>
+    public void Quiesce()
+    {
+        if (!quiet)
+            devices.ForEach(d => d.Quiesce());
+        quiet = true;
+    }
+
+    /// <summary>Ends the devices' threads.</summary>
+    public void Stop() => devices.ForEach(d => d.Stop());
+
+    /// <summary>The devices' figures, by name.</summary>
+    public void AddCounters(Dictionary<string, long> counters)
+    {
+        foreach (VirtioDevice device in devices)
+            foreach ((string name, long value) in device.Counters)
+                counters[$"{device.Name}-{name}"] = value;
+    }
+
+    private static VirtioDevice Create(VirtioPlace place, VirtioContext context) => place.Options switch
+    {
+        RngOptions rng => new VirtioRng(place.Name, rng.Packed, context),
+        _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
+    };
+}
