@@ -112,6 +112,9 @@ public abstract partial class VirtioDevice : IDevice, IBackgroundDevice
     /// <inheritdoc/>
     public void Stop() => _workers.Stop();
 
+    /// <summary>Waits until everything that was announced has been done. For tests.</summary>
+    internal void WaitUntilIdle() => _workers.WaitUntilIdle();
+
     /// <summary>Whether <see cref="Serve"/> is to return soon.</summary>
     protected bool IsPausing => _workers.IsPausing;
 

@@ -58,6 +58,16 @@ internal sealed class WorkerPool(string name, int threads, Action body, Action<E
         }
     }
 
+    /// <summary>Waits until there is nothing left to do. For tests; must not be paused.</summary>
+    public void WaitUntilIdle()
+    {
+        lock (_lock)
+        {
+            while (_signals > 0 || _running > 0)
+                Monitor.Wait(_lock);
+        }
+    }
+
     /// <summary>Ends the threads and waits for them.</summary>
     public void Stop()
     {
@@ -107,7 +117,8 @@ internal sealed class WorkerPool(string name, int threads, Action body, Action<E
             lock (_lock)
             {
                 _running--;
-                if (_pauses > 0)
+                // Others of this pool sleep here too, but there are few.
+                if (_running == 0)
                     Monitor.PulseAll(_lock);
             }
         }
