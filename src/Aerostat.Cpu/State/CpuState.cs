@@ -110,6 +110,9 @@ internal unsafe struct CpuState
     public uint HostFlags;
     /// <summary>For each variant of generated code, its table of jump targets, or a table of exits while somebody waits.</summary>
     public fixed ulong JumpTable[9];
+    /// <summary>For each variant, its key in the second jump table; where that is.</summary>
+    public fixed ulong TableKey[9];
+    public ulong SecondTable;
     /// <summary>What generated code left in its scratch registers R10, R11 and R14 at its exit.</summary>
     public ulong ExitAddress, ExitRecord, GroupPointer;
     /// <summary>Where to go at entry; the host's MXCSR.</summary>

@@ -94,7 +94,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             comment += $" {(r->Write ? "write" : "read")} {r->Size}{(r->Group ? " group" : "")}";
         if (Inside(r->Retry) && r->Kind != ExitKind.Link)
             comment += $", again +{r->Retry - start:x3}";
-        if (Inside(r->Next))
+        if (!r->Group && Inside(r->Next))
             comment += $", next +{r->Next - start:x3}";
         return $"{line.PadRight(40)} ; {comment}";
     }
@@ -158,6 +158,9 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             if (target == thunks.Miss(level))
                 return $"miss.{s_levels[level]}";
         }
+        for (int variant = 0; variant < CodeCache.Variants; variant++)
+            if (target == thunks.Mismatch(variant))
+                return $"mismatch{variant}";
         return "block";
     }
 

@@ -51,7 +51,7 @@ internal sealed unsafe partial class BlockTranslator
     private bool EmitGoto(ulong target, ulong from)
     {
         bool backward = target <= from;
-        if (!SamePage(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
+        if (!IsLinkable(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
         {
             EmitTableJump(target);
             return true;
@@ -71,7 +71,7 @@ internal sealed unsafe partial class BlockTranslator
         ulong target = i.NearBranchTarget;
         int condition = (int)i.ConditionCode - 1;
         bool backward = target <= i.IP;
-        if (!SamePage(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
+        if (!IsLinkable(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
         {
             cold.Add(new Cold { Kind = ColdKind.Table, Site = a.Jcc(condition), Target = target });
             return true;
@@ -131,7 +131,7 @@ internal sealed unsafe partial class BlockTranslator
     /// </summary>
     private bool BeginCallSite(ulong next, ulong target)
     {
-        if (!SamePage(next) || ungrouped)
+        if (!IsLinkable(next) || ungrouped || crossing)
             return true;
         nint site = cache.FindCallSite(next, gpa, variant, target);
         if (site != 0)

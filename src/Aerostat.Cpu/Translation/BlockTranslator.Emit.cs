@@ -54,7 +54,7 @@ internal sealed unsafe partial class BlockTranslator
         a.Byte(0xE3);
         a.Byte(3 + 5);
         a.Move(Host.Rcx, Host.R11);
-        a.Jmp(cache.Thunks.Miss(VectorLevel.Of(variant)));
+        a.Jmp(cache.Thunks.Mismatch(variant));
         a.Move(Host.Rcx, Host.R11);
     }
 
@@ -133,7 +133,8 @@ internal sealed unsafe partial class BlockTranslator
         marks[count] = a.Here;
         if (fallsThrough)
         {
-            if (count < MaxInstructions && SamePage(end))
+            // What ended the block is not an instruction; or it goes on in the next page and has a block of its own.
+            if (count == 0 || (!crossing && count < MaxInstructions && IsLinkable(end)))
                 EmitLeave(ExitKind.Interpret, end, 0);
             else
                 EmitGoto(end, end - 1);
@@ -180,6 +181,12 @@ internal sealed unsafe partial class BlockTranslator
                 source = c.Source;
                 if (source.Origin != FlagOrigin.None)
                     EmitFlagsAgain();
+                if (cache.Record((uint)c.Record)->Group)
+                {
+                    nint site = a.Jmp();
+                    a.Bind(site);
+                    cache.Record((uint)c.Record)->Next = site;
+                }
                 EmitExit(c.Record);
                 break;
             case ColdKind.Leave:

@@ -335,6 +335,26 @@ internal sealed unsafe partial class BlockTranslator
         return (Host.R14, u.Delta);
     }
 
+    /// <summary>
+    /// From now on the failed check of a group goes straight to code in which each access is checked on its own: a span that crosses a page, or a page
+    /// of which not all may be written, will fail again. Whether its page is in the TLB is found out there.
+    /// </summary>
+    public void LinkGroup(ExitRecord* record, nint alone)
+    {
+        if (record->Next == 0 || !cache.HasRoomForStub)
+            return;
+        cache.BeginCode(a);
+        nint stub = a.Here;
+        // As the dispatcher does at an exit, with the flags kept.
+        a.LoadFrame(Host.R11, Frame.Executed);
+        a.Lea(Host.R11, Host.R11, Host.None, 0, -record->Ahead);
+        a.StoreFrame(Frame.Executed, Host.R11);
+        a.Jmp(alone);
+        cache.EndCode(a);
+        cache.Link(record->Next, stub);
+        record->Next = 0;
+    }
+
     private static bool IsConstantAddress(in Instruction i) => i.MemoryBase == Register.RIP
         || (i.MemoryBase == Register.None && i.MemoryIndex == Register.None && i.MemoryDisplSize != 4);
 

@@ -22,7 +22,9 @@ internal sealed unsafe partial class BlockTranslator
     private readonly PageReader reader = new();
     private readonly Decoder decoder;
     private readonly InstructionInfoFactory infos = new();
-    private readonly byte[] page = new byte[4096];
+    // The page, and what an instruction at its end may have in the next one.
+    private readonly byte[] page = new byte[4096 + LongestInstruction];
+    private readonly byte[] pageEnd = new byte[LongestInstruction];
     private readonly Instruction[] code = new Instruction[MaxInstructions];
     private readonly Treatment[] treatments = new Treatment[MaxInstructions];
     private readonly int[] live = new int[MaxInstructions + 1];
@@ -35,7 +37,7 @@ internal sealed unsafe partial class BlockTranslator
     private bool fallsThrough;
     private ulong linear, pageLinear, gpa, end;
     private int variant;
-    private bool vectors, ungrouped;
+    private bool vectors, ungrouped, crossing;
     private nint entry;
 
     public BlockTranslator(CpuState* state, CodeCache cache, FeatureGate features)
@@ -60,32 +62,40 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="linearAddress">Where the guest sees the code.</param>
     /// <param name="physicalAddress">Where it lies.</param>
     /// <param name="codeVariant">TLB set, + 3 with XMM registers loaded, + 6 with YMM registers loaded.</param>
+    /// <param name="second">Where the page behind lies, if the first instruction goes on there: then it is translated alone.</param>
     /// <param name="withoutGroups">Each access on its own: for where a group's check has failed.</param>
-    public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, bool withoutGroups = false)
+    public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, ulong second = TranslatedBlock.OnePage, bool withoutGroups = false)
     {
         ungrouped = withoutGroups;
         linear = linearAddress;
         gpa = physicalAddress;
         pageLinear = linear & ~4095UL;
+        crossing = second != TranslatedBlock.OnePage;
         variant = codeVariant;
         vectors = VectorLevel.Of(variant) >= VectorLevel.Xmm;
         ulong gpaPage = gpa & ~4095UL;
         var source = new ReadOnlySpan<byte>(memory.HostBase + gpaPage, 4096);
-        uint* generation = memory.CodeGeneration + (gpa >> 12);
-        uint decoded;
+        uint* generation = memory.CodeGeneration + (gpa >> 12), secondGeneration = crossing ? memory.CodeGeneration + (second >> 12) : generation;
+        ReadOnlySpan<byte> secondSource = crossing ? new(memory.HostBase + (second & ~4095UL), LongestInstruction) : default;
+        uint decoded, secondDecoded;
         // In the order of Interpreter.DecodeBlock: watch, copy and decode, mark, take the generation, compare.
         while (true)
         {
             watch(gpa, 1);
+            if (crossing)
+                watch(second, LongestInstruction);
             source.CopyTo(page);
+            secondSource.CopyTo(page.AsSpan(4096));
             Decode();
             foreach ((int start, int length) in ranges)
-                watch(gpaPage + (ulong)start, (uint)length);
+                watch(gpaPage + (ulong)start, (uint)Math.Min(length, 4096 - start));
             decoded = Volatile.Read(ref *generation);
+            secondDecoded = Volatile.Read(ref *secondGeneration);
             Interlocked.MemoryBarrier();
             bool same = true;
             foreach ((int start, int length) in ranges)
-                same &= source.Slice(start, length).SequenceEqual(new ReadOnlySpan<byte>(page, start, length));
+                same &= source.Slice(start, Math.Min(length, 4096 - start)).SequenceEqual(new ReadOnlySpan<byte>(page, start, Math.Min(length, 4096 - start)));
+            same &= secondSource.SequenceEqual(new ReadOnlySpan<byte>(page, 4096, secondSource.Length));
             if (same)
                 break;
         }
@@ -111,9 +121,12 @@ internal sealed unsafe partial class BlockTranslator
         {
             Linear = linear,
             Gpa = gpa,
+            Second = second,
             Variant = ungrouped ? variant | CodeCache.Ungrouped : variant,
             Generation = generation,
             DecodedGeneration = decoded,
+            SecondGeneration = secondGeneration,
+            SecondDecodedGeneration = secondDecoded,
             Entry = entry,
             CheckedEntry = checkedEntry,
         });
@@ -130,7 +143,8 @@ internal sealed unsafe partial class BlockTranslator
         count = 0;
         fallsThrough = true;
         ulong ip = linear;
-        while (count < MaxInstructions)
+        int most = crossing ? 1 : MaxInstructions;
+        while (count < most)
         {
             if ((count != 0 && Interpreter.EndsBlocks(BlockEnds, ip)) || !DecodeAt(ip, out Instruction i, out Treatment treatment))
                 break;
@@ -189,13 +203,13 @@ internal sealed unsafe partial class BlockTranslator
         i = default;
         if (!SamePage(ip))
             return false;
-        int offset = (int)(ip & 4095);
-        reader.Set(page, offset);
+        int offset = (int)(ip & 4095), limit = crossing ? page.Length : 4096;
+        reader.Set(page, offset, limit);
         decoder.IP = ip;
         decoder.Decode(out i);
         if (decoder.LastError == DecoderError.NoMoreBytes)
         {
-            ranges.Add((offset, 4096 - offset));
+            ranges.Add((offset, limit - offset));
             return false;
         }
         ranges.Add((offset, Math.Max(i.Length, 1)));
@@ -262,6 +276,32 @@ internal sealed unsafe partial class BlockTranslator
 
     private bool SamePage(ulong address) => (address & ~4095UL) == pageLinear;
 
+    /// <summary>
+    /// Whether jumps may go to the block at an address directly: it becomes stale with this page, and with this page only. (Before a block whose first
+    /// instruction crosses into the next page, the mapping of that page has to be looked at.)
+    /// </summary>
+    private bool IsLinkable(ulong address) => SamePage(address) && !(MayCross(address) && Crosses(page, (int)(address & 4095)));
+
+    private static bool MayCross(ulong address) => (address & 4095) > 4096 - LongestInstruction;
+
+    // Only what is there now: where it is wrong a moment later, a jump goes the longer way.
+    private bool Crosses(byte[] bytes, int offset)
+    {
+        reader.Set(bytes, offset, bytes == page ? 4096 : bytes.Length);
+        decoder.Decode(out _);
+        return decoder.LastError == DecoderError.NoMoreBytes;
+    }
+
+    /// <summary>Whether the instruction at a physical address goes on in the next page.</summary>
+    public bool CrossesPage(GuestMemory memory, ulong address)
+    {
+        if (!MayCross(address))
+            return false;
+        int length = (int)(4096 - (address & 4095));
+        new ReadOnlySpan<byte>(memory.HostBase + address, length).CopyTo(pageEnd.AsSpan(LongestInstruction - length));
+        return Crosses(pageEnd, LongestInstruction - length);
+    }
+
     /// <summary>Which flags may still be read by code at an address. Only this page is looked at, so a change of it undoes the answer too.</summary>
     private int LiveAt(ulong address, int depth)
     {
@@ -306,15 +346,16 @@ internal sealed unsafe partial class BlockTranslator
     private sealed class PageReader : CodeReader
     {
         private byte[] page = [];
-        private int next;
+        private int next, end;
 
-        public void Set(byte[] bytes, int offset)
+        public void Set(byte[] bytes, int offset, int limit)
         {
             page = bytes;
             next = offset;
+            end = limit;
         }
 
-        public override int ReadByte() => next < page.Length ? page[next++] : -1;
+        public override int ReadByte() => next < end ? page[next++] : -1;
     }
 
     private sealed class AssemblerWriter(HostAssembler a) : CodeWriter

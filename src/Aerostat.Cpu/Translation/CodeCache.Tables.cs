@@ -1,15 +1,22 @@
+using System.Runtime.InteropServices;
 using Aerostat.Platform;
 
 namespace Aerostat.Cpu;
 
 /// <content>
 /// Jump tables: from the low 16 bits of an address to code. The supervisor has one for each variant; user code one for each variant and
-/// address space (<see cref="TlbSpace"/>). What the supervisor runs from pages that are not global goes when the space changes.
+/// address space (<see cref="TlbSpace"/>). What the supervisor runs from pages that are not global goes when the space changes. One entry serves one address;
+/// what finds another's there looks in the second table, which all of them share.
 /// </content>
 internal sealed unsafe partial class CodeCache
 {
-    // Each list names what was put into tables since they were emptied: variant * 65536 + index. Past this length all is emptied.
-    private const int MostListed = TableEntries;
+    /// <summary>Multiplier of the second table's hash (of 32 bits), number of index bits, and of the shift for the size of an entry.</summary>
+    public const int SecondHash = unchecked((int)0x9E37_79B1), SecondBits = 16, SecondEntryShift = 5;
+    private const int SecondEntries = 1 << SecondBits;
+
+    // Each list names what was put into tables since they were emptied: variant * 65536 + index, or this + index for the second table.
+    // Past this length all is emptied.
+    private const int InSecond = 1 << 24, MostListed = 2 * TableEntries;
 
     // Blocks of a page that are looked at when the page is entered: it may hold many at other addresses.
     private const int MostPublished = 256;
@@ -18,11 +25,25 @@ internal sealed unsafe partial class CodeCache
     private readonly nint*[] missTables = new nint*[VectorLevel.Count];
     private readonly List<int>[] listed = new List<int>[TlbMemory.SpaceCount];
     private readonly List<int> listedGlobal = [], listedLocal = [];
+    private SecondEntry* second;
     private int space;
+
+    // Key 0: empty.
+    [StructLayout(LayoutKind.Sequential, Size = 1 << SecondEntryShift)]
+    private struct SecondEntry
+    {
+        public ulong Linear, Key;
+        public nint Entry;
+    }
 
     private static bool IsUser(int variant) => variant % 3 == Interpreter.UserSet;
 
     private ref nint* Table(int variant, int inSpace) => ref tables[IsUser(variant) ? inSpace : 0][variant];
+
+    // Tells variants and address spaces apart, and is never 0.
+    private static ulong Key(int variant, int inSpace) => (ulong)(1 + variant + (IsUser(variant) ? inSpace * Variants : 0)) << 20;
+
+    private SecondEntry* SecondSlot(ulong linear, ulong key) => second + ((uint)(linear + key) * unchecked((uint)SecondHash) >> (32 - SecondBits));
 
     /// <summary>Lets indirect and cross-page jumps find a block.</summary>
     /// <param name="b">The block.</param>
@@ -37,21 +58,28 @@ internal sealed unsafe partial class CodeCache
             new Span<nint>(table, TableEntries).Fill(MissThunk(b->Variant));
             ArmTables();
         }
+        bool user = IsUser(b->Variant);
+        List<int> list = user ? listed[inSpace] : global ? listedGlobal : listedLocal;
+        if (list.Count >= MostListed)
+            FlushTables();
         int index = (int)(b->Linear & (TableEntries - 1));
         FindPad(b);
         nint before = table[index], entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
         if (before == entry)
             return;
         // One list is enough, unless the entry stood in the list of what lives longer.
-        bool user = IsUser(b->Variant);
-        if (before == MissThunk(b->Variant) || (!user && !global))
-        {
-            List<int> list = user ? listed[inSpace] : global ? listedGlobal : listedLocal;
-            if (list.Count >= MostListed)
-                FlushTables();
+        bool free = before == MissThunk(b->Variant);
+        if (free || (!user && !global))
             list.Add(b->Variant << 16 | index);
-        }
         table[index] = entry;
+        if (free)
+            return;
+        // Whom it supplants will come this way once more, and supplant it.
+        ulong key = Key(b->Variant, inSpace);
+        SecondEntry* e = SecondSlot(b->Linear, key);
+        if (e->Key != key || (!user && !global))
+            list.Add(InSecond + (int)(e - second));
+        *e = new SecondEntry { Linear = b->Linear, Key = key, Entry = b->Entry };
     }
 
     /// <summary>Does that for the blocks of the same page and variant, too.</summary>
@@ -59,7 +87,7 @@ internal sealed unsafe partial class CodeCache
     {
         int looked = 0;
         for (TranslatedBlock* b = pages[PageBucket(like->Gpa >> 12)]; b != null && looked < MostPublished; b = b->NextInPage, looked++)
-            if (((b->Linear ^ like->Linear) | (b->Gpa ^ like->Gpa)) < 4096 && b->Variant == like->Variant && b->IsValid)
+            if (((b->Linear ^ like->Linear) | (b->Gpa ^ like->Gpa)) < 4096 && b->Variant == like->Variant && b->Second == TranslatedBlock.OnePage && b->IsValid)
                 Publish(b, inSpace, global);
     }
 
@@ -83,13 +111,19 @@ internal sealed unsafe partial class CodeCache
     {
         FlushLocal();
         space = which;
+        SetKeys();
         ArmTables();
     }
 
     private void Empty(List<int> list, int inSpace)
     {
         foreach (int slot in list)
-            Table(slot >> 16, inSpace)[slot & (TableEntries - 1)] = MissThunk(slot >> 16);
+        {
+            if (slot >= InSecond)
+                second[slot - InSecond] = default;
+            else
+                Table(slot >> 16, inSpace)[slot & (TableEntries - 1)] = MissThunk(slot >> 16);
+        }
         list.Clear();
     }
 
@@ -103,6 +137,9 @@ internal sealed unsafe partial class CodeCache
             nint* table = tables[i][b->Variant];
             if (table != null && (table[index] == b->CheckedEntry || (table[index] == b->Pad && b->Pad != 0)))
                 table[index] = MissThunk(b->Variant);
+            SecondEntry* e = SecondSlot(b->Linear, Key(b->Variant, i));
+            if (e->Entry == b->Entry)
+                *e = default;
         }
     }
 
@@ -134,7 +171,14 @@ internal sealed unsafe partial class CodeCache
             missTables[i] = AllocateTable();
             new Span<nint>(missTables[i], TableEntries).Fill(Thunks.Miss(i));
         }
+        SetKeys();
         ArmTables();
+    }
+
+    private void SetKeys()
+    {
+        for (int i = 0; i < Variants; i++)
+            state->TableKey[i] = Key(i, space);
     }
 
     private void FreeTables()

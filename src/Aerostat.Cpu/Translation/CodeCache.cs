@@ -4,15 +4,24 @@ using Aerostat.Platform;
 
 namespace Aerostat.Cpu;
 
-/// <summary>A piece of translated code: guest instructions of one physical page, as seen at one linear address in one variant.</summary>
+/// <summary>
+/// A piece of translated code: guest instructions of one physical page, as seen at one linear address in one variant; or a single instruction that goes on
+/// in a second page.
+/// </summary>
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct TranslatedBlock
 {
+    /// <summary><see cref="Second"/> of blocks that lie in one page.</summary>
+    public const ulong OnePage = ulong.MaxValue;
+
     public ulong Linear;
     public ulong Gpa;
+    /// <summary>Physical address of the second page, or <see cref="OnePage"/>.</summary>
+    public ulong Second;
     public int Variant;
-    public uint DecodedGeneration;
-    public uint* Generation;
+    public uint DecodedGeneration, SecondDecodedGeneration;
+    /// <summary>Generations of the code in its page and in the second one (the same, if there is none).</summary>
+    public uint* Generation, SecondGeneration;
     /// <summary>Entry for jumps that know this is the right block.</summary>
     public nint Entry;
     /// <summary>Entry that compares R10 with <see cref="Linear"/> first.</summary>
@@ -20,9 +29,9 @@ internal unsafe struct TranslatedBlock
     /// <summary>The landing pad of a call that returns here, which takes the place of <see cref="CheckedEntry"/> in jump tables; or 0. Set once.</summary>
     public nint Pad;
     public TranslatedBlock* NextInBucket;
-    public TranslatedBlock* NextInPage;
+    public TranslatedBlock* NextInPage, NextInSecondPage;
 
-    public readonly bool IsValid => *Generation == DecodedGeneration;
+    public readonly bool IsValid => *Generation == DecodedGeneration && *SecondGeneration == SecondDecodedGeneration;
 }
 
 /// <summary>A call in generated code, found by its return address.</summary>
@@ -63,7 +72,10 @@ internal struct ExitRecord
     public ulong Rip;
     /// <summary>Where generated code can try again; for links, where the distance of the jump is.</summary>
     public nint Retry;
-    /// <summary>Where generated code goes on if the interpreter has executed the instruction; 0: look the next one up.</summary>
+    /// <summary>
+    /// Where generated code goes on if the interpreter has executed the instruction; 0: look the next one up. For groups, where the distance of the jump is that
+    /// a failed check makes; 0: it has been sent to code without groups.
+    /// </summary>
     public nint Next;
     public ExitKind Kind;
     private byte flags;
@@ -140,6 +152,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private readonly CpuState* state;
     private readonly TranslatedBlock** buckets;
     private readonly TranslatedBlock** pages;
+    private readonly TranslatedBlock** secondPages;
     private readonly TranslatedBlock* blocks;
     private readonly ExitRecord* records;
     private readonly CallSite* callSites;
@@ -153,9 +166,12 @@ internal sealed unsafe partial class CodeCache : IDisposable
         memory = new ExecutableMemory(bytes, visibleToProfilers: visibleToProfilers);
         buckets = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
         pages = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
+        secondPages = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
         blocks = (TranslatedBlock*)HostMapping.AllocateLazy(MaxBlocks * (ulong)sizeof(TranslatedBlock));
         records = (ExitRecord*)HostMapping.AllocateLazy(MaxRecords * (ulong)sizeof(ExitRecord));
         callSites = (CallSite*)HostMapping.AllocateLazy(CallSites * (ulong)sizeof(CallSite));
+        second = (SecondEntry*)HostMapping.AllocateLazy(SecondEntries * (ulong)sizeof(SecondEntry));
+        state->SecondTable = (ulong)second;
         Thunks = new Thunks(state);
         TakeMemory();
         MakeMissTables();
@@ -184,6 +200,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
         Evictions++;
         return false;
     }
+
+    /// <summary>Whether a few instructions can be added without forgetting anything.</summary>
+    public bool HasRoomForStub => limit - next >= 256;
 
     public void BeginCode(HostAssembler a)
     {
@@ -215,13 +234,19 @@ internal sealed unsafe partial class CodeCache : IDisposable
         TranslatedBlock** page = pages + PageBucket(block.Gpa >> 12);
         b->NextInPage = *page;
         *page = b;
+        if (block.Second != TranslatedBlock.OnePage)
+        {
+            TranslatedBlock** second = secondPages + PageBucket(block.Second >> 12);
+            b->NextInSecondPage = *second;
+            *second = b;
+        }
         return b;
     }
 
-    public TranslatedBlock* Find(ulong linear, ulong gpa, int variant)
+    public TranslatedBlock* Find(ulong linear, ulong gpa, int variant, ulong second = TranslatedBlock.OnePage)
     {
         for (TranslatedBlock* b = buckets[Bucket(linear, gpa, variant)]; b != null; b = b->NextInBucket)
-            if (b->Linear == linear && b->Gpa == gpa && b->Variant == variant && b->IsValid)
+            if (b->Linear == linear && b->Gpa == gpa && b->Variant == variant && b->Second == second && b->IsValid)
                 return b;
         return null;
     }
@@ -263,14 +288,32 @@ internal sealed unsafe partial class CodeCache : IDisposable
                 continue;
             }
             *link = b->NextInPage;
-            Unpublish(b);
-            for (TranslatedBlock** h = buckets + Bucket(b->Linear, b->Gpa, b->Variant); *h != null; h = &(*h)->NextInBucket)
+            Forget(b);
+        }
+        link = secondPages + PageBucket(page);
+        while (*link != null)
+        {
+            TranslatedBlock* b = *link;
+            if (b->Second >> 12 != page)
             {
-                if (*h == b)
-                {
-                    *h = b->NextInBucket;
-                    break;
-                }
+                link = &b->NextInSecondPage;
+                continue;
+            }
+            // It stays among those of its first page, not valid any more.
+            *link = b->NextInSecondPage;
+            Forget(b);
+        }
+    }
+
+    private void Forget(TranslatedBlock* b)
+    {
+        Unpublish(b);
+        for (TranslatedBlock** h = buckets + Bucket(b->Linear, b->Gpa, b->Variant); *h != null; h = &(*h)->NextInBucket)
+        {
+            if (*h == b)
+            {
+                *h = b->NextInBucket;
+                break;
             }
         }
     }
@@ -280,6 +323,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         FlushTables();
         new Span<nint>(buckets, Buckets).Clear();
         new Span<nint>(pages, Buckets).Clear();
+        new Span<nint>(secondPages, Buckets).Clear();
         new Span<CallSite>(callSites, CallSites).Clear();
         memory.Clear();
         TakeMemory();
@@ -312,9 +356,11 @@ internal sealed unsafe partial class CodeCache : IDisposable
         memory.Dispose();
         HostMapping.Unmap((byte*)buckets, Buckets * (ulong)sizeof(nint));
         HostMapping.Unmap((byte*)pages, Buckets * (ulong)sizeof(nint));
+        HostMapping.Unmap((byte*)secondPages, Buckets * (ulong)sizeof(nint));
         HostMapping.Unmap((byte*)callSites, CallSites * (ulong)sizeof(CallSite));
         HostMapping.Unmap((byte*)blocks, MaxBlocks * (ulong)sizeof(TranslatedBlock));
         HostMapping.Unmap((byte*)records, MaxRecords * (ulong)sizeof(ExitRecord));
+        HostMapping.Unmap((byte*)second, SecondEntries * (ulong)sizeof(SecondEntry));
         FreeTables();
     }
 }

@@ -222,8 +222,19 @@ internal sealed unsafe partial class Interpreter
             t.Counters.Blocks[(int)InterpretedBlock.NotFetched]++;
             return null;
         }
+        ulong second = TranslatedBlock.OnePage;
+        if (t.Translator.CrossesPage(Memory, gpa))
+        {
+            ulong behind = (rip | 4095) + 1;
+            if (!IsCanonical(s, behind) || !TranslateFetch(s, behind, out second, out bool globalToo) || Memory.TryGetPage(second) == null)
+            {
+                t.Counters.Blocks[(int)InterpretedBlock.NotFetched]++;
+                return null;
+            }
+            global &= globalToo;
+        }
         ulong madeIn = global ? globalEpoch : epoch;
-        TranslatedBlock* block = t.Cache.Find(rip, gpa, variant);
+        TranslatedBlock* block = t.Cache.Find(rip, gpa, variant, second);
         if (block == null)
         {
             if (*heat < t.Threshold)
@@ -234,9 +245,9 @@ internal sealed unsafe partial class Interpreter
                 return null;
             }
             t.Cache.Reserve();
-            block = t.Translator.Translate(Memory, watchCode!, rip, gpa, variant);
+            block = t.Translator.Translate(Memory, watchCode!, rip, gpa, variant, second);
         }
-        else if (stops.Count == 0)
+        else if (stops.Count == 0 && second == TranslatedBlock.OnePage)
         {
             // One miss is enough for what the page holds, as after the start of a program that has run before.
             ref (ulong Linear, ulong Epoch, int Variant) published = ref t.PublishedPages[(rip >> 12) & (TranslationState.PublishedEntries - 1)];
@@ -300,6 +311,9 @@ internal sealed unsafe partial class Interpreter
                         TranslatedBlock* alone = FindUngrouped(s, t, variant);
                         if (alone != null)
                         {
+                            // As in FollowLink.
+                            if (!EndsBlocks(blockEnds, record->Rip))
+                                t.Translator.LinkGroup(record, alone->Entry);
                             entry = alone->Entry;
                             continue;
                         }
@@ -318,7 +332,7 @@ internal sealed unsafe partial class Interpreter
                     break;
             }
             int before = mappings;
-            nint next = record->Next;
+            nint next = record->Group ? 0 : record->Next;
             int ahead = record->Ahead;
             int age = t.Cache.Age;
             if (InterpretOne(s, out exit, out Outcome outcome))
@@ -348,7 +362,8 @@ internal sealed unsafe partial class Interpreter
             return false;
         TranslatedBlock* block = FindTranslation(s, t);
         // A breakpoint that is set here again must be met, so no jump goes straight to where one has been.
-        if (block != null && !EndsBlocks(blockEnds, block->Linear) && age == t.Cache.Age && block->Variant == variant && s->Poll == 0)
+        if (block != null && !EndsBlocks(blockEnds, block->Linear) && age == t.Cache.Age && block->Variant == variant && s->Poll == 0
+            && block->Second == TranslatedBlock.OnePage)
             t.Cache.Link(site, block->Entry);
         return false;
     }

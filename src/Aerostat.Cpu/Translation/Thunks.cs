@@ -53,6 +53,7 @@ internal sealed unsafe class Thunks(CpuState* state)
     private static readonly int[] Saved = [Host.Rbx, Host.Rbp, Host.R12, Host.R13, Host.R14, Host.R15];
 
     private readonly nint[] enter = new nint[VectorLevel.Count], exit = new nint[VectorLevel.Count], miss = new nint[VectorLevel.Count];
+    private readonly nint[] mismatch = new nint[CodeCache.Variants];
 
     /// <summary>Enters at <see cref="CpuState.EntryTarget"/> and comes back at the next exit.</summary>
     public void Enter(int level) => ((delegate* unmanaged<void>)enter[level])();
@@ -63,6 +64,9 @@ internal sealed unsafe class Thunks(CpuState* state)
     /// <summary>Exit of a table jump; the address wanted is in R10.</summary>
     public nint Miss(int level) => miss[level];
 
+    /// <summary>Where code goes that was found in the jump table by mistake: to the second table, with the address wanted in R10.</summary>
+    public nint Mismatch(int variant) => mismatch[variant];
+
     public void Emit(HostAssembler a)
     {
         for (int level = 0; level < (HostStubs.CanRun(CpuidFeature.AVX) ? VectorLevel.Count : VectorLevel.Ymm); level++)
@@ -71,6 +75,8 @@ internal sealed unsafe class Thunks(CpuState* state)
             miss[level] = a.Here;
             a.Constant(Host.R11, CodeCache.MissRecord);
             exit[level] = EmitExit(a, level);
+            for (int variant = 3 * level; variant < 3 * (level + 1); variant++)
+                mismatch[variant] = EmitMismatch(a, variant);
         }
     }
 
@@ -113,6 +119,40 @@ internal sealed unsafe class Thunks(CpuState* state)
         a.LoadState(Host.R14, Offset(&state->GroupPointer));
         a.LoadState(Host.R10, Offset(&state->ExitAddress));
         a.RM(0xFF, 4, Host.None, Host.None, 0, Offset(&state->EntryTarget), wide: false, gs: true);
+        return start;
+    }
+
+    // Looks R10 up in the second table. Keeps the flags; uses R11 and R14.
+    private nint EmitMismatch(HostAssembler a, int variant)
+    {
+        nint start = a.Here;
+        a.StoreFrame(Frame.Spill, Host.Rax);
+        a.Lahf();
+        a.SetOverflowAl();
+        a.LoadState(Host.R14, Offset(&state->TableKey[variant]));
+        // As CodeCache.SecondSlot.
+        a.Lea(Host.R11, Host.R10, Host.R14, 0, 0);
+        a.RR(0x69, Host.R11, Host.R11, wide: false);
+        a.Int32(CodeCache.SecondHash);
+        a.RR(0xC1, 5, Host.R11, wide: false);
+        a.Byte(32 - CodeCache.SecondBits);
+        a.RR(0xC1, 4, Host.R11);
+        a.Byte(CodeCache.SecondEntryShift);
+        a.RM(0x03, Host.R11, Host.None, Host.None, 0, Offset(&state->SecondTable), gs: true);
+        a.RM(0x3B, Host.R10, Host.R11, Host.None, 0, 0);
+        nint other = a.Jcc(Condition.Ne);
+        a.RM(0x3B, Host.R14, Host.R11, Host.None, 0, 8);
+        nint otherKey = a.Jcc(Condition.Ne);
+        a.RestoreOverflow();
+        a.Sahf();
+        a.LoadFrame(Host.Rax, Frame.Spill);
+        a.RM(0xFF, 4, Host.R11, Host.None, 0, 16, wide: false);
+        a.Bind(other);
+        a.Bind(otherKey);
+        a.RestoreOverflow();
+        a.Sahf();
+        a.LoadFrame(Host.Rax, Frame.Spill);
+        a.Jmp(miss[VectorLevel.Of(variant)]);
         return start;
     }
 

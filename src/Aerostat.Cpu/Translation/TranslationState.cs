@@ -52,7 +52,7 @@ internal sealed unsafe class TranslationState : IDisposable
             Volatile.Write(ref state->Poll, 1);
     }
 
-    public const int PublishedEntries = 512;
+    public const int PublishedEntries = 4096;
 
     /// <summary>For which pages, epochs and variants all blocks have been put into the jump table.</summary>
     public readonly (ulong Linear, ulong Epoch, int Variant)[] PublishedPages = new (ulong Linear, ulong Epoch, int Variant)[PublishedEntries];
