@@ -115,6 +115,8 @@ public static class PcLayout
     public const ushort Gpe0Port = 0x620;
     /// <summary>FADT GPE0_BLK_LEN: two bytes of status, two of enable.</summary>
     public const ushort Gpe0Length = 4;
+    /// <summary>General purpose event of the machine's generation ID (<see cref="VmGenerationId"/>).</summary>
+    public const int GenerationIdEvent = 5;
     /// <summary>SLP_TYP of \_S5 in the DSDT.</summary>
     public const byte SleepTypeS5 = 5;
     /// <summary>SLP_TYP of \_S3 in the DSDT.</summary>

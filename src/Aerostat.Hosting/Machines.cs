@@ -1,4 +1,5 @@
 using Aerostat.Machine;
+using Aerostat.Snapshots;
 
 namespace Aerostat.Hosting;
 
@@ -9,10 +10,38 @@ public static class Machines
     /// <exception cref="ConfigurationException">The options cannot be met.</exception>
     /// <exception cref="Loader.BootException">What is to be booted cannot be.</exception>
     /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
-    public static VirtualMachine Create(MachineOptions options)
+    public static VirtualMachine Create(MachineOptions options) => Create(options, origin: null);
+
+    /// <summary>Builds a machine that goes on from a saved state; without one, as <see cref="Create(MachineOptions)"/>.</summary>
+    /// <exception cref="State.SavedStateException">The state does not fit the machine.</exception>
+    /// <exception cref="ConfigurationException">The options cannot be met.</exception>
+    /// <exception cref="Loader.BootException">What is to be booted cannot be.</exception>
+    /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
+    public static VirtualMachine Create(MachineOptions options, MachineOrigin? origin)
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Validate();
-        return new VirtualMachine(options, Accelerators.Create(options.Accelerator, options.CpuModel, options.Personality, options.TranslationRecord));
+        return new VirtualMachine(options, Accelerators.Create(options.Accelerator, options.CpuModel, options.Personality, options.TranslationRecord), origin);
+    }
+
+    /// <summary>Builds a machine that goes on from a snapshot. It starts with <see cref="VirtualMachine.StartAsync"/>.</summary>
+    /// <param name="snapshot">The snapshot.</param>
+    /// <param name="accelerator">What is to run it; null: what ran it.</param>
+    /// <param name="trackChanges">Whether the first snapshot of the machine can be a differential one.</param>
+    /// <param name="adjust">Changes what does not concern the guest, such as where its console goes.</param>
+    /// <exception cref="SnapshotException">It cannot be gone on from here.</exception>
+    /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
+    public static VirtualMachine Restore(Snapshot snapshot, string? accelerator = null, bool trackChanges = false, Func<MachineOptions, MachineOptions>? adjust = null)
+    {
+        ArgumentNullException.ThrowIfNull(snapshot);
+        MachineOptions options = snapshot.ToMachineOptions(accelerator);
+        try
+        {
+            return Create(adjust?.Invoke(options) ?? options, snapshot.ToOrigin(trackChanges));
+        }
+        catch (Exception e) when (e is State.SavedStateException or ConfigurationException or IOException or System.ComponentModel.Win32Exception)
+        {
+            throw new SnapshotException($"{snapshot.Path} cannot be restored: {e.Message}", e);
+        }
     }
 }

@@ -159,6 +159,8 @@ public sealed unsafe partial class GuestMemory
         foreach (Extent e in extents)
             if (address - e.Start < e.End - e.Start)
             {
+                if (!DropFilePages(e, address, length))
+                    return false;
                 try
                 {
                     file.Discard(e.FileOffset + (address - e.Start), length);
@@ -184,6 +186,14 @@ public sealed unsafe partial class GuestMemory
 
     private PageRange NextRun(in Extent e, ulong address, ulong stop)
     {
+        ulong first = address >> 12;
+        bool shown = IsSet(filePages, first);
+        stop = EndOfRun(filePages, first, stop >> 12, shown) << 12;
+        if (shown)
+        {
+            bool hinted = IsSet(hintedPages, first);
+            return new PageRange(new GuestAddress(address), (EndOfRun(hintedPages, first, stop >> 12, hinted) << 12) - address, hinted ? PageState.Hinted : PageState.Data);
+        }
         ulong dataStart = stop, dataStop = stop;
         if (file.NextData(e.FileOffset + (address - e.Start), out ulong start, out ulong until))
         {

@@ -213,6 +213,7 @@ public sealed unsafe partial class GuestMemory
         codeChunks = (ulong*)HostMapping.AllocateLazy(pageCount * sizeof(ulong));
         discardedPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         hintedPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
+        filePages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
     }
 
     private ulong BitmapBytes => (pageCount + 63) / 64 * sizeof(ulong);
@@ -224,6 +225,7 @@ public sealed unsafe partial class GuestMemory
         Free(codeChunks, pageCount * sizeof(ulong));
         Free(discardedPages, BitmapBytes);
         Free(hintedPages, BitmapBytes);
+        Free(filePages, BitmapBytes);
 
         static void Free(void* address, ulong bytes)
         {

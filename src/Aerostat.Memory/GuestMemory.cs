@@ -96,7 +96,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
     /// <summary>Host address of guest physical address 0.</summary>
     public byte* HostBase { get; }
 
-    /// <summary>Bytes of host memory that the guest's RAM takes now, swapped-out pages included.</summary>
+    /// <summary>Bytes of host memory that the guest's RAM takes now, swapped-out pages included, but for what comes from files (<see cref="MapFile"/>).</summary>
     public ulong AllocatedBytes => file.AllocatedBytes;
 
     /// <summary>Whether all of [address, address+length) is RAM.</summary>

@@ -24,6 +24,7 @@ public sealed class LayerTests
         ["Aerostat.Migration"] = 6,
         ["Aerostat.Backup"] = 6,
         ["Aerostat.Debugger"] = 6,
+        ["Aerostat.Snapshots"] = 6,
         ["Aerostat.Control"] = 7,
         ["Aerostat.Hosting"] = 8,
         ["Aerostat.Server"] = 9,

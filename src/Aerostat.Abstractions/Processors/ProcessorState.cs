@@ -75,4 +75,14 @@ public sealed class ProcessorState
     public bool NmiBlocked { get; set; }
     /// <summary>An NMI is latched.</summary>
     public bool NmiPending { get; set; }
+    /// <summary>The shadow is that of MOV SS or POP SS, which holds debug exceptions off too (<see cref="InterruptShadow"/> is set as well).</summary>
+    public bool DebugShadow { get; set; }
+    /// <summary>DR6 bits of a debug trap that is due once the shadow is over.</summary>
+    public ulong PendingDebug { get; set; }
+    /// <summary>A second NMI has come before the first was taken.</summary>
+    public bool SecondNmiPending { get; set; }
+    /// <summary>An INIT has come and has not been taken.</summary>
+    public bool InitPending { get; set; }
+    /// <summary>Vector of a start-up IPI that has come and has not been taken; null: none.</summary>
+    public byte? StartupVector { get; set; }
 }

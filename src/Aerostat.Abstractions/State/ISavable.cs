@@ -23,4 +23,6 @@ public sealed class SavedStateAttribute(string name, int version) : Attribute
     public string Name { get; } = name;
     /// <summary>Version of the shape.</summary>
     public int Version { get; } = version;
+    /// <summary>Oldest version that can still be restored; members that it lacks have their defaults.</summary>
+    public int Oldest { get; init; } = version;
 }

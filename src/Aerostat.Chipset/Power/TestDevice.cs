@@ -1,5 +1,6 @@
 using Aerostat.Devices;
 using Aerostat.Interrupts;
+using Aerostat.State;
 
 namespace Aerostat.Chipset;
 
@@ -12,7 +13,7 @@ namespace Aerostat.Chipset;
 /// </para>
 /// <para>Not emulated: the byte-wide latch at 0xE8, which no test uses.</para>
 /// </summary>
-public sealed class TestDevice : IDevice, IPortDevice, IMmioDevice
+public sealed class TestDevice : IDevice, IPortDevice, IMmioDevice, ISavable<TestDeviceSavedState>
 {
     /// <summary>First of the interrupt ports, one byte wide each.</summary>
     public const ushort InterruptPorts = 0x2000;
@@ -31,7 +32,9 @@ public sealed class TestDevice : IDevice, IPortDevice, IMmioDevice
 
     private readonly IInterruptLine[] _lines;
     private readonly byte[] _bytes = new byte[MmioSize];
+    private readonly Lock _lineLock = new();
     private int _latch;
+    private uint _levels;
 
     /// <summary>Makes the device.</summary>
     /// <param name="lines">The wire of each GSI, 0 to <see cref="InterruptPortCount"/> - 1.</param>
@@ -51,8 +54,12 @@ public sealed class TestDevice : IDevice, IPortDevice, IMmioDevice
     /// <inheritdoc/>
     public void Reset()
     {
-        foreach (IInterruptLine line in _lines)
-            line.Set(false);
+        lock (_lineLock)
+        {
+            _levels = 0;
+            foreach (IInterruptLine line in _lines)
+                line.Set(false);
+        }
         Array.Clear(_bytes);
         _latch = 0;
     }
@@ -95,6 +102,32 @@ public sealed class TestDevice : IDevice, IPortDevice, IMmioDevice
             _bytes[(offset + (ulong)i) & (MmioSize - 1)] = (byte)(value >> (i * 8));
     }
 
+    /// <inheritdoc/>
+    public TestDeviceSavedState Save()
+    {
+        lock (_lineLock)
+            return new TestDeviceSavedState { Bytes = [.. _bytes], Latch = (uint)Volatile.Read(ref _latch), Levels = _levels };
+    }
+
+    /// <inheritdoc/>
+    public void Restore(TestDeviceSavedState state)
+    {
+        Array.Clear(_bytes);
+        state.Bytes.AsSpan(0, Math.Min(state.Bytes.Length, _bytes.Length)).CopyTo(_bytes);
+        _latch = (int)state.Latch;
+        for (int i = 0; i < _lines.Length; i++)
+            SetLine(i, (state.Levels >> i & 1) != 0);
+    }
+
+    private void SetLine(int line, bool asserted)
+    {
+        lock (_lineLock)
+        {
+            _levels = asserted ? _levels | 1u << line : _levels & ~(1u << line);
+            _lines[line].Set(asserted);
+        }
+    }
+
     private sealed class InterruptPort(TestDevice device) : IPortDevice
     {
         public uint ReadPort(ushort port, int size) => 0;
@@ -103,7 +136,19 @@ public sealed class TestDevice : IDevice, IPortDevice, IMmioDevice
         {
             int line = port - InterruptPorts;
             if ((uint)line < (uint)InterruptPortCount)
-                device._lines[line].Set((byte)value != 0);
+                device.SetLine(line, (byte)value != 0);
         }
     }
+}
+
+/// <summary>A test device at rest.</summary>
+[SavedState("testdev", 1)]
+public sealed record TestDeviceSavedState
+{
+    /// <summary>The memory-mapped bytes.</summary>
+    public byte[] Bytes { get; init; } = [];
+    /// <summary>The latch.</summary>
+    public uint Latch { get; init; }
+    /// <summary>The wires, bit for each.</summary>
+    public uint Levels { get; init; }
 }

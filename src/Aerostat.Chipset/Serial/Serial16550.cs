@@ -439,6 +439,7 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
                 Inputs = _inputs,
                 Deltas = _deltas,
                 Level = _level,
+                Polls = _polls,
             };
         }
     }
@@ -463,6 +464,7 @@ public sealed class Serial16550 : BytePortDevice, IDevice, ISavable<Serial16550S
             _inputs = state.Inputs & ModemInputs.All;
             _deltas = (byte)(state.Deltas & 0x0F);
             _level = state.Level;
+            _polls = state.Polls;
             _irq.Set(_level);
             UpdateInterrupt();
         }
@@ -519,4 +521,6 @@ public sealed record Serial16550SavedState
     public byte Deltas { get; init; }
     /// <summary>Interrupt output.</summary>
     public bool Level { get; init; }
+    /// <summary>The guest looks for input by itself.</summary>
+    public bool Polls { get; init; }
 }

@@ -38,6 +38,11 @@ internal sealed unsafe partial class Interpreter
             InterruptShadow = s->Shadow != 0,
             NmiBlocked = s->NmiBlocked != 0,
             NmiPending = (s->Request & (int)Request.Nmi) != 0,
+            DebugShadow = s->Shadow >= MovSsShadow,
+            PendingDebug = s->PendingDebug,
+            SecondNmiPending = (s->Request & (int)Request.SecondNmi) != 0,
+            InitPending = (s->Request & (int)Request.Init) != 0,
+            StartupVector = (s->Request & (int)Request.Startup) != 0 ? (byte)startupVector : null,
         };
         for (int i = 0; i < 16; i++)
             p.Gpr[i] = s->Gpr[i];
@@ -98,12 +103,15 @@ internal sealed unsafe partial class Interpreter
         s->Dr[7] = FixDr7(p.Dr[7]);
         s->Cpl = (s->Cr0 & Cr0.Pe) == 0 ? 0 : (s->SystemFlags & RFlags.Vm) != 0 ? 3 : s->Ss.Dpl;
         s->Activity = (int)p.Activity;
-        s->Shadow = p.InterruptShadow ? 1 : 0;
+        s->Shadow = p.DebugShadow ? MovSsShadow : p.InterruptShadow ? 1 : 0;
+        s->PendingDebug = p.PendingDebug & (Dr6Breakpoints | Dr6SingleStep | Dr6TaskSwitch);
         s->NmiBlocked = p.NmiBlocked ? 1 : 0;
-        if (p.NmiPending)
-            SetRequest(Request.Nmi);
-        else
-            ClearRequest(Request.Nmi | Request.SecondNmi);
+        startupVector = p.StartupVector ?? 0;
+        Request events = (p.NmiPending ? Request.Nmi : 0) | (p.NmiPending && p.SecondNmiPending ? Request.SecondNmi : 0)
+            | (p.InitPending ? Request.Init : 0) | (p.StartupVector is null ? 0 : Request.Startup);
+        ClearRequest((Request.Nmi | Request.SecondNmi | Request.Init | Request.Startup) & ~events);
+        if (events != 0)
+            SetRequest(events);
         RestoreXsave(s, p.Xsave);
         foreach ((uint index, ulong value) in p.Msrs)
         {

@@ -74,6 +74,11 @@ public sealed class AcpiOptions
     /// <summary>Whether there is a keyboard controller with a keyboard, not only its reset line.</summary>
     public bool HasKeyboardController { get; init; }
 
+    /// <summary>Where the guest finds the machine's generation ID; 0: there is none.</summary>
+    public ulong GenerationIdAddress { get; init; }
+    /// <summary>General purpose event that tells of its changes, 0 to 15.</summary>
+    public int GenerationIdEvent { get; init; }
+
     /// <summary>
     /// More of the machine, written into \_SB after what is there: each adds its devices (virtio-mmio, VMBus, VMGENID...).
     /// </summary>

@@ -31,7 +31,11 @@ internal static class Dsdt
                 Processor(sb, i);
             foreach (Action<AmlBuilder> more in options.Devices)
                 more(sb);
+            if (options.GenerationIdAddress != 0)
+                GenerationId(sb, options.GenerationIdAddress);
         });
+        if (options.GenerationIdAddress != 0)
+            aml.Scope("\\_GPE", g => g.Method($"_E{options.GenerationIdEvent:X2}", 0, m => m.Notify("\\_SB.VGEN", 0x80)));
         return new AcpiTable("DSDT", 2).Raw(aml.ToArray()).Finish();
     }
 
@@ -124,6 +128,14 @@ internal static class Dsdt
             if (o.EcamAddress != 0)
                 r.Memory32Fixed(checked((uint)o.EcamAddress), ((uint)o.EcamLastBus + 1) << 20);
         })));
+
+    // "Virtual Machine Generation ID", Microsoft 2012: the compatible ID is the specification's, the hardware ID the one that fits ACPI's rules
+    // and that Linux looks for as well.
+    private static void GenerationId(AmlBuilder sb, ulong address) => sb.Device("VGEN", d => d
+        .Name("_HID", "VMGENCTR")
+        .Name("_CID", "VM_Gen_Counter")
+        .Name("_DDN", "VM_Gen_Counter")
+        .Name("ADDR", v => v.Package(address & uint.MaxValue, address >> 32)));
 
     private static void Processor(AmlBuilder sb, int number) =>
         sb.Device("C" + number.ToString("X3", CultureInfo.InvariantCulture), d => d

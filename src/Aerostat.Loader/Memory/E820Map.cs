@@ -33,7 +33,7 @@ public readonly record struct E820Entry(ulong Base, ulong Size, E820Type Type)
 /// 0xE0000    .. 0x100000    reserved, BIOS area: RSDP at 0xE0000, SMBIOS from 0xF0000
 /// 0x100000   .. T-128 KiB   usable (T: end of RAM below 3 GiB)
 /// T-128 KiB  .. T-4 KiB     ACPI data: RSDT, XSDT, FADT, MADT, MCFG, HPET, DSDT
-/// T-4 KiB    .. T           ACPI NVS: FACS
+/// T-4 KiB    .. T           ACPI NVS: FACS, the machine's generation ID in the middle
 /// ECAM                      reserved
 /// 4 GiB      ..             usable
 /// </code>
@@ -92,6 +92,10 @@ public sealed class E820Map
     /// <summary>Where the ACPI tables of a PC with this memory live.</summary>
     /// <exception cref="BootException">Too little memory.</exception>
     public static ulong AcpiAreaBase(GuestMemory memory) => LowTop(memory) - AcpiAreaSize;
+
+    /// <summary>Where the machine's generation ID is: in the ACPI NVS page, behind the FACS.</summary>
+    /// <exception cref="BootException">Too little memory.</exception>
+    public static ulong GenerationIdAddress(GuestMemory memory) => LowTop(memory) - (GuestAddress.PageSize / 2);
 
     /// <summary>End of the RAM that starts at 0.</summary>
     internal static ulong LowTop(GuestMemory memory)

@@ -1,8 +1,10 @@
+using System.Text.Json.Serialization.Metadata;
 using Aerostat.Chipset;
 using Aerostat.Devices;
 using Aerostat.Memory;
 using Aerostat.Platform;
 using Aerostat.Processors;
+using Aerostat.State;
 
 namespace Aerostat.Machine;
 
@@ -25,6 +27,8 @@ internal sealed class Board
 
     private readonly List<IDevice> devices = [];
     private readonly VirtioBoard virtio;
+    private readonly List<StateElement> elements = [];
+    private readonly List<string> unsavable = [];
     private readonly Pic pic;
     private readonly AcpiPm acpiPm;
     private readonly Rtc rtc;
@@ -46,66 +50,71 @@ internal sealed class Board
 
         // Interrupts.
         InterruptFabric fabric = Fabric;
-        LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index, X2Apic = x2Apic }, p, p.Timestamp, fabric, clock)))];
-        pic = Add(new Pic(fabric.ExternalInterrupt));
+        LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index, X2Apic = x2Apic }, p, p.Timestamp, fabric, clock), ChipsetStates.Default.LocalApicSavedState))];
+        pic = Add(new Pic(fabric.ExternalInterrupt), ChipsetStates.Default.PicSavedState);
         fabric.ExternalInterruptController = pic;
         Claim(pic, PcPorts.Pic);
-        IoApic ioApic = Add(new IoApic(fabric));
+        IoApic ioApic = Add(new IoApic(fabric), ChipsetStates.Default.IoApicSavedState);
         Mmio.Add(ioApic.Name, PcLayout.IoApicBase, PcLayout.IoApicSize, ioApic);
         GsiRouter router = new(pic, ioApic);
 
         // Time. In legacy replacement mode the HPET takes the place of the 8254 and the RTC on their interrupts.
         Hpet hpet = Add(new Hpet(
             router.Connect(0), router.Connect(PcLayout.RtcIrq),
-            s_hpetPins.Select(pin => KeyValuePair.Create(pin, router.Connect(pin))), clock));
+            s_hpetPins.Select(pin => KeyValuePair.Create(pin, router.Connect(pin))), clock), ChipsetStates.Default.HpetSavedState);
         Mmio.Add(hpet.Name, PcLayout.HpetBase, PcLayout.HpetSize, hpet);
-        Pit pit = Add(new Pit(hpet.PitInput, clock));
+        Pit pit = Add(new Pit(hpet.PitInput, clock), ChipsetStates.Default.PitSavedState);
         Claim(pit, PcPorts.Pit);
-        Claim(Add(new SystemControlPortB(pit, clock)), PcPorts.SystemControlB);
+        Claim(Add(new SystemControlPortB(pit, clock), ChipsetStates.Default.SystemControlPortBSavedState), PcPorts.SystemControlB);
         rtc = Add(new Rtc(new RtcOptions
         {
             Epoch = clock.GetUtcNow(),
             LowMemory = Math.Min(memory.TotalBytes, GuestMemory.PciHoleStart),
             HighMemory = memory.TotalBytes - Math.Min(memory.TotalBytes, GuestMemory.PciHoleStart),
-        }, hpet.RtcInput, clock));
+        }, hpet.RtcInput, clock), ChipsetStates.Default.RtcSavedState);
         Claim(rtc, PcPorts.Rtc);
 
         // Serial line.
         Serial = new SerialPort(options.Serial);
-        Serial16550 uart = Add(new Serial16550("serial0", PcPorts.Com1.First, router.Connect(PcLayout.Com1Irq), Serial) { AwaitsListener = true });
+        Serial16550 uart = Add(new Serial16550("serial0", PcPorts.Com1.First, router.Connect(PcLayout.Com1Irq), Serial) { AwaitsListener = true }, ChipsetStates.Default.Serial16550SavedState);
         Serial.Connect(uart);
         Claim(uart, PcPorts.Com1);
 
         // Power and reset.
         acpiPm = Add(new AcpiPm(
             new AcpiPmOptions(), router.Connect(PcLayout.SciIrq), clock,
-            () => request(new GuestRequest(MachineExitKind.PoweredOff)), () => request(GuestRequest.Suspend), wake));
+            () => request(new GuestRequest(MachineExitKind.PoweredOff)), () => request(GuestRequest.Suspend), wake), ChipsetStates.Default.AcpiPmSavedState);
         rtc.AlarmRaised += () => acpiPm.SignalRtcAlarm();
         Claim(acpiPm, PcPorts.AcpiPm);
-        Claim(Add(new ResetControl(RequestReset)), PcPorts.ResetControl);
-        Claim(Add(new SystemControlPortA(RequestReset)), PcPorts.SystemControlA);
-        Claim(Add(new I8042(router.Connect(PcLayout.KeyboardIrq), RequestReset)), PcPorts.I8042);
+        Claim(Add(new ResetControl(RequestReset), ChipsetStates.Default.ResetControlSavedState), PcPorts.ResetControl);
+        Claim(Add(new SystemControlPortA(RequestReset), ChipsetStates.Default.SystemControlPortASavedState), PcPorts.SystemControlA);
+        Claim(Add(new I8042(router.Connect(PcLayout.KeyboardIrq), RequestReset), ChipsetStates.Default.I8042SavedState), PcPorts.I8042);
+
+        // Identity.
+        GenerationId = Add(
+            new VmGenerationId(memory, () => acpiPm.RaiseGeneralPurposeEvent(PcLayout.GenerationIdEvent)), ChipsetStates.Default.VmGenerationIdSavedState);
 
         // PCI.
         PciBus pci = new();
-        pci.Attach(0, 0, Add(new PciHostBridge(PcLayout.EcamBase)));
-        Claim(Add(new PciConfigurationPorts(pci)), PcPorts.PciConfiguration);
-        PciEcamWindow ecam = Add(new PciEcamWindow(pci));
+        pci.Attach(0, 0, Add(new PciHostBridge(PcLayout.EcamBase), ChipsetStates.Default.PciHostBridgeSavedState));
+        Claim(Add(new PciConfigurationPorts(pci), ChipsetStates.Default.PciConfigurationPortsSavedState), PcPorts.PciConfiguration);
+        PciEcamWindow ecam = AddStateless(new PciEcamWindow(pci));
         Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
 
         virtio = new VirtioBoard(options, memory, pci, Mmio, router, fabric);
         devices.AddRange(virtio.Parts);
+        elements.AddRange(virtio.Elements);
 
         foreach (DeviceOptions device in options.Devices)
         {
             switch (device)
             {
                 case DebugExitOptions exit:
-                    DebugExit port = Add(new DebugExit(exit.Port, status => request(new GuestRequest(MachineExitKind.DebugExit, status))));
+                    DebugExit port = AddStateless(new DebugExit(exit.Port, status => request(new GuestRequest(MachineExitKind.DebugExit, status))));
                     Claim(port, new PortRange(exit.Port, 1));
                     break;
                 case TestDeviceOptions:
-                    TestDevice test = Add(new TestDevice(Enumerable.Range(0, TestDevice.InterruptPortCount).Select(router.Connect)));
+                    TestDevice test = Add(new TestDevice(Enumerable.Range(0, TestDevice.InterruptPortCount).Select(router.Connect)), ChipsetStates.Default.TestDeviceSavedState);
                     Claim(test, TestDevice.LatchPorts);
                     Ports.Add(test.Name, TestDevice.InterruptPorts, TestDevice.InterruptPortCount, test.Interrupts, widest: 1);
                     Mmio.Add(test.Name, TestDevice.MmioBase, TestDevice.MmioSize, test);
@@ -135,6 +144,19 @@ internal sealed class Board
 
     /// <summary>COM1, the host's end.</summary>
     public SerialPort Serial { get; }
+
+    /// <summary>What tells the guest that it goes on from a copy of itself.</summary>
+    public VmGenerationId GenerationId { get; }
+
+    /// <summary>
+    /// Every device with a state, in the order in which states are put back: first the interrupt controllers, so that devices that drive their
+    /// lines again make no new edges, then the devices, at last the local APICs. Taking states goes devices first: some catch up with the time
+    /// when asked, and may drive their lines then.
+    /// </summary>
+    public IEnumerable<StateElement> Elements => elements.OrderBy(e => e.Shape.Name switch { "pic" or "ioapic" => 0, "local-apic" => 2, _ => 1 });
+
+    /// <summary>Devices whose state cannot be taken.</summary>
+    public IReadOnlyList<string> Unsavable => unsavable;
 
     /// <summary>Every device that a reset reaches.</summary>
     public IReadOnlyList<IDevice> Devices => devices;
@@ -174,7 +196,26 @@ internal sealed class Board
         virtio.ConfigureLikeFirmware();
     }
 
+    // A device whose state cannot be taken. Snapshots are refused, and say why.
     private T Add<T>(T device)
+        where T : IDevice
+    {
+        devices.Add(device);
+        unsavable.Add(device.Name);
+        return device;
+    }
+
+    private T Add<T, TState>(T device, JsonTypeInfo<TState> shape)
+        where T : IDevice, ISavable<TState>
+        where TState : class
+    {
+        devices.Add(device);
+        elements.Add(StateElement.Of(device.Name, device, shape));
+        return device;
+    }
+
+    // A device that keeps nothing.
+    private T AddStateless<T>(T device)
         where T : IDevice
     {
         devices.Add(device);

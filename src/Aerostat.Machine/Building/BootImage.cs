@@ -20,6 +20,8 @@ internal sealed class BootImage : IDisposable
     public BootImage(MachineOptions options)
     {
         this.options = options;
+        if (options.Boot is UnavailableBootOptions none)
+            throw new BootException(none.Reason);
         if (options.Boot is not KernelBootOptions boot)
             return;
         CheckKind(boot.Kernel, "kernel");
@@ -53,13 +55,15 @@ internal sealed class BootImage : IDisposable
     /// state, or null to leave it there.
     /// </summary>
     /// <exception cref="BootException">Something does not fit.</exception>
-    public Func<ProcessorState, ProcessorState>? Load(GuestMemory memory)
+    public Func<ProcessorState, ProcessorState>? Load(GuestMemory memory, VmGenerationId identity)
     {
         switch (options.Boot)
         {
             case KernelBootOptions boot:
                 SmbiosTables.Write(memory, new SmbiosOptions { Processors = options.Cpus, MemoryBytes = options.MemoryBytes });
-                ulong rsdp = AcpiTables.Write(memory, DescribeBoard());
+                ulong identityAddress = E820Map.GenerationIdAddress(memory);
+                ulong rsdp = AcpiTables.Write(memory, DescribeBoard(identityAddress));
+                identity.Publish(identityAddress);
                 BootResult loaded = kernel!.Load(memory, new BootParameters
                 {
                     MemoryMap = E820Map.ForPc(memory, PcLayout.EcamBase, PcLayout.EcamSize),
@@ -76,7 +80,7 @@ internal sealed class BootImage : IDisposable
         }
     }
 
-    private AcpiOptions DescribeBoard() => new()
+    private AcpiOptions DescribeBoard(ulong identityAddress) => new()
     {
         ApicIds = [.. Enumerable.Range(0, options.Cpus).Select(i => (uint)i)],
         LocalApicAddress = (uint)PcLayout.LocalApicBase,
@@ -95,6 +99,8 @@ internal sealed class BootImage : IDisposable
         SleepTypeS3 = PcLayout.SleepTypeS3,
         PciInterruptRoute = static (slot, pin) => (uint)PcLayout.PciGsi(slot, pin),
         Devices = [.. VirtioPlacement.Describe(options.Devices)],
+        GenerationIdAddress = identityAddress,
+        GenerationIdEvent = PcLayout.GenerationIdEvent,
     };
 
     /// <summary>

@@ -1,6 +1,8 @@
+using System.Text.Json.Serialization.Metadata;
 using Aerostat.Chipset;
 using Aerostat.Devices;
 using Aerostat.Memory;
+using Aerostat.State;
 using Aerostat.Virtio;
 
 namespace Aerostat.Machine;
@@ -11,6 +13,7 @@ internal sealed class VirtioBoard
     private readonly List<VirtioDevice> devices = [];
     private readonly List<PciEndpoint> functions = [];
     private readonly List<IDevice> parts = [];
+    private readonly List<StateElement> elements = [];
     private readonly PciMemorySpace space = new();
     // As devices are made.
     private bool quiet = true;
@@ -23,18 +26,17 @@ internal sealed class VirtioBoard
         {
             VirtioDevice device = Create(place, context);
             devices.Add(device);
-            parts.Add(device);
             if (place.Options.Transport == VirtioTransport.Mmio)
             {
                 VirtioMmio registers = new(device, router.Connect(place.Gsi));
                 mmio.Add(device.Name, place.Address, PcLayout.VirtioMmioStride, registers);
-                parts.Add(registers);
+                Add(registers, VirtioStates.Default.VirtioMmioSavedState);
                 continue;
             }
             VirtioPci function = new(device, space, fabric, router.Connect(place.Gsi));
             pci.Attach(place.Index, 0, function);
             functions.Add(function);
-            parts.Add(function);
+            Add(function, VirtioStates.Default.VirtioPciSavedState);
         }
         if (functions.Count == 0)
             return;
@@ -44,6 +46,9 @@ internal sealed class VirtioBoard
 
     /// <summary>Devices and transports, each device before its transport.</summary>
     public IReadOnlyList<IDevice> Parts => parts;
+
+    /// <summary>The states of the parts, in the same order.</summary>
+    public IReadOnlyList<StateElement> Elements => elements;
 
     /// <summary>The devices.</summary>
     public IReadOnlyList<VirtioDevice> Devices => devices;
@@ -78,9 +83,18 @@ internal sealed class VirtioBoard
                 counters[$"{device.Name}-{name}"] = value;
     }
 
-    private static VirtioDevice Create(VirtioPlace place, VirtioContext context) => place.Options switch
+    private T Add<T, TState>(T part, JsonTypeInfo<TState> shape)
+        where T : IDevice, ISavable<TState>
+        where TState : class
     {
-        RngOptions rng => new VirtioRng(place.Name, rng.Packed, context),
+        parts.Add(part);
+        elements.Add(StateElement.Of(part.Name, part, shape));
+        return part;
+    }
+
+    private VirtioDevice Create(VirtioPlace place, VirtioContext context) => place.Options switch
+    {
+        RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), VirtioStates.Default.VirtioRngSavedState),
         _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
     };
 }

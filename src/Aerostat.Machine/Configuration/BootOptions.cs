@@ -21,3 +21,7 @@ public sealed record KernelBootOptions(string Kernel) : BootOptions
 /// <param name="Code">The bytes.</param>
 /// <param name="Address">Where they go, below 64 KiB.</param>
 public sealed record RealModeBootOptions(ReadOnlyMemory<byte> Code, ushort Address = 0x7C00) : BootOptions;
+
+/// <summary>Nothing that could be booted: a reset ends the run.</summary>
+/// <param name="Reason">Why, for people.</param>
+public sealed record UnavailableBootOptions(string Reason) : BootOptions;

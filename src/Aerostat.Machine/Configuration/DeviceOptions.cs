@@ -19,6 +19,9 @@ public abstract record DeviceOptions
     {
     }
 
+    /// <summary>What <see cref="Parse"/> reads as the same; null: it cannot be said in a line.</summary>
+    public virtual string? Format() => null;
+
     /// <summary>Reads NAME[,key=value...].</summary>
     /// <exception cref="ConfigurationException">Unknown device or key, or a bad value.</exception>
     public static DeviceOptions Parse(string text)
@@ -60,7 +63,14 @@ public sealed record DebugExitOptions : DeviceOptions
 {
     /// <summary>The port.</summary>
     public ushort Port { get; init; } = 0xF4;
+
+    /// <inheritdoc/>
+    public override string Format() => string.Create(CultureInfo.InvariantCulture, $"debug-exit,port=0x{Port:x}");
 }
 
 /// <summary>The device that kvm-unit-tests expects.</summary>
-public sealed record TestDeviceOptions : DeviceOptions;
+public sealed record TestDeviceOptions : DeviceOptions
+{
+    /// <inheritdoc/>
+    public override string Format() => "testdev";
+}

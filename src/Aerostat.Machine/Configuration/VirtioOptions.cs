@@ -21,6 +21,9 @@ public abstract record VirtioOptions : DeviceOptions
     /// <summary>First part of the device's name; a number follows.</summary>
     internal abstract string Kind { get; }
 
+    /// <summary>The keys that every virtio device has, as <see cref="ParseCommon"/> reads them.</summary>
+    private protected string FormatCommon() => (Transport == VirtioTransport.Mmio ? ",transport=mmio" : "") + (Packed ? ",packed=on" : "");
+
     /// <summary>Reads the keys that every virtio device has, and hands the others on.</summary>
     /// <param name="what">For errors.</param>
     /// <param name="options">What to start from.</param>
@@ -64,4 +67,7 @@ public abstract record VirtioOptions : DeviceOptions
 public sealed record RngOptions : VirtioOptions
 {
     internal override string Kind => "rng";
+
+    /// <inheritdoc/>
+    public override string Format() => $"rng{FormatCommon()}";
 }

@@ -3,6 +3,7 @@ using System.Threading.Channels;
 using Aerostat.Memory;
 using Aerostat.Platform;
 using Aerostat.Processors;
+using Aerostat.State;
 using Aerostat.X86;
 
 namespace Aerostat.Machine;
@@ -29,12 +30,13 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     private readonly VmClock clock;
     private readonly IHypervisor hypervisor;
     private readonly Board board;
+    private readonly List<StateElement> elements = [];
     private readonly IVirtualProcessor[] processors;
     private readonly VcpuExitHandler[] handlers;
     private readonly IPersonality[] personalities;
     private readonly KvmMasterClock kvmClock;
     private readonly VcpuThread[] vcpus;
-    private readonly BootImage boot;
+    private BootImage? boot;
     private readonly Task lifecycle;
     private volatile MachineState state = MachineState.Created;
     private int guestRequested;
@@ -46,6 +48,22 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     /// <exception cref="Loader.BootException">What is to be booted cannot be.</exception>
     /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
     public VirtualMachine(MachineOptions options, Accelerator accelerator)
+        : this(options, accelerator, origin: null)
+    {
+    }
+
+    /// <summary>
+    /// Builds a machine that goes on from where another was. What it boots is looked for when the guest resets it, not before. It starts with
+    /// <see cref="StartAsync"/>.
+    /// </summary>
+    /// <param name="options">As the other's; serial output and the like may differ.</param>
+    /// <param name="accelerator">Runs the same CPU model.</param>
+    /// <param name="origin">What to go on from; null: a fresh start.</param>
+    /// <exception cref="SavedStateException">The state does not fit the machine.</exception>
+    /// <exception cref="ConfigurationException">The options cannot be met.</exception>
+    /// <exception cref="Loader.BootException">What is to be booted cannot be.</exception>
+    /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
+    public VirtualMachine(MachineOptions options, Accelerator accelerator, MachineOrigin? origin)
     {
         ArgumentNullException.ThrowIfNull(options);
         ArgumentNullException.ThrowIfNull(accelerator);
@@ -55,10 +73,13 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         Stack<IDisposable> built = [];
         try
         {
-            built.Push(boot = new BootImage(options));
+            if (origin is null)
+                built.Push(boot = new BootImage(options));
             built.Push(memory = CreateMemory(options.MemoryBytes));
             built.Push(hypervisor = accelerator.Open(memory));
-            built.Push(clock = new VmClock { CallbackFailed = e => Fail("a timer's call-back failed", e, null) });
+            VmClock time = origin is null ? new VmClock() : new VmClock(origin.State.BootTime, origin.State.Timestamp);
+            built.Push(clock = time);
+            clock.CallbackFailed = e => Fail("a timer's call-back failed", e, null);
             processors = new IVirtualProcessor[options.Cpus];
             for (int i = 0; i < options.Cpus; i++)
             {
@@ -77,7 +98,11 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 ? [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, kvmClock))]
                 : [];
             handlers = [.. board.LocalApics.Select((apic, i) => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate, personalities.ElementAtOrDefault(i)))];
-            ResetProcessors(boot.Load(memory), direct: true).GetAwaiter().GetResult();
+            CollectElements();
+            if (origin is null)
+                ResetProcessors(boot!.Load(memory, board.GenerationId), direct: true).GetAwaiter().GetResult();
+            else
+                RestoreState(origin);
             vcpus = [.. processors.Zip(handlers, (p, h) => new VcpuThread(p, h, this))];
         }
         catch
@@ -293,7 +318,19 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         // Memory comes up empty, as after power-on; what must be there is loaded anew.
         foreach (MemoryRegion region in memory.Regions)
             memory.Discard(region.Base, region.Size);
-        await ResetProcessors(boot.Load(memory), direct: false).ConfigureAwait(false);
+        if (boot is null)
+        {
+            try
+            {
+                boot = new BootImage(Options);
+            }
+            catch (Loader.BootException e)
+            {
+                await End(new MachineExit(MachineExitKind.VmmFailed, 0, $"the guest has reset a machine that was restored from a snapshot, and what it boots is not there: {e.Message}")).ConfigureAwait(false);
+                return;
+            }
+        }
+        await ResetProcessors(boot.Load(memory, board.GenerationId), direct: false).ConfigureAwait(false);
         Interlocked.Increment(ref resets);
         Volatile.Write(ref guestRequested, 0);
         gate.Closed = false;
@@ -431,6 +468,6 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             processor.Dispose();
         hypervisor.Dispose();
         memory.Dispose();
-        boot.Dispose();
+        boot?.Dispose();
     }
 }

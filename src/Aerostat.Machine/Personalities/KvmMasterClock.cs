@@ -1,4 +1,5 @@
 using Aerostat.Processors;
+using Aerostat.State;
 
 namespace Aerostat.Machine;
 
@@ -12,7 +13,7 @@ internal readonly record struct KvmTimePair(ulong Tsc, ulong Nanoseconds, bool I
 /// The moment that the kvmclocks of all vCPUs count from. Counters that agree share one moment to the nanosecond, so that time never
 /// goes back for a thread that moves between them; a counter that the guest has moved gets a moment of its own.
 /// </summary>
-internal sealed class KvmMasterClock(TimeProvider clock)
+internal sealed class KvmMasterClock(TimeProvider clock) : ISavable<KvmClockSavedState>
 {
     // Reading both clocks is not one step. What is further apart than this has been moved on purpose.
     private const long Tolerance = 2_000_000;
@@ -49,6 +50,20 @@ internal sealed class KvmMasterClock(TimeProvider clock)
             master = null;
     }
 
+    /// <inheritdoc/>
+    public KvmClockSavedState Save()
+    {
+        lock (gate)
+            return new KvmClockSavedState { IsSet = master is not null, Tsc = master?.Tsc ?? 0, Nanoseconds = master?.Nanoseconds ?? 0 };
+    }
+
+    /// <inheritdoc/>
+    public void Restore(KvmClockSavedState state)
+    {
+        lock (gate)
+            master = state.IsSet ? new KvmTimePair(state.Tsc, state.Nanoseconds, true) : null;
+    }
+
     // The pair whose reading took least.
     private KvmTimePair Measure(ITimestampCounter counter)
     {
@@ -67,4 +82,16 @@ internal sealed class KvmMasterClock(TimeProvider clock)
         }
         return best;
     }
+}
+
+/// <summary>The moment that kvmclocks count from, at rest.</summary>
+[SavedState("kvm-clock", 1)]
+internal sealed record KvmClockSavedState
+{
+    /// <summary>Some vCPU has asked for it.</summary>
+    public bool IsSet { get; init; }
+    /// <summary>Time-stamp counter.</summary>
+    public ulong Tsc { get; init; }
+    /// <summary>VM time.</summary>
+    public ulong Nanoseconds { get; init; }
 }

@@ -1,6 +1,7 @@
 using Aerostat.Chipset;
 using Aerostat.Memory;
 using Aerostat.Processors;
+using Aerostat.State;
 
 namespace Aerostat.Machine;
 
@@ -12,7 +13,7 @@ namespace Aerostat.Machine;
 /// halted processors.
 /// </para>
 /// </summary>
-internal sealed class KvmPersonality : IPersonality
+internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySavedState>
 {
     /// <summary>The name after <c>--personality</c>.</summary>
     public const string Name = "kvm";
@@ -86,6 +87,18 @@ internal sealed class KvmPersonality : IPersonality
     /// <inheritdoc/>
     public void Reset() => systemTime = wallClock = 0;
 
+    /// <inheritdoc/>
+    public KvmPersonalitySavedState Save() => new() { SystemTime = systemTime, WallClock = wallClock, Version = version };
+
+    /// <inheritdoc/>
+    public void Restore(KvmPersonalitySavedState state)
+    {
+        // What the guest reads is in its memory, and holds as well here: VM time and time-stamp counter go on from where they were.
+        systemTime = state.SystemTime;
+        wallClock = state.WallClock;
+        version = state.Version;
+    }
+
     // 128 APIC IDs from a first one on; answers how many took it.
     private long SendIpis(ulong low, ulong high, uint first, uint command)
     {
@@ -151,4 +164,16 @@ internal sealed class KvmPersonality : IPersonality
         }
         return ((uint)factor, shift);
     }
+}
+
+/// <summary>One vCPU's part of the personality at rest.</summary>
+[SavedState("kvm-personality", 1)]
+internal sealed record KvmPersonalitySavedState
+{
+    /// <summary>MSR_KVM_SYSTEM_TIME_NEW.</summary>
+    public ulong SystemTime { get; init; }
+    /// <summary>MSR_KVM_WALL_CLOCK_NEW.</summary>
+    public ulong WallClock { get; init; }
+    /// <summary>Version of the published time.</summary>
+    public uint Version { get; init; }
 }

@@ -30,6 +30,11 @@ public static unsafe partial class HostMapping
     public static void MapSharedAt(byte* address, ulong bytes, int fd, long offset) =>
         Map(address, bytes, ProtRead | ProtWrite, MapShared | MapFixed | MapNoReserve, fd, offset);
 
+    /// <summary>Maps a file over part of a reservation, writable: what is written stays in this mapping.</summary>
+    /// <exception cref="Win32Exception">The host refuses.</exception>
+    public static void MapPrivateAt(byte* address, ulong bytes, int fd, long offset) =>
+        Map(address, bytes, ProtRead | ProtWrite, MapPrivate | MapFixed | MapNoReserve, fd, offset);
+
     /// <summary>Gives a mapping back.</summary>
     public static void Unmap(byte* address, ulong bytes) => _ = munmap(address, (nuint)bytes);
 

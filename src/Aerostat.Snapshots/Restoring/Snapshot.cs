@@ -1,0 +1,304 @@
+using Aerostat.Machine;
+using Aerostat.Memory;
+using Microsoft.Win32.SafeHandles;
+
+namespace Aerostat.Snapshots;
+
+/// <summary>
+/// A snapshot on disk, with those it builds on: manifests and page maps are read and checked, the memory is not until it is wanted
+/// (<see cref="Verify"/>).
+/// </summary>
+public sealed class Snapshot
+{
+    /// <summary>Most snapshots that may build on each other.</summary>
+    public const int LongestChain = 64;
+
+    // Mapping a run of pages costs a system call now and a mapping of the host's for good; so many zeros are rather read from the file's hole.
+    private const ulong BridgedPages = 32;
+
+    private readonly PageMap map;
+    private ChangeLog? changes;
+
+    private Snapshot(string path, SnapshotManifest manifest, PageMap map, Snapshot? parent)
+    {
+        Path = path;
+        Manifest = manifest;
+        this.map = map;
+        Parent = parent;
+        Chain = [this, .. parent?.Chain ?? []];
+    }
+
+    /// <summary>Its directory, a full path.</summary>
+    public string Path { get; }
+
+    /// <summary>What is in it.</summary>
+    public SnapshotManifest Manifest { get; }
+
+    /// <summary>What it builds on; null: nothing.</summary>
+    public Snapshot? Parent { get; }
+
+    /// <summary>This one, and all it builds on.</summary>
+    public IReadOnlyList<Snapshot> Chain { get; }
+
+    private string MemoryPath => System.IO.Path.Combine(Path, SnapshotDirectory.Memory);
+
+    /// <summary>Opens a snapshot and those it builds on.</summary>
+    /// <exception cref="SnapshotException">One of them is not there, is damaged, or is of a later version.</exception>
+    public static Snapshot Open(string directory)
+    {
+        ArgumentNullException.ThrowIfNull(directory);
+        return Open(System.IO.Path.TrimEndingDirectorySeparator(System.IO.Path.GetFullPath(directory)), 1);
+    }
+
+    private static Snapshot Open(string directory, int depth)
+    {
+        if (depth > LongestChain)
+            throw new SnapshotException($"more than {LongestChain} snapshots build on each other");
+        try
+        {
+            string name = System.IO.Path.Combine(directory, SnapshotDirectory.Manifest);
+            if (!File.Exists(name))
+                throw new SnapshotException(Directory.Exists(directory) ? $"{directory} is not a snapshot: it has no {SnapshotDirectory.Manifest}" : $"there is no snapshot {directory}");
+            SnapshotManifest manifest = ManifestFile.Read(ReadAll(name, ManifestFile.LargestSize), name);
+            ulong pages = ManifestCheck.Pages(manifest, name);
+            string mapName = System.IO.Path.Combine(directory, SnapshotDirectory.PageMap);
+            byte[] mapFile = ReadAll(mapName, manifest.Memory.MapBytes);
+            if (mapFile.Length != manifest.Memory.MapBytes || Checksum.Of(mapFile).ToString() != manifest.Memory.MapChecksum)
+                throw new SnapshotException($"{mapName} is damaged, or is not the one that {name} speaks of");
+            PageMap map = PageMap.Parse(mapFile, pages, mapName);
+            ManifestCheck.Counts(manifest, map, name);
+            CheckMemoryFile(System.IO.Path.Combine(directory, SnapshotDirectory.Memory), pages);
+            return new Snapshot(directory, manifest, map, OpenParent(directory, manifest, depth));
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        {
+            throw new SnapshotException($"{directory} cannot be read: {e.Message}", e);
+        }
+    }
+
+    private static Snapshot? OpenParent(string directory, SnapshotManifest manifest, int depth)
+    {
+        if (manifest.Parent is not { } link)
+            return null;
+        string place = System.IO.Path.TrimEndingDirectorySeparator(System.IO.Path.GetFullPath(System.IO.Path.Combine(directory, link.Path)));
+        Snapshot parent;
+        try
+        {
+            parent = Open(place, depth + 1);
+        }
+        catch (SnapshotException e)
+        {
+            throw new SnapshotException($"{directory} builds on a snapshot that cannot be used: {e.Message}", e);
+        }
+        if (parent.Manifest.Id != link.Id)
+            throw new SnapshotException($"{directory} builds on snapshot {link.Id}, and {place} is {parent.Manifest.Id}: it has been replaced");
+        if (!parent.Manifest.Memory.Regions.SequenceEqual(manifest.Memory.Regions))
+            throw new SnapshotException($"{directory} and {place} are not of the same machine: their memory differs");
+        return parent;
+    }
+
+    private static void CheckMemoryFile(string name, ulong pages)
+    {
+        FileInfo file = new(name);
+        if (!file.Exists)
+            throw new SnapshotException($"{name} is not there");
+        if ((ulong)file.Length != pages * PageMap.PageSize)
+            throw new SnapshotException($"{name} has {file.Length} bytes, and {pages * PageMap.PageSize} are to be there: it is cut off or damaged");
+    }
+
+    private static byte[] ReadAll(string name, long most)
+    {
+        using FileStream stream = new(name, FileMode.Open, FileAccess.Read, FileShare.Read, 1);
+        if (stream.Length > most)
+            throw new SnapshotException($"{name} has {stream.Length} bytes, and at most {most} are to be there: it is damaged");
+        byte[] bytes = new byte[stream.Length];
+        stream.ReadExactly(bytes);
+        return bytes;
+    }
+
+    /// <summary>Reads all memory of this snapshot and those it builds on, and compares it with the checksums.</summary>
+    /// <exception cref="SnapshotException">Some of it is damaged; says where.</exception>
+    public void Verify()
+    {
+        byte[] buffer = new byte[(int)PageMap.BlockPages * PageMap.PageSize];
+        foreach (Snapshot snapshot in Chain)
+        {
+            try
+            {
+                using SafeFileHandle file = snapshot.OpenMemory();
+                snapshot.CheckGaps(file, buffer);
+                foreach ((ulong first, int pages, Checksum expected) in snapshot.map.Blocks())
+                {
+                    Span<byte> block = buffer.AsSpan(0, pages * PageMap.PageSize);
+                    ReadExactly(file, block, (long)(first * PageMap.PageSize), snapshot.MemoryPath);
+                    if (Checksum.Of(block) != expected)
+                        throw new SnapshotException($"{snapshot.MemoryPath} is damaged: the checksum of the {pages} pages from 0x{first * PageMap.PageSize:x} on does not fit");
+                }
+            }
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+            {
+                throw new SnapshotException($"{snapshot.MemoryPath} cannot be read: {e.Message}", e);
+            }
+        }
+    }
+
+    // What lies between contents is a hole, and where it is short it is mapped with them.
+    private void CheckGaps(SafeFileHandle file, byte[] buffer)
+    {
+        ulong end = ulong.MaxValue;
+        foreach (PageRun run in map.Runs.Where(r => r.Kind == PageKind.Data))
+        {
+            if (end < run.First && run.First - end <= BridgedPages)
+            {
+                Span<byte> gap = buffer.AsSpan(0, (int)(run.First - end) * PageMap.PageSize);
+                ReadExactly(file, gap, (long)(end * PageMap.PageSize), MemoryPath);
+                if (gap.ContainsAnyExcept((byte)0))
+                    throw new SnapshotException($"{MemoryPath} is damaged: there is something at 0x{end * PageMap.PageSize:x}, where there are to be zeros");
+            }
+            end = run.End;
+        }
+    }
+
+    /// <summary>The machine that the snapshot is of.</summary>
+    /// <param name="accelerator">What is to run it; null: what ran it.</param>
+    /// <exception cref="SnapshotException">It cannot be made here.</exception>
+    public MachineOptions ToMachineOptions(string? accelerator = null) => ManifestCheck.Options(Manifest, Path, accelerator);
+
+    /// <summary>
+    /// What a machine goes on from. Its memory shows the snapshot's files, which must stay as they are while it runs; removing or replacing the
+    /// snapshot as a whole is no change to them.
+    /// </summary>
+    /// <param name="trackChanges">Whether writes are logged from the start, so that the first snapshot can be a differential one.</param>
+    /// <param name="newIdentity">Whether the guest is told that it is a copy.</param>
+    public MachineOrigin ToOrigin(bool trackChanges = false, bool newIdentity = true) => new(
+        Manifest.State,
+        memory =>
+        {
+            Fill(memory);
+            if (trackChanges)
+                changes = new ChangeLog(memory);
+        },
+        newIdentity);
+
+    internal ChangeLog? TakeChangeLog() => Interlocked.Exchange(ref changes, null);
+
+    /// <summary>Where each page's contents are, as the longest runs; null: zeros.</summary>
+    internal IEnumerable<(ulong First, ulong Count, Snapshot? Source)> Resolve()
+    {
+        (ulong First, ulong Count, Snapshot? Source)? pending = null;
+        foreach ((ulong first, ulong count, Snapshot? source) in Resolve(0, map.PageCount))
+        {
+            if (pending is { } p && p.Source == source)
+            {
+                pending = p with { Count = p.Count + count };
+                continue;
+            }
+            if (pending is { } whole)
+                yield return whole;
+            pending = (first, count, source);
+        }
+        if (pending is { } last)
+            yield return last;
+    }
+
+    private IEnumerable<(ulong First, ulong Count, Snapshot? Source)> Resolve(ulong first, ulong end)
+    {
+        for (int i = map.FindRun(first); i < map.Runs.Count && map.Runs[i].First < end; i++)
+        {
+            PageRun run = map.Runs[i];
+            ulong from = Math.Max(run.First, first), to = Math.Min(run.End, end);
+            if (run.Kind != PageKind.Unchanged)
+                yield return (from, to - from, run.Kind == PageKind.Data ? this : null);
+            else
+                foreach ((ulong First, ulong Count, Snapshot? Source) part in Parent!.Resolve(from, to))
+                    yield return part;
+        }
+    }
+
+    internal SafeFileHandle OpenMemory() => File.OpenHandle(MemoryPath, FileMode.Open, FileAccess.Read, FileShare.Read);
+
+    internal static void ReadExactly(SafeFileHandle file, Span<byte> buffer, long offset, string name)
+    {
+        while (!buffer.IsEmpty)
+        {
+            int count = RandomAccess.Read(file, buffer, offset);
+            if (count <= 0)
+                throw new SnapshotException($"{name} ends at 0x{offset:x}, before its end");
+            buffer = buffer[count..];
+            offset += count;
+        }
+    }
+
+    private void Fill(GuestMemory memory)
+    {
+        if (!memory.Regions.Select(r => new SnapshotRegion(r.Base.Value, r.Size)).SequenceEqual(Manifest.Memory.Regions))
+            throw new SnapshotException($"{Path} is of a machine whose memory lies elsewhere than this one's");
+        Dictionary<Snapshot, SafeFileHandle> files = Chain.ToDictionary(s => s, s => s.OpenMemory());
+        try
+        {
+            List<(ulong First, ulong Count, Snapshot Source)> runs = Bridge();
+            // The longest are mapped; what would be too many mappings is read.
+            ulong least = runs.Count <= memory.FileRunsLeft / 2 ? 0 : runs.Select(r => r.Count).OrderDescending().ElementAt(memory.FileRunsLeft / 2);
+            foreach ((ulong first, ulong count, Snapshot source) in runs)
+                Place(memory, first, count, files[source], source.MemoryPath, map: count > least || least == 0);
+        }
+        finally
+        {
+            foreach (SafeFileHandle file in files.Values)
+                file.Dispose();
+        }
+    }
+
+    // Runs with contents, short gaps of zeros taken in: where the memory file has no data, it has a hole.
+    private List<(ulong First, ulong Count, Snapshot Source)> Bridge()
+    {
+        List<(ulong First, ulong Count, Snapshot Source)> runs = [];
+        ulong gap = 0;
+        foreach ((ulong first, ulong count, Snapshot? source) in Resolve())
+        {
+            if (source is null)
+            {
+                gap = count;
+                continue;
+            }
+            if (runs.Count > 0 && runs[^1].Source == source && runs[^1].First + runs[^1].Count + gap == first && gap <= BridgedPages)
+                runs[^1] = runs[^1] with { Count = first + count - runs[^1].First };
+            else
+                runs.Add((first, count, source));
+            gap = 0;
+        }
+        return runs;
+    }
+
+    private static void Place(GuestMemory memory, ulong first, ulong count, SafeFileHandle file, string name, bool map)
+    {
+        ulong before = 0;
+        foreach (MemoryRegion region in memory.Regions)
+        {
+            ulong pages = region.Size >> 12;
+            ulong from = Math.Max(first, before), to = Math.Min(first + count, before + pages);
+            if (from < to)
+            {
+                GuestAddress address = new(region.Base.Value + ((from - before) << 12));
+                if (map)
+                    memory.MapFile(file, (long)(from * PageMap.PageSize), address, (to - from) << 12);
+                else
+                    Copy(memory, address, (to - from) << 12, file, (long)(from * PageMap.PageSize), name);
+            }
+            before += pages;
+        }
+    }
+
+    private static void Copy(GuestMemory memory, GuestAddress address, ulong length, SafeFileHandle file, long offset, string name)
+    {
+        for (ulong done = 0; done < length;)
+        {
+            int size = (int)Math.Min(length - done, 1 << 20);
+            if (!memory.TryGetSpan(new GuestAddress(address.Value + done), size, out Span<byte> bytes))
+                throw new InvalidOperationException($"there is no guest memory at {address}");
+            ReadExactly(file, bytes, offset + (long)done, name);
+            memory.NotifyHostWrite(address.Value + done, (ulong)size);
+            done += (ulong)size;
+        }
+    }
+}

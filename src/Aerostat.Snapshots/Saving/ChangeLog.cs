@@ -1,0 +1,46 @@
+using Aerostat.Memory;
+
+namespace Aerostat.Snapshots;
+
+/// <summary>Which pages of a machine have been written since a snapshot. Bits are kept until a snapshot that has them is complete.</summary>
+internal sealed class ChangeLog : IDisposable
+{
+    private readonly DirtyLog[] logs;
+    private readonly ulong[][] pending;
+    private readonly ulong[][] fresh;
+
+    /// <summary>Starts to log. The machine stands still.</summary>
+    public ChangeLog(GuestMemory memory)
+    {
+        logs = [.. memory.Regions.Select(memory.StartDirtyLog)];
+        pending = [.. logs.Select(l => new ulong[l.WordCount])];
+        fresh = [.. logs.Select(l => new ulong[l.WordCount])];
+    }
+
+    /// <summary>The pages written so far, by region. The machine stands still.</summary>
+    public IReadOnlyList<ulong[]> Collect()
+    {
+        for (int i = 0; i < logs.Length; i++)
+        {
+            if (logs[i].GetAndClear(fresh[i]) == 0)
+                continue;
+            for (int word = 0; word < fresh[i].Length; word++)
+                pending[i][word] |= fresh[i][word];
+        }
+        return pending;
+    }
+
+    /// <summary>What <see cref="Collect"/> has answered is in a snapshot now.</summary>
+    public void Forget()
+    {
+        foreach (ulong[] bits in pending)
+            Array.Clear(bits);
+    }
+
+    /// <summary>Ends logging.</summary>
+    public void Dispose()
+    {
+        foreach (DirtyLog log in logs)
+            log.Dispose();
+    }
+}

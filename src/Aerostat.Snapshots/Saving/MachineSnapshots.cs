@@ -1,0 +1,204 @@
+using System.Diagnostics;
+using System.Reflection;
+using Aerostat.Machine;
+using Aerostat.Memory;
+using Aerostat.State;
+
+namespace Aerostat.Snapshots;
+
+/// <summary>
+/// Takes the snapshots of one machine, and remembers for differential ones what they change. One at a time. To be disposed of before the
+/// machine.
+/// </summary>
+public sealed class MachineSnapshots : IDisposable
+{
+    private readonly VirtualMachine machine;
+    private readonly SemaphoreSlim turn = new(1, 1);
+    private ChangeLog? changes;
+    private (string Directory, Guid Id)? last;
+
+    /// <summary>Snapshots of a machine.</summary>
+    public MachineSnapshots(VirtualMachine machine)
+        : this(machine, null)
+    {
+    }
+
+    /// <summary>
+    /// Snapshots of a machine that was restored and has not been started yet: the first can be differential already.
+    /// </summary>
+    /// <param name="machine">The machine.</param>
+    /// <param name="from">What it goes on from; null: nothing.</param>
+    public MachineSnapshots(VirtualMachine machine, Snapshot? from)
+    {
+        ArgumentNullException.ThrowIfNull(machine);
+        this.machine = machine;
+        if (from is null)
+            return;
+        if (machine.State != MachineState.Created)
+            throw new InvalidOperationException("the machine has been started: what it has written since is not known");
+        changes = from.TakeChangeLog() ?? throw new InvalidOperationException("the machine was not made from this snapshot with its writes logged");
+        last = (from.Path, from.Manifest.Id);
+    }
+
+    /// <summary>Takes a snapshot. The machine is paused while its memory is copied, and goes on if it ran.</summary>
+    /// <param name="directory">The snapshot's directory. A snapshot that is there already is replaced once the new one is whole.</param>
+    /// <param name="options">How.</param>
+    /// <exception cref="SnapshotException">It cannot be taken; the machine goes on, and what was in the directory is still there.</exception>
+    public async Task<SnapshotResult> SaveAsync(string directory, SnapshotOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(directory);
+        ArgumentNullException.ThrowIfNull(options);
+        await turn.WaitAsync().ConfigureAwait(false);
+        try
+        {
+            return await Save(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory)), options).ConfigureAwait(false);
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or SavedStateException or InvalidOperationException)
+        {
+            throw new SnapshotException($"no snapshot could be taken to {directory}: {e.Message}", e);
+        }
+        finally
+        {
+            turn.Release();
+        }
+    }
+
+    /// <summary>Ends the logging of writes.</summary>
+    public void Dispose()
+    {
+        changes?.Dispose();
+        changes = null;
+    }
+
+    private async Task<SnapshotResult> Save(string directory, SnapshotOptions options)
+    {
+        Stopwatch elapsed = Stopwatch.StartNew();
+        SnapshotParent? parent = options.Differential ? FindParent(directory) : null;
+        SnapshotMachine description = Describe(machine.Options);
+        using SnapshotDirectory target = SnapshotDirectory.Create(directory);
+        if (options.BeforePause is { } before)
+            await before().ConfigureAwait(false);
+        SnapshotManifest? manifest = null;
+        PageMap? map = null;
+        TimeSpan paused = default;
+        Stopwatch pause = Stopwatch.StartNew();
+        await machine.SaveAsync(state =>
+        {
+            // What was written so far is in the snapshot, or in the next one should this one fail.
+            IReadOnlyList<ulong[]>? written = changes?.Collect();
+            map = new MemoryWriter(machine.Memory, target.MemoryFile).Write(options.Differential ? written : null);
+            if (options.Track)
+                changes ??= new ChangeLog(machine.Memory);
+            manifest = Compose(description, state, parent);
+            paused = pause.Elapsed;
+            return Task.CompletedTask;
+        }).ConfigureAwait(false);
+        manifest = await Task.Run(() => Finish(target, manifest!, map!, options.Durable)).ConfigureAwait(false);
+        if (options.Track)
+        {
+            // Writes since the pause are in the log's own bits, not among these.
+            changes!.Forget();
+            last = (directory, manifest.Id);
+        }
+        else
+        {
+            Dispose();
+            last = null;
+        }
+        SnapshotMemory memory = manifest.Memory;
+        return new SnapshotResult(
+            directory, manifest.Id, memory.DataPages * PageMap.PageSize, memory.ZeroPages * PageMap.PageSize,
+            (memory.HintedPages + memory.DiscardedPages) * PageMap.PageSize, memory.UnchangedPages * PageMap.PageSize, paused, elapsed.Elapsed);
+    }
+
+    private static SnapshotManifest Finish(SnapshotDirectory target, SnapshotManifest manifest, PageMap map, bool durable)
+    {
+        byte[] mapFile = map.ToArray();
+        SnapshotManifest whole = manifest with
+        {
+            Memory = manifest.Memory with
+            {
+                MapBytes = mapFile.Length,
+                MapChecksum = Checksum.Of(mapFile).ToString(),
+                DataPages = map.CountOf(PageKind.Data),
+                ZeroPages = map.CountOf(PageKind.Zero),
+                DiscardedPages = map.CountOf(PageKind.Discarded),
+                HintedPages = map.CountOf(PageKind.Hinted),
+                UnchangedPages = map.CountOf(PageKind.Unchanged),
+            },
+        };
+        target.Write(SnapshotDirectory.PageMap, mapFile, durable);
+        target.Write(SnapshotDirectory.Manifest, ManifestFile.Write(whole), durable);
+        target.Commit(durable);
+        return whole;
+    }
+
+    private SnapshotParent FindParent(string directory)
+    {
+        if (changes is null || last is not { } parent)
+            throw new SnapshotException("there is no earlier snapshot of this machine that a differential one could build on: take a full one first");
+        Snapshot before;
+        try
+        {
+            before = Snapshot.Open(parent.Directory);
+        }
+        catch (SnapshotException e)
+        {
+            throw new SnapshotException($"the snapshot that a differential one would build on cannot be used any more; take a full one: {e.Message}", e);
+        }
+        if (before.Manifest.Id != parent.Id)
+            throw new SnapshotException($"{parent.Directory} has been replaced by another snapshot since; take a full one");
+        if (before.Chain.Count >= Snapshot.LongestChain)
+            throw new SnapshotException($"{before.Chain.Count} snapshots build on each other already, and no more may: take a full one");
+        if (before.Chain.Any(s => s.Path == directory))
+            throw new SnapshotException($"{directory} is what a differential snapshot would build on; give another name, or take a full one");
+        return new SnapshotParent(Path.GetRelativePath(directory, parent.Directory), parent.Id);
+    }
+
+    private SnapshotManifest Compose(SnapshotMachine description, MachineSavedState state, SnapshotParent? parent)
+    {
+        MachineStatistics statistics = machine.GetStatistics();
+        return new SnapshotManifest
+        {
+            Id = Guid.NewGuid(),
+            Created = DateTimeOffset.UtcNow,
+            Program = $"aerostat {typeof(MachineSnapshots).Assembly.GetName().Version?.ToString(3)}",
+            Parent = parent,
+            Machine = description with { Accelerator = statistics.Accelerator, CpuModel = statistics.CpuModel },
+            State = state,
+            Memory = new SnapshotMemory
+            {
+                Regions = [.. machine.Memory.Regions.Select(r => new SnapshotRegion(r.Base.Value, r.Size))],
+                MapBytes = 0,
+                MapChecksum = "",
+                DataPages = 0,
+                ZeroPages = 0,
+                DiscardedPages = 0,
+                HintedPages = 0,
+                UnchangedPages = 0,
+            },
+        };
+    }
+
+    private static SnapshotMachine Describe(MachineOptions options) => new()
+    {
+        Name = options.Name,
+        MemoryBytes = options.MemoryBytes,
+        Cpus = options.Cpus,
+        Accelerator = "",
+        CpuModel = "",
+        Personality = options.Personality,
+        Devices = [.. options.Devices.Select(d => d.Format() ?? throw new SnapshotException($"a machine with {d.GetType().Name} cannot be saved: the device cannot be written down"))],
+        Boot = options.Boot switch
+        {
+            KernelBootOptions { InitrdBytes: null } kernel => new SnapshotBoot
+            {
+                Kernel = Path.GetFullPath(kernel.Kernel),
+                Initrd = kernel.Initrd is { } initrd ? Path.GetFullPath(initrd) : null,
+                CommandLine = kernel.CommandLine,
+            },
+            RealModeBootOptions code => new SnapshotBoot { Code = code.Code.ToArray(), Address = code.Address },
+            _ => null,
+        },
+    };
+}
