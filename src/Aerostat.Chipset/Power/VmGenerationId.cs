@@ -35,9 +35,7 @@ public sealed class VmGenerationId : IDevice, ISavable<VmGenerationIdSavedState>
     /// <inheritdoc/>
     public void Reset()
     {
-        // A machine that starts anew is still the same machine. Its memory is empty until the firmware tables are written again.
-        lock (_lock)
-            _address = null;
+        // A machine that starts anew is still the same machine; the firmware tables say anew where to look.
     }
 
     /// <summary>Puts the ID where the firmware tables say it is.</summary>

@@ -107,7 +107,7 @@ internal sealed class BootImage : IDisposable
     /// What makes the state of vCPU 0 after S3 out of its reset state; null when the guest has not said where it wants to go on. Memory
     /// is as the guest left it.
     /// </summary>
-    public Func<ProcessorState, ProcessorState>? Wake(GuestMemory memory) =>
+    public static Func<ProcessorState, ProcessorState>? Wake(MachineOptions options, GuestMemory memory) =>
         options.Boot is KernelBootOptions or RealModeBootOptions ? AcpiWake.Find(memory) : static reset => reset;
 
     private static ProcessorState StartRealMode(ProcessorState state, ushort address)

@@ -27,7 +27,7 @@ public sealed partial class VirtualMachine
         if (state != MachineState.Suspended || board.IsAsleep)
             return;
         asleep = false;
-        if (boot.Wake(memory) is not { } resume)
+        if (BootImage.Wake(Options, memory) is not { } resume)
         {
             await Reset().ConfigureAwait(false);
             return;

@@ -25,7 +25,7 @@ public sealed partial class VirtualMachine
     // From the queue. What goes wrong is the caller's, not the machine's.
     private async Task SaveWhenStill(Func<MachineSavedState, Task> use, TaskCompletionSource done)
     {
-        bool wasRunning = state == MachineState.Running;
+        bool wasRunning = state is MachineState.Running or MachineState.Suspended;
         try
         {
             if (state == MachineState.Ended)
@@ -33,7 +33,7 @@ public sealed partial class VirtualMachine
             if (board.Unsavable.Count > 0)
                 throw new SavedStateException($"the machine has devices whose state cannot be saved: {string.Join(", ", board.Unsavable)}");
             await Pause().ConfigureAwait(false);
-            if (gate.Closed)
+            if (gate.Closed && !asleep)
             {
                 // What the guest wants is in the queue, or will be in a moment. Its processors are in the middle of asking for it.
                 if (wasRunning)
@@ -81,7 +81,7 @@ public sealed partial class VirtualMachine
         }
         return new MachineSavedState(
             clock.GetTimestamp(), clock.GetUtcNow() - TimeSpan.FromTicks(clock.GetTimestamp() / TimeSpan.NanosecondsPerTick), processors[0].Timestamp.FrequencyHz,
-            DescribeCpuid(), saved);
+            DescribeCpuid(), asleep, saved);
     }
 
     private CpuidEntry[] DescribeCpuid() =>
@@ -106,6 +106,13 @@ public sealed partial class VirtualMachine
             processor.Reset();
         foreach (StateElement element in elements)
             element.Restore(byName[element.Name]);
+        if (saved.Asleep)
+        {
+            // As the machine is between falling asleep and waking.
+            asleep = true;
+            guestRequested = 1;
+            gate.Closed = true;
+        }
         if (origin.NewIdentity)
             board.GenerationId.Renew();
     }

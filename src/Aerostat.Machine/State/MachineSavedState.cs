@@ -7,9 +7,10 @@ namespace Aerostat.Machine;
 /// <param name="BootTime">Time of day when VM time was zero.</param>
 /// <param name="TscFrequencyHz">Increments of the time-stamp counter in a second of VM time.</param>
 /// <param name="Cpuid">What CPUID answers on vCPU 0: the guest has made up its mind by it.</param>
+/// <param name="Asleep">Whether the guest is suspended to RAM.</param>
 /// <param name="Elements">The parts, in the order in which they are put back.</param>
 public sealed record MachineSavedState(
-    long Timestamp, DateTimeOffset BootTime, long TscFrequencyHz, IReadOnlyList<CpuidEntry> Cpuid, IReadOnlyList<SavedElement> Elements);
+    long Timestamp, DateTimeOffset BootTime, long TscFrequencyHz, IReadOnlyList<CpuidEntry> Cpuid, bool Asleep, IReadOnlyList<SavedElement> Elements);
 
 /// <summary>What CPUID answers for one leaf.</summary>
 /// <param name="Leaf">EAX.</param>
