@@ -78,6 +78,22 @@ public sealed class RequestTests : IDisposable
     }
 
     [Theory]
+    [InlineData("")]
+    [InlineData("\n")]
+    [InlineData("{\"verb\":\"pause\"}\n")]
+    [InlineData("{\"verb\":\"pause\"}")]
+    public async Task WhoClosesIsLetGo(string said)
+    {
+        await using ControlledGuest guest = await ControlledGuest.StartAsync(folder);
+        using RawClient client = await RawClient.OpenAsync(guest.Endpoint);
+        await client.SendAsync(said);
+        client.CloseSending();
+        if (said.Length > 1)
+            Assert.True((await client.ReadAsync())!.Value.GetProperty("ok").GetBoolean());
+        Assert.Null(await client.ReadAsync());
+    }
+
+    [Theory]
     [InlineData("show", "usage")]
     [InlineData("[]", "usage")]
     [InlineData("null", "usage")]

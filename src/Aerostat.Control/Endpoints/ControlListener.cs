@@ -43,7 +43,7 @@ public sealed class ControlListener : IDisposable
             if (endpoint.Name is not null)
                 MakeFolder(Path.GetDirectoryName(endpoint.Path)!);
             // Two machines that start at once must not remove each other's socket.
-            using IDisposable? turn = Lock();
+            using IDisposable? turn = Lock(endpoint);
             RemoveStale(endpoint, address);
             Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
             try
@@ -59,6 +59,10 @@ public sealed class ControlListener : IDisposable
                 socket.Dispose();
                 throw;
             }
+        }
+        catch (SocketException e) when (e.SocketErrorCode == SocketError.AddressAlreadyInUse)
+        {
+            throw Taken(endpoint);
         }
         catch (Exception e) when (e is SocketException or IOException or UnauthorizedAccessException)
         {
@@ -78,9 +82,10 @@ public sealed class ControlListener : IDisposable
 
     // The runtime locks a file that is not shared with flock(2): the lock goes with its process, whatever becomes of that.
     [UnsupportedOSPlatform("windows")]
-    private static FileStream? Lock()
+    private static FileStream? Lock(ControlEndpoint endpoint)
     {
-        if (ControlEndpoint.Folders.FirstOrDefault(Directory.Exists) is not { } folder)
+        // A socket at a path of its own may be in anybody's folder.
+        if ((endpoint.Name is null ? ControlEndpoint.Folders.FirstOrDefault(Directory.Exists) : Path.GetDirectoryName(endpoint.Path)) is not { } folder)
             return null;
         long until = Environment.TickCount64 + (long)s_lockPatience.TotalMilliseconds;
         while (true)
@@ -128,10 +133,12 @@ public sealed class ControlListener : IDisposable
         {
             // Somebody is there, only very busy.
         }
-        throw new ControlException(ControlErrorKind.Refused, endpoint.Name is { } name
-            ? $"--name: a machine named '{name}' is running already; choose another name, or end that one with 'aerostat stop {name}'"
-            : $"--control: somebody listens at {endpoint.Path} already; choose another path");
+        throw Taken(endpoint);
     }
+
+    private static ControlException Taken(ControlEndpoint endpoint) => new(ControlErrorKind.Refused, endpoint.Name is { } name
+        ? $"--name: a machine named '{name}' is running already; choose another name, or end that one with 'aerostat stop {name}'"
+        : $"--control: somebody listens at {endpoint.Path} already; choose another path");
 
     private static string Reason(Exception e) => e switch
     {
@@ -149,7 +156,7 @@ public sealed class ControlListener : IDisposable
         try
         {
             // The runtime removes the socket's file when it closes it: by then another machine's may be there, unless it has to wait.
-            turn = Lock();
+            turn = Lock(endpoint);
             File.Delete(endpoint.Path);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

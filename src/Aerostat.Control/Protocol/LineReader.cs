@@ -27,8 +27,12 @@ internal sealed class LineReader(Socket socket, int longest)
             searched = end;
             if (end - start > longest)
                 throw new ControlException(ControlErrorKind.Usage, $"a line has at most {longest} bytes; send less at a time");
-            if (!await FillAsync(cancellation).ConfigureAwait(false))
-                return start == end ? null : Take(end, end);
+            if (await FillAsync(cancellation).ConfigureAwait(false))
+                continue;
+            // Not in one expression: null would become an empty line.
+            if (start == end)
+                return null;
+            return Take(end, end);
         }
     }
 

@@ -3,7 +3,7 @@ using Aerostat.Machine;
 namespace Aerostat.Control;
 
 /// <summary>The answer of verbs that change a machine's state.</summary>
-/// <param name="State">The state now: "created", "running", "paused" or "ended".</param>
+/// <param name="State">The state now: "created", "running", "paused", "suspended" (to RAM, by the guest) or "ended".</param>
 /// <param name="Changed">Whether it was another before.</param>
 public sealed record StateAnswer(string State, bool Changed)
 {
@@ -58,7 +58,7 @@ internal sealed class ResumeVerb : LifecycleVerb
 {
     public override string Name => "resume";
 
-    protected override bool IsThere(MachineState state) => state == MachineState.Running;
+    protected override bool IsThere(MachineState state) => state is MachineState.Running or MachineState.Suspended;
 
     protected override Task ChangeAsync(VirtualMachine machine) => machine.ResumeAsync();
 }

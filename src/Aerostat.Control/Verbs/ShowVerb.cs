@@ -7,7 +7,7 @@ namespace Aerostat.Control;
 /// <param name="Name">The machine's name.</param>
 /// <param name="Pid">Process that runs it.</param>
 /// <param name="Version">The program's version.</param>
-/// <param name="State">"created", "running", "paused" or "ended".</param>
+/// <param name="State">"created", "running", "paused", "suspended" (to RAM, by the guest) or "ended".</param>
 /// <param name="UptimeSeconds">Since the process made it.</param>
 /// <param name="VmSeconds">VM time, which stands still while the machine is paused.</param>
 /// <param name="Accelerator">What runs the guest's code.</param>

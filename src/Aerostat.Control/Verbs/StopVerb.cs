@@ -53,6 +53,7 @@ internal sealed class StopVerb() : ControlVerb<StopArguments, StopAnswer>(Contro
     {
         { HasDebugger: true } => "a debugger is attached and may be holding it",
         { State: MachineState.Paused } => "the machine was paused meanwhile",
+        { State: MachineState.Suspended } => "it is suspended to RAM, and the power button has not woken it",
         { PowerButton: { Enabled: false, Pending: true } } => "it ignores the power button (nothing in it has enabled PWRBTN_EN: no ACPI, or no driver for the button)",
         { PowerButton.Pending: true } => "it has not taken the power button's interrupt",
         _ => "it has seen the power button and does not act on it (no program in it, such as acpid or systemd-logind, does), or is still shutting down",

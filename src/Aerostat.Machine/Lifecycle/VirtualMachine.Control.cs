@@ -48,7 +48,7 @@ public sealed partial class VirtualMachine
     {
         MachineState before = state;
         await Pause().ConfigureAwait(false);
-        if (before == MachineState.Running)
+        if (before is MachineState.Running or MachineState.Suspended)
             Journal.Write("paused", "is paused");
     }
 

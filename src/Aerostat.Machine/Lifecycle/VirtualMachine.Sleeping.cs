@@ -17,6 +17,7 @@ public sealed partial class VirtualMachine
         await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
         board.Virtio.Quiesce();
         state = MachineState.Suspended;
+        Journal.Write("suspended", "was suspended to RAM by its guest");
         // The event that wakes it may have come before.
         await Wake().ConfigureAwait(false);
     }
@@ -39,6 +40,7 @@ public sealed partial class VirtualMachine
         gate.Closed = false;
         board.Virtio.Resume();
         state = MachineState.Running;
+        Journal.Write("woken", "was woken up");
         await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);
     }
 }
