@@ -63,7 +63,7 @@ public static class Accelerators
 
     /// <summary>Finds what <c>--accel</c> and <c>--cpu</c> ask for.</summary>
     /// <exception cref="ConfigurationException">There is no such thing, or it cannot be used here.</exception>
-    public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "none", TranslationRecordOptions? record = null)
+    public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "kvm", TranslationRecordOptions? record = null)
     {
         string name = Find(accelerator);
         string model = cpuModel ?? CpuModels.Default;
@@ -77,7 +77,8 @@ public static class Accelerators
             name,
             model,
             memory => Open(name, memory, record),
-            (index, count) => Cpuid(name, CpuModels.CreateCpuid(model, index, count, personality)));
+            (index, count) => Cpuid(name, CpuModels.CreateCpuid(model, index, count, personality)))
+        { PassesHypercalls = name != KvmName };
     }
 
     private static IHypervisor Open(string name, GuestMemory memory, TranslationRecordOptions? record)

@@ -22,6 +22,17 @@ internal sealed class Bits256
     /// <summary>Reads a bit.</summary>
     public bool this[int bit] => (Volatile.Read(ref _words[bit >> 6]) & 1UL << bit) != 0;
 
+    /// <summary>Whether a bit is set and no other.</summary>
+    public bool HoldsOnly(int bit)
+    {
+        for (int i = 0; i < 4; i++)
+        {
+            if (Volatile.Read(ref _words[i]) != (i == bit >> 6 ? 1UL << bit : 0))
+                return false;
+        }
+        return true;
+    }
+
     /// <summary>The highest set bit, or -1.</summary>
     public int Highest
     {

@@ -36,7 +36,7 @@ public sealed partial class LocalApic
     /// <remarks>Called only while <see cref="MmioBase"/> is an address. Registers are 32 bits at each 16 bytes; the rest reads as zero.</remarks>
     public ulong ReadMmio(ulong offset, int size)
     {
-        ApplyPendingInit();
+        Settle();
         int inside = (int)offset & 15;
         if (inside >= 4 || !_hardwareEnabled || _x2Mode)
             return 0;
@@ -53,7 +53,7 @@ public sealed partial class LocalApic
     /// <remarks>Only aligned accesses of 4 bytes or more have an effect (11.4.1).</remarks>
     public void WriteMmio(ulong offset, int size, ulong value)
     {
-        ApplyPendingInit();
+        Settle();
         if (((int)offset & 15) != 0 || size < 4 || !_hardwareEnabled || _x2Mode)
             return;
         if (!TryWrite((int)(offset >> 4) & 0xFF, (uint)value))
@@ -66,7 +66,7 @@ public sealed partial class LocalApic
     /// <summary>RDMSR of 0x1B, 0x6E0 or 0x800..0x8FF; false: #GP.</summary>
     public bool ReadMsr(uint index, out ulong value)
     {
-        ApplyPendingInit();
+        Settle();
         value = 0;
         switch (index)
         {
@@ -107,7 +107,7 @@ public sealed partial class LocalApic
     /// <summary>WRMSR of 0x1B, 0x6E0 or 0x800..0x8FF; false: #GP.</summary>
     public bool WriteMsr(uint index, ulong value)
     {
-        ApplyPendingInit();
+        Settle();
         switch (index)
         {
             case BaseMsr:

@@ -32,6 +32,8 @@ public sealed record LocalApicSavedState
     public ulong[] InService { get; init; } = [];
     /// <summary>TMR, 4 words.</summary>
     public ulong[] TriggerMode { get; init; } = [];
+    /// <summary>The guest may have ended the interrupt in service through its flag.</summary>
+    public bool EndLent { get; init; }
     /// <summary>ExtINT message not yet acknowledged.</summary>
     public bool ExternalLatched { get; init; }
     /// <summary>LINT0 wire.</summary>
@@ -59,6 +61,7 @@ public sealed partial class LocalApic
     /// <inheritdoc/>
     public LocalApicSavedState Save()
     {
+        // A loan stays one: the flag is in guest memory, which may have been saved already.
         ApplyPendingInit();
         lock (_timerLock)
         {
@@ -78,6 +81,7 @@ public sealed partial class LocalApic
                 Requested = _irr.ToArray(),
                 InService = _isr.ToArray(),
                 TriggerMode = _tmr.ToArray(),
+                EndLent = _endLent,
                 ExternalLatched = _extIntLatched,
                 Lint0 = _lint0 != 0,
                 Lint1 = _lint1 != 0,
@@ -96,6 +100,8 @@ public sealed partial class LocalApic
     public void Restore(LocalApicSavedState state)
     {
         _initPending = false;
+        _endLent = state.EndLent;
+        _endFlag = null;
         _base = state.Base;
         ApplyBase();
         _xApicId = state.Id & 0xFF;

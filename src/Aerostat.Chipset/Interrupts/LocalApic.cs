@@ -171,12 +171,12 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
     {
         get
         {
-            ApplyPendingInit();
+            Settle();
             return _tpr >> 4;
         }
         set
         {
-            ApplyPendingInit();
+            Settle();
             SetTaskPriority((uint)(value & 15) << 4);
         }
     }
@@ -187,7 +187,7 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
     /// </summary>
     public int AcknowledgeInterrupt()
     {
-        ApplyPendingInit();
+        Settle();
         if (ExternalPending)
         {
             _extIntLatched = false;
@@ -205,6 +205,8 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
                 _isr.SetOwned(vector);
                 UpdatePriority();
                 _fabric.NoteTaken((byte)vector);
+                if (_endFlag is not null)
+                    LendEnd(vector);
                 return vector;
             }
         }
@@ -291,7 +293,8 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
                 _tmr.Clear(vector);
         }
         bool added = _irr.Set(vector);
-        if (vector >> 4 > (int)(_ppr >> 4))
+        // While the end of an interrupt is lent to the guest, PPR may be higher than it ought to be.
+        if (vector >> 4 > (int)(_ppr >> 4) || _endLent)
             RaiseWire();
         return added ? Reception.Accepted : Reception.Merged;
     }
@@ -425,6 +428,14 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
             DeliverLocal(Volatile.Read(ref _lvt[LvtError]), level: false);
     }
 
+    /// <summary>What has happened beside the owner is brought into the registers before it looks at them.</summary>
+    private void Settle()
+    {
+        if (_endLent)
+            TakeBackEnd();
+        ApplyPendingInit();
+    }
+
     private void ApplyPendingInit()
     {
         if (!_initPending)
@@ -438,6 +449,10 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
     private void ResetRegisters()
     {
         StopTimer();
+        if (_endLent)
+            _endFlag?.Clear();
+        _endLent = false;
+        _endFlag = null;
         _xApicId = (uint)_options.Id;
         _ldr = 0;
         _dfr = 0xFFFF_FFFF;

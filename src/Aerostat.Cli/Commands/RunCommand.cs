@@ -20,7 +20,7 @@ internal static class RunCommand
         Option<string> cpus = MachineArguments.Cpus();
         Option<string> accelerator = MachineArguments.Accelerator();
         Option<string> cpu = new("--cpu") { HelpName = "NAME", Description = "CPU model; 'help' lists them" };
-        Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm", DefaultValueFactory = _ => "none" };
+        Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm", DefaultValueFactory = _ => "kvm" };
         Option<string[]> device = new("--device") { HelpName = "NAME[,key=value...]", Description = "Add a device; 'help' lists them", DefaultValueFactory = _ => [] };
         Option<string?> name = new("--name") { HelpName = "NAME", Description = "The machine's name, by which the other commands reach it while it runs" };
         Option<string?> control = MachineTarget.ControlOption("Make the control socket here");

@@ -32,7 +32,7 @@ public sealed record MachineOptions
     public string? CpuModel { get; init; }
 
     /// <summary>Which hypervisor the guest sees: "none" or "kvm".</summary>
-    public string Personality { get; init; } = "none";
+    public string Personality { get; init; } = "kvm";
 
     /// <summary>What to start; null leaves the processor at its reset vector.</summary>
     public BootOptions? Boot { get; init; }

@@ -85,7 +85,7 @@ public sealed partial class VirtualMachine
     }
 
     private CpuidEntry[] DescribeCpuid() =>
-        [.. IPersonality.AddCpuid(Options.Personality, accelerator.Cpuid(0, Options.Cpus)).Entries.Select(e => new CpuidEntry(e.Leaf, e.Subleaf, e.Value.Eax, e.Value.Ebx, e.Value.Ecx, e.Value.Edx))];
+        [.. IPersonality.AddCpuid(Options.Personality, accelerator.Cpuid(0, Options.Cpus), accelerator.PassesHypercalls).Entries.Select(e => new CpuidEntry(e.Leaf, e.Subleaf, e.Value.Eax, e.Value.Ebx, e.Value.Ecx, e.Value.Edx))];
 
     // Before there are threads; a machine that this throws out of never runs.
     private void RestoreState(MachineOrigin origin)

@@ -87,7 +87,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 {
                     Index = i,
                     Count = options.Cpus,
-                    Cpuid = IPersonality.AddCpuid(options.Personality, accelerator.Cpuid(i, options.Cpus)),
+                    Cpuid = IPersonality.AddCpuid(options.Personality, accelerator.Cpuid(i, options.Cpus), accelerator.PassesHypercalls),
                     Clock = clock,
                 }));
             }
@@ -95,7 +95,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             board = new Board(options, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake));
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality == KvmPersonality.Name
-                ? [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, kvmClock))]
+                ? [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, board.LocalApics[p.Index], kvmClock))]
                 : [];
             handlers = [.. board.LocalApics.Select((apic, i) => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate, personalities.ElementAtOrDefault(i)))];
             CollectElements();

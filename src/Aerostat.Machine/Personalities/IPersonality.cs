@@ -21,6 +21,9 @@ internal interface IPersonality
     void Reset();
 
     /// <summary>Adds what a personality announces to a vCPU's CPUID.</summary>
-    static CpuidTable AddCpuid(string personality, CpuidTable table) =>
-        personality == KvmPersonality.Name ? KvmPersonality.AddCpuid(table) : table;
+    /// <param name="personality">Its name.</param>
+    /// <param name="table">The CPU model's CPUID.</param>
+    /// <param name="hypercalls">Whether hypercalls reach the personality.</param>
+    static CpuidTable AddCpuid(string personality, CpuidTable table, bool hypercalls) =>
+        personality == KvmPersonality.Name ? KvmPersonality.AddCpuid(table, hypercalls) : table;
 }

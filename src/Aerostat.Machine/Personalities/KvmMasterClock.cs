@@ -64,8 +64,8 @@ internal sealed class KvmMasterClock(TimeProvider clock) : ISavable<KvmClockSave
             master = state.IsSet ? new KvmTimePair(state.Tsc, state.Nanoseconds, true) : null;
     }
 
-    // The pair whose reading took least.
-    private KvmTimePair Measure(ITimestampCounter counter)
+    /// <summary>Both clocks now; the pair whose reading took least.</summary>
+    public KvmTimePair Measure(ITimestampCounter counter)
     {
         KvmTimePair best = default;
         ulong shortest = ulong.MaxValue;

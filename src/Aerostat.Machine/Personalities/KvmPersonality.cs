@@ -7,10 +7,11 @@ namespace Aerostat.Machine;
 
 /// <summary>
 /// What a guest of Linux's KVM finds, on one vCPU (the kernel's Documentation/virt/kvm/x86: cpuid.rst, msr.rst, hypercalls.rst): the
-/// signature, kvmclock in memory with the wall clock at boot, and the hypercall that sends IPIs.
+/// signature, kvmclock in memory with the wall clock at boot, the end of interrupts through memory, and the hypercalls that send IPIs
+/// and that pair the host's clock with the time-stamp counter.
 /// <para>
-/// Not announced: steal time (nothing is stolen that VM time does not show), asynchronous page faults, PV EOI, and the wake-up of
-/// halted processors.
+/// Not announced: steal time (nothing is stolen that VM time does not show) and what needs it, asynchronous page faults, the polling
+/// control, and the wake-up of halted processors by hypercall.
 /// </para>
 /// </summary>
 internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySavedState>
@@ -20,41 +21,52 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
 
     private const uint Signature = 0x4000_0000, Features = 0x4000_0001;
 
-    // CPUID 0x40000001:EAX: kvmclock under the old and the new MSRs, no delays needed after port I/O, IPIs by hypercall, kvmclock stable
-    // across vCPUs.
-    private const uint FeatureBits = 1u << 0 | 1u << 1 | 1u << 3 | 1u << 11 | 1u << 24;
+    // CPUID 0x40000001:EAX: kvmclock under the old and the new MSRs, no delays needed after port I/O, end of interrupt through memory,
+    // kvmclock stable across vCPUs; and IPIs by hypercall.
+    private const uint FeatureBits = 1u << 0 | 1u << 1 | 1u << 3 | 1u << 6 | 1u << 24, IpiFeature = 1u << 11;
 
-    private const uint OldWallClock = 0x11, OldSystemTime = 0x12, WallClock = 0x4B56_4D00, SystemTime = 0x4B56_4D01;
-    private const uint SendIpi = 10;
-    private const ulong NoSuchHypercall = unchecked((ulong)-1000L);
+    private const uint OldWallClock = 0x11, OldSystemTime = 0x12, WallClock = 0x4B56_4D00, SystemTime = 0x4B56_4D01, EndOfInterrupt = 0x4B56_4D04;
+    private const ulong PollForInterrupt = 1, ClockPairing = 9, SendIpi = 10;
+    private const ulong NoSuchHypercall = unchecked((ulong)-1000L), NotSupported = unchecked((ulong)-95L), BadAddress = unchecked((ulong)-14L);
+    private const int PairingBytes = 64;
 
     private readonly IVirtualProcessor processor;
     private readonly GuestMemory memory;
     private readonly InterruptFabric fabric;
+    private readonly LocalApic apic;
     private readonly KvmMasterClock clock;
-    private ulong systemTime, wallClock;
+    private ulong systemTime, wallClock, endOfInterrupt;
     private uint version;
 
-    public KvmPersonality(IVirtualProcessor processor, GuestMemory memory, InterruptFabric fabric, KvmMasterClock clock)
+    public KvmPersonality(IVirtualProcessor processor, GuestMemory memory, InterruptFabric fabric, LocalApic apic, KvmMasterClock clock)
     {
         this.processor = processor;
         this.memory = memory;
         this.fabric = fabric;
+        this.apic = apic;
         this.clock = clock;
         processor.Timestamp.Adjusted += Publish;
     }
 
     /// <summary>The signature and the features.</summary>
-    public static CpuidTable AddCpuid(CpuidTable table) => table
+    /// <param name="table">The CPU model's.</param>
+    /// <param name="hypercalls">Whether hypercalls come here.</param>
+    public static CpuidTable AddCpuid(CpuidTable table, bool hypercalls) => table
         // "KVMKVMKVM".
         .Set(Signature, 0, new CpuidResult(Features, 0x4B4D_564B, 0x564B_4D56, 0x4D), anySubleaf: true)
-        .Set(Features, 0, new CpuidResult(FeatureBits, 0, 0, 0), anySubleaf: true);
+        .Set(Features, 0, new CpuidResult(FeatureBits | (hypercalls ? IpiFeature : 0), 0, 0, 0), anySubleaf: true);
 
     /// <inheritdoc/>
     public bool ReadMsr(uint index, out ulong value)
     {
-        value = index is OldSystemTime or SystemTime ? systemTime : wallClock;
-        return index is OldSystemTime or SystemTime or OldWallClock or WallClock;
+        value = index switch
+        {
+            OldSystemTime or SystemTime => systemTime,
+            OldWallClock or WallClock => wallClock,
+            // INIT turns it off.
+            _ => apic.EndOfInterruptFlag is null ? endOfInterrupt & ~1UL : endOfInterrupt,
+        };
+        return index is OldSystemTime or SystemTime or OldWallClock or WallClock or EndOfInterrupt;
     }
 
     /// <inheritdoc/>
@@ -70,6 +82,14 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
                 wallClock = value;
                 PublishWallClock();
                 return true;
+            case EndOfInterrupt:
+                // Bit 0 enables, bit 1 is reserved; the rest is an address.
+                GuestAddress at = new(value & ~3UL);
+                if ((value & 2) != 0 || ((value & 1) != 0 && !memory.TryRead(at, out uint _)))
+                    return false;
+                endOfInterrupt = value;
+                apic.EndOfInterruptFlag = (value & 1) != 0 ? new EndFlag(memory, at) : null;
+                return true;
             default:
                 return false;
         }
@@ -78,17 +98,44 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
     /// <inheritdoc/>
     public bool Hypercall(Span<ulong> registers)
     {
-        registers[0] = registers[0] == SendIpi
-            ? (ulong)SendIpis(registers[3], registers[1], (uint)registers[2], (uint)registers[6])
-            : NoSuchHypercall;
+        // The number is in RAX, arguments are in RBX, RCX, RDX and RSI.
+        registers[0] = registers[0] switch
+        {
+            // Interrupts are taken on the way back in any case.
+            PollForInterrupt => 0,
+            ClockPairing => PairClocks(registers[3], registers[1]),
+            SendIpi => (ulong)SendIpis(registers[3], registers[1], (uint)registers[2], (uint)registers[6]),
+            _ => NoSuchHypercall,
+        };
         return true;
     }
 
     /// <inheritdoc/>
-    public void Reset() => systemTime = wallClock = 0;
+    public void Reset()
+    {
+        systemTime = wallClock = endOfInterrupt = 0;
+        apic.EndOfInterruptFlag = null;
+    }
+
+    /// <summary>Writes struct kvm_clock_pairing: the time of day, and what the time-stamp counter showed then.</summary>
+    private ulong PairClocks(ulong address, ulong clockType)
+    {
+        const ulong wallClockType = 0;
+        if (clockType != wallClockType)
+            return NotSupported;
+        KvmTimePair pair = clock.Measure(processor.Timestamp);
+        long ticks = (clock.BootTime - DateTimeOffset.UnixEpoch).Ticks, seconds = ticks / TimeSpan.TicksPerSecond;
+        ulong nanoseconds = (ulong)(ticks % TimeSpan.TicksPerSecond * TimeSpan.NanosecondsPerTick) + pair.Nanoseconds;
+        Span<byte> body = stackalloc byte[PairingBytes];
+        body.Clear();
+        BitConverter.TryWriteBytes(body, seconds + (long)(nanoseconds / 1_000_000_000));
+        BitConverter.TryWriteBytes(body[8..], nanoseconds % 1_000_000_000);
+        BitConverter.TryWriteBytes(body[16..], pair.Tsc);
+        return memory.TryWrite(new GuestAddress(address), body) ? 0 : BadAddress;
+    }
 
     /// <inheritdoc/>
-    public KvmPersonalitySavedState Save() => new() { SystemTime = systemTime, WallClock = wallClock, Version = version };
+    public KvmPersonalitySavedState Save() => new() { SystemTime = systemTime, WallClock = wallClock, Version = version, EndOfInterrupt = apic.EndOfInterruptFlag is null ? 0 : endOfInterrupt };
 
     /// <inheritdoc/>
     public void Restore(KvmPersonalitySavedState state)
@@ -97,6 +144,8 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
         systemTime = state.SystemTime;
         wallClock = state.WallClock;
         version = state.Version;
+        endOfInterrupt = state.EndOfInterrupt;
+        apic.EndOfInterruptFlag = (endOfInterrupt & 1) != 0 ? new EndFlag(memory, new GuestAddress(endOfInterrupt & ~3UL)) : null;
     }
 
     // 128 APIC IDs from a first one on; answers how many took it.
@@ -164,12 +213,27 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
         }
         return ((uint)factor, shift);
     }
+
+    private sealed class EndFlag(GuestMemory memory, GuestAddress at) : IEndOfInterruptFlag
+    {
+        public bool Set() => memory.TryWrite(at, (byte)1);
+
+        public bool Clear()
+        {
+            bool set = memory.TryRead(at, out byte value) && (value & 1) != 0;
+            if (set)
+                memory.TryWrite(at, (byte)(value & ~1));
+            return set;
+        }
+    }
 }
 
 /// <summary>One vCPU's part of the personality at rest.</summary>
 [SavedState("kvm-personality", 1)]
 internal sealed record KvmPersonalitySavedState
 {
+    /// <summary>MSR_KVM_PV_EOI_EN.</summary>
+    public ulong EndOfInterrupt { get; init; }
     /// <summary>MSR_KVM_SYSTEM_TIME_NEW.</summary>
     public ulong SystemTime { get; init; }
     /// <summary>MSR_KVM_WALL_CLOCK_NEW.</summary>
