@@ -292,10 +292,7 @@ internal sealed unsafe partial class BlockTranslator
         // The entry's offset: bits 12.. of the address, times the size of an entry.
         if (Bmi2.IsSupported)
         {
-            // rorx r11d, r10d, 7
-            ReadOnlySpan<byte> rorx = [0xC4, 0x43, 0x7B, 0xF0, 0xDA, 7];
-            foreach (byte b in rorx)
-                a.Byte(b);
+            a.RotateRight32(Host.R11, Host.R10, 7);
         }
         else
         {

@@ -1,10 +1,12 @@
+using System.Numerics;
 using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics.X86;
 using Aerostat.Platform;
 
 namespace Aerostat.Cpu;
 
 /// <content>
-/// Jump tables: from the low 16 bits of an address to code. The supervisor has one for each variant; user code one for each variant and
+/// Jump tables: from 16 bits of an address (<see cref="TableIndex"/>) to code. The supervisor has one for each variant; user code one for each variant and
 /// address space (<see cref="TlbSpace"/>). What the supervisor runs from pages that are not global goes when the space changes. One entry serves one address;
 /// what finds another's there looks in the second table, which all of them share.
 /// </content>
@@ -40,6 +42,15 @@ internal sealed unsafe partial class CodeCache
 
     private ref nint* Table(int variant, int inSpace) => ref tables[IsUser(variant) ? inSpace : 0][variant];
 
+    /// <summary>
+    /// Place of an address in a jump table. Its low bits alone would not do: functions begin at multiples of 16, and so would share 4096 places.
+    /// Generated code computes the same without touching flags, which takes RORX.
+    /// </summary>
+    public static int TableIndex(ulong linear) => (int)(Bmi2.IsSupported ? (uint)linear + BitOperations.RotateRight((uint)linear, TableFold) : (uint)linear) & (TableEntries - 1);
+
+    /// <summary>How far the address is rotated for the sum.</summary>
+    public const int TableFold = 12;
+
     // Tells variants and address spaces apart, and is never 0.
     private static ulong Key(int variant, int inSpace) => (ulong)(1 + variant + (IsUser(variant) ? inSpace * Variants : 0)) << 20;
 
@@ -62,7 +73,7 @@ internal sealed unsafe partial class CodeCache
         List<int> list = user ? listed[inSpace] : global ? listedGlobal : listedLocal;
         if (list.Count >= MostListed)
             FlushTables();
-        int index = (int)(b->Linear & (TableEntries - 1));
+        int index = TableIndex(b->Linear);
         FindPad(b);
         nint before = table[index], entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
         if (before == entry)
@@ -131,7 +142,7 @@ internal sealed unsafe partial class CodeCache
     {
         if ((b->Variant & Ungrouped) != 0)
             return;
-        int index = (int)(b->Linear & (TableEntries - 1));
+        int index = TableIndex(b->Linear);
         for (int i = 0; i < (IsUser(b->Variant) ? tables.Length : 1); i++)
         {
             nint* table = tables[i][b->Variant];

@@ -143,7 +143,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     public const uint MissRecord = 0;
     /// <summary>Added to the variant of blocks without groups, which are reached from a failed group only.</summary>
     public const int Ungrouped = 16;
-    private const int BucketBits = 15, Buckets = 1 << BucketBits;
+    private const int BucketBits = 16, Buckets = 1 << BucketBits;
     private const int CallSites = 1 << 13;
     private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
     private const int WorstBlock = 64 << 10;

@@ -206,6 +206,17 @@ internal sealed unsafe class HostAssembler
     public void Lea(int to, int baseRegister, int index, int scale, int displacement, bool wide = true) =>
         RM(0x8D, to, baseRegister, index, scale, displacement, wide);
 
+    /// <summary>rorx to, from, count: leaves the flags alone; both registers R8 to R15 (BMI2).</summary>
+    public void RotateRight32(int to, int from, int count)
+    {
+        Byte(0xC4);
+        Byte(0x43);
+        Byte(0x7B);
+        Byte(0xF0);
+        Byte(0xC0 | (to & 7) << 3 | (from & 7));
+        Byte(count);
+    }
+
     public void Lahf() => Byte(0x9F);
 
     public void Sahf() => Byte(0x9E);

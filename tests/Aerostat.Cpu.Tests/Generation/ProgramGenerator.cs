@@ -6,7 +6,7 @@ namespace Aerostat.Cpu.Tests;
 /// <summary>
 /// Makes programs. R9 counts loops, RBX, R14 and RSI point into the window most of the time, R12 often into the far window, whose pages share TLB entries
 /// with the window's; R10 and R13 are small indexes; other registers are anything. The code lies in three areas, which begin at addresses with the same
-/// low 16 bits. Some programs run at privilege level 0 and use what only kernels may.
+/// place in the jump table. Some programs run at privilege level 0 and use what only kernels may.
 /// </summary>
 internal sealed unsafe partial class ProgramGenerator(Rng rng)
 {

@@ -16,7 +16,7 @@ internal sealed unsafe partial class GuestRunner : IDisposable
     private const ulong Tables = 0x1000, WindowGpa = 0x100000, LowWindowGpa = 0x110000, CodeGpa = 0x120000, SystemGpa = 0x130000, AreaGpa = 0x140000, FarWindowGpa = 0x160000;
 
     /// <summary>Linear address of the supervisor pages: GDT, IDT, TSS, handlers, then two pages of stack.</summary>
-    private const ulong System = 0x4000_0000, Gdt = System, Idt = System + 0x1000, Tss = System + 0x2000, Handlers = System + 0x3000, StackTop = System + 0x6000;
+    private const ulong System = 0x6000_0000, Gdt = System, Idt = System + 0x1000, Tss = System + 0x2000, Handlers = System + 0x3000, StackTop = System + 0x6000;
 
     private const uint UserData = 0xC0F3;
 

@@ -27,9 +27,9 @@ internal static class Layout
     public const ulong CodeAlias = 0x2010_0000;
 
     /// <summary>
-    /// Distance between areas of code, of which there are three: addresses in them share their low 16 bits. The second and the third are for guests only.
+    /// Distance between areas of code, of which there are three: addresses in them share their places in the translator's jump tables. The second and the third are for guests only.
     /// </summary>
-    public const ulong AreaDistance = 0x10000;
+    public const ulong AreaDistance = 0x1000_0000;
 
     /// <summary>A second window whose pages share entries of the software TLB with those of the first (guests only).</summary>
     public const ulong FarWindow = Window + 0x0100_0000;
