@@ -70,4 +70,94 @@ public sealed class VirtioTests
         Assert.Equal("16384", outcome.Value("SIZE"));
         Assert.Matches(@"IO-APIC +17-fasteoi +virtio0", outcome.Console);
     }
+
+    /// <summary>A file system of the host's on a disk: read, written and checked by the guest, then checked by the host.</summary>
+    [Theory]
+    [InlineData("translator", VirtioTransport.Pci, false, 1, 1)]
+    [InlineData("translator", VirtioTransport.Pci, true, 4, 4)]
+    [InlineData("interpreter", VirtioTransport.Mmio, false, 1, 1)]
+    public async Task FileSystemOnADisk(string accelerator, VirtioTransport transport, bool packed, int queues, int cpus)
+    {
+        Assert.SkipUnless(File.Exists("/sbin/mkfs.ext4") || File.Exists("/usr/sbin/mkfs.ext4"), "no mkfs.ext4: install e2fsprogs");
+        string folder = Directory.CreateTempSubdirectory("aerostat-disk").FullName;
+        try
+        {
+            string image = Path.Combine(folder, "disk.img"), content = Path.Combine(folder, "content"), text = Path.Combine(folder, "text.bin");
+            byte[] random = new byte[3_000_001];
+            new Random(5).NextBytes(random);
+            Directory.CreateDirectory(content);
+            File.WriteAllBytes(Path.Combine(content, "from-host"), random);
+            using (FileStream file = File.Create(image))
+                file.SetLength(64 << 20);
+            Tool("mkfs.ext4", "-q", "-F", "-d", content, image);
+            File.WriteAllBytes(text, new byte[1 << 20]);
+            BootOutcome outcome = await Guest.BootAsync(
+                accelerator: accelerator, cpus: cpus, memory: 256UL << 20,
+                modules: [transport == VirtioTransport.Pci ? "virtio_pci" : "virtio_mmio", "virtio_blk"],
+                devices:
+                [
+                    new DiskOptions(image) { Transport = transport, Packed = packed, Queues = queues, Serial = "aerostat-one" },
+                    new DiskOptions(text) { Transport = transport, ReadOnly = true },
+                ],
+                script: LoadModules + """
+                    echo SERIAL=$(cat /sys/block/vda/serial)
+                    echo RO=$(cat /sys/block/vda/ro)$(cat /sys/block/vdb/ro)
+                    echo QUEUES=$(ls /sys/block/vda/mq | wc -l)
+                    mount -t ext4 /dev/vda /mnt || echo FAILED=mount
+                    echo HOSTFILE=$(sha256sum < /mnt/from-host | cut -d' ' -f1)
+                    for i in 1 2 3 4; do (seq 1 60000 | sed "s/^/$i /" > /mnt/file$i; sync) & done
+                    wait
+                    mkdir /mnt/many
+                    for i in $(seq 1 100); do echo $i > /mnt/many/$i; done
+                    rm /mnt/from-host
+                    sync
+                    echo 3 > /proc/sys/vm/drop_caches
+                    for i in 1 2 3 4; do echo SUM$i=$(sha256sum < /mnt/file$i | cut -d' ' -f1); done
+                    umount /mnt
+                    echo DIRECT=$(dd if=/dev/vda bs=1M count=8 iflag=direct 2>/dev/null | wc -c)
+                    echo x > /dev/vdb 2>/dev/null && echo FAILED=written
+                    grep virtio /proc/interrupts
+                    """);
+            Guest.AssertPoweredOff(outcome);
+            Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+            Assert.DoesNotContain("DEVICE ", outcome.Console, StringComparison.Ordinal);
+            Assert.DoesNotContain("I/O error", outcome.Console, StringComparison.Ordinal);
+            Assert.Equal("aerostat-one", outcome.Value("SERIAL"));
+            Assert.Equal("01", outcome.Value("RO"));
+            Assert.Equal($"{queues}", outcome.Value("QUEUES"));
+            Assert.Equal(Hash(random), outcome.Value("HOSTFILE"));
+            Assert.Equal($"{8 << 20}", outcome.Value("DIRECT"));
+            Tool("e2fsck", "-f", "-n", image);
+            for (int i = 1; i <= 4; i++)
+            {
+                string copy = Path.Combine(folder, "copy");
+                Tool("debugfs", "-R", $"dump /file{i} {copy}", image);
+                string expected = Hash(System.Text.Encoding.ASCII.GetBytes(string.Concat(Enumerable.Range(1, 60000).Select(n => string.Create(CultureInfo.InvariantCulture, $"{i} {n}\n")))));
+                Assert.Equal(expected, Hash(File.ReadAllBytes(copy)));
+                Assert.Equal(expected, outcome.Value($"SUM{i}"));
+            }
+            Assert.Equal(0, outcome.Statistics.Counters["disk0-errors"]);
+            Assert.NotEqual(0, outcome.Statistics.Counters["disk0-flushes"]);
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    private static string Hash(byte[] bytes) => Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(bytes));
+
+    private static void Tool(string name, params string[] arguments)
+    {
+        string path = ((string[])["/usr/sbin", "/sbin"]).Select(d => Path.Combine(d, name)).First(File.Exists);
+        using System.Diagnostics.Process process = System.Diagnostics.Process.Start(new System.Diagnostics.ProcessStartInfo(path, arguments)
+        {
+            RedirectStandardOutput = true,
+            RedirectStandardError = true,
+        })!;
+        Task<string> error = process.StandardError.ReadToEndAsync();
+        string output = process.StandardOutput.ReadToEnd();
+        process.WaitForExit();
+        Assert.True(process.ExitCode == 0, $"{name} {process.ExitCode}: {output}\n{error.Result}");
+    }
 }

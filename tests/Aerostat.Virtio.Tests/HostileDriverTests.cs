@@ -21,6 +21,7 @@ public sealed class HostileDriverTests
     private static readonly Dictionary<string, Func<VirtioContext, VirtioDevice>> s_devices = new()
     {
         ["rng"] = context => new VirtioRng("rng", packed: true, context),
+        ["block"] = context => new VirtioBlock("block", new MemoryDisk(1 << 20), "serial", 3, packed: true, context),
         ["echo"] = context => new EchoDevice(context),
     };
 

@@ -48,7 +48,7 @@ internal sealed class MachineSession(MachineOptions options)
         using HostSignals signals = new();
         using ConsoleRelay console = new();
         using MemorySampler memory = new();
-        MachineOptions wired = options with { Serial = Observer is null ? console.Write : bytes => { console.Write(bytes); Observer(bytes); } };
+        MachineOptions wired = options with { DeviceLog = new DeviceMessages(error, verb), Serial = Observer is null ? console.Write : bytes => { console.Write(bytes); Observer(bytes); } };
         VirtualMachine machine = Machines.Create(wired);
         await using (machine.ConfigureAwait(false))
         {
@@ -130,5 +130,13 @@ internal sealed class MachineSession(MachineOptions options)
                 error.WriteLine($"{verb}: the guest was still running after {Timeout!.Value.TotalSeconds:0.###} s (--timeout) and was stopped\n{exit.Report}");
                 break;
         }
+    }
+
+    // Devices limit how much they say.
+    private sealed class DeviceMessages(TextWriter error, string verb) : Devices.IDeviceLog
+    {
+        private readonly TextWriter safe = TextWriter.Synchronized(error);
+
+        public void Warn(string device, string message) => safe.WriteLine($"{verb}: {device}: {message}");
     }
 }

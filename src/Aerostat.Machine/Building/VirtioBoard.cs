@@ -3,17 +3,19 @@ using Aerostat.Chipset;
 using Aerostat.Devices;
 using Aerostat.Memory;
 using Aerostat.State;
+using Aerostat.Storage;
 using Aerostat.Virtio;
 
 namespace Aerostat.Machine;
 
 /// <summary>The virtio devices of a board with their transports. Without any there is nothing: no window on the bus, no thread.</summary>
-internal sealed class VirtioBoard
+internal sealed class VirtioBoard : IDisposable
 {
     private readonly List<VirtioDevice> devices = [];
     private readonly List<PciEndpoint> functions = [];
     private readonly List<IDevice> parts = [];
     private readonly List<StateElement> elements = [];
+    private readonly List<IDisk> disks = [];
     private readonly PciMemorySpace space = new();
     // As devices are made.
     private bool quiet = true;
@@ -21,7 +23,19 @@ internal sealed class VirtioBoard
     /// <summary>Builds what the options name.</summary>
     public VirtioBoard(MachineOptions options, GuestMemory memory, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
     {
-        VirtioContext context = new(memory, options.DeviceLog);
+        try
+        {
+            Build(new VirtioContext(memory, options.DeviceLog), options, pci, mmio, router, fabric);
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    private void Build(VirtioContext context, MachineOptions options, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
+    {
         foreach (VirtioPlace place in VirtioPlacement.Of(options.Devices))
         {
             VirtioDevice device = Create(place, context);
@@ -83,6 +97,13 @@ internal sealed class VirtioBoard
                 counters[$"{device.Name}-{name}"] = value;
     }
 
+    /// <summary>Ends the threads, if that was not done, and closes the disks.</summary>
+    public void Dispose()
+    {
+        Stop();
+        disks.ForEach(d => d.Dispose());
+    }
+
     private T Add<T, TState>(T part, JsonTypeInfo<TState> shape)
         where T : IDevice, ISavable<TState>
         where TState : class
@@ -95,6 +116,21 @@ internal sealed class VirtioBoard
     private VirtioDevice Create(VirtioPlace place, VirtioContext context) => place.Options switch
     {
         RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), VirtioStates.Default.VirtioRngSavedState),
+        DiskOptions disk => Add(new VirtioBlock(place.Name, Open(disk), disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
         _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
     };
+
+    private RawDisk Open(DiskOptions options)
+    {
+        try
+        {
+            RawDisk disk = RawDisk.Open(options.Path, options.ReadOnly);
+            disks.Add(disk);
+            return disk;
+        }
+        catch (IOException e)
+        {
+            throw new ConfigurationException($"--disk: cannot use {options.Path}: {e.Message.ReplaceLineEndings(" ")}", e);
+        }
+    }
 }

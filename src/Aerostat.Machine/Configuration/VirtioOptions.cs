@@ -48,7 +48,7 @@ public abstract record VirtioOptions : DeviceOptions
                     },
                 },
                 "packed" => options with { Packed = ParseSwitch(what, "packed", value) },
-                _ => own?.Invoke(options, pair[0], value) ?? throw new ConfigurationException($"{what}: unknown key '{part}'; '--device help' lists what there is"),
+                _ => own?.Invoke(options, pair[0], value) ?? throw new ConfigurationException($"{what}: unknown key '{part}'; docs/virtio.md lists what there is"),
             };
         }
         return options;
@@ -70,4 +70,54 @@ public sealed record RngOptions : VirtioOptions
 
     /// <inheritdoc/>
     public override string Format() => $"rng{FormatCommon()}";
+}
+
+/// <summary>A virtio block device over an image.</summary>
+/// <param name="Path">The image.</param>
+public sealed record DiskOptions(string Path) : VirtioOptions
+{
+    private const string What = "--disk";
+
+    /// <summary>The guest cannot write, and other machines may read the image too.</summary>
+    public bool ReadOnly { get; init; }
+
+    /// <summary>By what the guest can tell the disk; up to 20 characters.</summary>
+    public string Serial { get; init; } = "";
+
+    /// <summary>Queues, 1..16.</summary>
+    public int Queues { get; init; } = 1;
+
+    internal override string Kind => "disk";
+
+    /// <summary>Reads FILE[,key=value...].</summary>
+    /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>
+    public static DiskOptions ParseDisk(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        string[] parts = text.Split(',');
+        if (parts[0].Length == 0)
+            throw new ConfigurationException($"{What}: the path is empty; write FILE[,ro][,serial=TEXT][,queues=N]");
+        return ParseCommon(What, new DiskOptions(parts[0]), parts.Skip(1), static (disk, key, value) => key switch
+        {
+            "ro" => disk with { ReadOnly = ParseSwitch(What, "ro", value) },
+            "format" when value == "raw" => disk,
+            "format" => throw new ConfigurationException($"{What}: format '{value}' comes with a later version; the only one now is raw"),
+            "bus" when value == "virtio" => disk,
+            "bus" => throw new ConfigurationException($"{What}: there is no bus '{value}'; the only one is virtio"),
+            "serial" => disk with { Serial = value ?? "" },
+            "queues" => int.TryParse(value, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out int queues)
+                ? disk with { Queues = queues }
+                : throw new ConfigurationException($"{What}: '{value}' is not a number of queues; write 1 to {Virtio.VirtioBlock.MaxQueues}"),
+            _ => null,
+        });
+    }
+
+    /// <inheritdoc/>
+    public override void Validate()
+    {
+        if (Queues is < 1 or > Virtio.VirtioBlock.MaxQueues)
+            throw new ConfigurationException($"{What}: {Queues} queues are not possible; a disk has 1 to {Virtio.VirtioBlock.MaxQueues}");
+        if (Serial.Length > Virtio.VirtioBlock.SerialLength || Serial.Any(c => c is < ' ' or > '~'))
+            throw new ConfigurationException($"{What}: '{Serial}' is not a serial number; it has up to {Virtio.VirtioBlock.SerialLength} printable ASCII characters");
+    }
 }

@@ -93,6 +93,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             }
             bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
             board = new Board(options, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake));
+            built.Push(board.Virtio);
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality == KvmPersonality.Name
                 ? [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, board.LocalApics[p.Index], kvmClock))]
@@ -463,6 +464,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         await lifecycle.ConfigureAwait(false);
         foreach (VcpuThread vcpu in vcpus)
             vcpu.Dispose();
+        board.Virtio.Dispose();
         clock.Dispose();
         foreach (IVirtualProcessor processor in processors)
             processor.Dispose();
