@@ -6,6 +6,7 @@ namespace Aerostat.Virtio;
 /// <summary>How the saved states of virtio devices and transports are written. What is not known here is refused.</summary>
 [JsonSourceGenerationOptions(JsonSerializerDefaults.General,
     PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow)]
+[JsonSerializable(typeof(VirtioBalloonSavedState))]
 [JsonSerializable(typeof(VirtioBlockSavedState))]
 [JsonSerializable(typeof(VirtioMmioSavedState))]
 [JsonSerializable(typeof(VirtioPciSavedState))]

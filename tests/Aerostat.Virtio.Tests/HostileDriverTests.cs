@@ -22,6 +22,7 @@ public sealed class HostileDriverTests
     {
         ["rng"] = context => new VirtioRng("rng", packed: true, context),
         ["block"] = context => new VirtioBlock("block", new MemoryDisk(1 << 20), "serial", 3, packed: true, context),
+        ["balloon"] = context => new VirtioBalloon("balloon", new BalloonDeviceOptions { DeflateOnOom = true, Packed = true, TargetBytes = 1 << 20 }, context),
         ["echo"] = context => new EchoDevice(context),
     };
 

@@ -9,7 +9,7 @@ internal static class RunCommand
 {
     // Part of the interface, not of this version: named so that the error can say so.
     private static readonly string[] s_later =
-        ["--firmware", "--balloon", "--net", "--incoming", "--from"];
+        ["--firmware", "--net", "--incoming", "--from"];
 
     public static Command Create()
     {
@@ -23,6 +23,7 @@ internal static class RunCommand
         Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm", DefaultValueFactory = _ => "kvm" };
         Option<string[]> device = new("--device") { HelpName = "NAME[,key=value...]", Description = "Add a device; 'help' lists them", DefaultValueFactory = _ => [] };
         Option<string[]> disk = new("--disk") { HelpName = "FILE[,ro][,serial=TEXT][,queues=N]", Description = "Add a virtio disk with the contents of a raw image", DefaultValueFactory = _ => [] };
+        Option<string?> balloon = new("--balloon") { HelpName = "target=SIZE,stats=SECONDS,deflate-on-oom,...", Arity = ArgumentArity.ZeroOrOne, Description = "Add a virtio memory balloon; target is what the host takes back" };
         Option<string?> name = new("--name") { HelpName = "NAME", Description = "The machine's name, by which the other commands reach it while it runs" };
         Option<string?> control = MachineTarget.ControlOption("Make the control socket here");
         Option<bool> noReboot = new("--no-reboot") { Description = "A reset by the guest ends the run" };
@@ -35,7 +36,7 @@ internal static class RunCommand
         Option<bool> gdbWait = new("--gdb-wait") { Description = "With --gdb: the guest waits for the debugger to let it go" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, disk, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait,
+            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -64,7 +65,8 @@ internal static class RunCommand
                 NoReboot = result.GetValue(noReboot),
                 TranslationRecord = TranslationArguments.Parse(
                     result.GetResult(perfMap) is { Implicit: false }, result.GetValue(perfMap), result.GetValue(systemMap), result.GetValue(dumpBlocks)),
-                Devices = [.. devices.Select(DeviceOptions.Parse), .. result.GetRequiredValue(disk).Select(DiskOptions.ParseDisk)],
+                Devices = [.. devices.Select(DeviceOptions.Parse), .. result.GetRequiredValue(disk).Select(DiskOptions.ParseDisk),
+                    .. result.GetResult(balloon) is { Implicit: false } ? (DeviceOptions[])[BalloonOptions.ParseBalloon(result.GetValue(balloon))] : []],
                 Boot = new KernelBootOptions(kernelPath) { Initrd = result.GetValue(initrd), CommandLine = result.GetRequiredValue(append) },
             };
             TextWriter error = result.InvocationConfiguration.Error;

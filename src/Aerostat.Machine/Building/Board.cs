@@ -101,7 +101,7 @@ internal sealed class Board
         PciEcamWindow ecam = AddStateless(new PciEcamWindow(pci));
         Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
 
-        virtio = new VirtioBoard(options, memory, pci, Mmio, router, fabric);
+        virtio = new VirtioBoard(options, memory, clock, pci, Mmio, router, fabric);
         devices.AddRange(virtio.Parts);
         elements.AddRange(virtio.Elements);
 

@@ -21,11 +21,11 @@ internal sealed class VirtioBoard : IDisposable
     private bool quiet = true;
 
     /// <summary>Builds what the options name.</summary>
-    public VirtioBoard(MachineOptions options, GuestMemory memory, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
+    public VirtioBoard(MachineOptions options, GuestMemory memory, TimeProvider clock, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
     {
         try
         {
-            Build(new VirtioContext(memory, options.DeviceLog), options, pci, mmio, router, fabric);
+            Build(new VirtioContext(memory, options.DeviceLog, clock), options, pci, mmio, router, fabric);
         }
         catch
         {
@@ -117,6 +117,18 @@ internal sealed class VirtioBoard : IDisposable
     {
         RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), VirtioStates.Default.VirtioRngSavedState),
         DiskOptions disk => Add(new VirtioBlock(place.Name, Open(disk), disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
+        BalloonOptions balloon => Add(new VirtioBalloon(
+            place.Name,
+            new BalloonDeviceOptions
+            {
+                TargetBytes = balloon.TargetBytes,
+                StatisticsInterval = balloon.StatisticsInterval,
+                DeflateOnOom = balloon.DeflateOnOom,
+                Hinting = balloon.Hinting,
+                Reporting = balloon.Reporting,
+                Packed = balloon.Packed,
+            },
+            context), VirtioStates.Default.VirtioBalloonSavedState),
         _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
     };
 

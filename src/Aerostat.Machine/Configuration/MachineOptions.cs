@@ -72,6 +72,10 @@ public sealed record MachineOptions
             throw new ConfigurationException($"{code.Code.Length} bytes of real-mode code do not fit at 0x{code.Address:x}; they must be there and end below 64K");
         foreach (DeviceOptions device in Devices)
             device.Validate();
+        foreach (BalloonOptions balloon in Devices.OfType<BalloonOptions>())
+            balloon.Validate(MemoryBytes);
+        if (Devices.OfType<BalloonOptions>().Count() > 1)
+            throw new ConfigurationException("--balloon: a machine has one balloon at most");
     }
 }
 

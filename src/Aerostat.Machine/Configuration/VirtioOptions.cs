@@ -121,3 +121,51 @@ public sealed record DiskOptions(string Path) : VirtioOptions
             throw new ConfigurationException($"{What}: '{Serial}' is not a serial number; it has up to {Virtio.VirtioBlock.SerialLength} printable ASCII characters");
     }
 }
+
+/// <summary>A memory balloon.</summary>
+public sealed record BalloonOptions : VirtioOptions
+{
+    private const string What = "--balloon";
+
+    /// <summary>Bytes that the host wants back from the start.</summary>
+    public ulong TargetBytes { get; init; }
+
+    /// <summary>VM time between two requests for statistics; zero: only when asked.</summary>
+    public TimeSpan StatisticsInterval { get; init; }
+
+    /// <summary>The guest may take memory back when it runs out.</summary>
+    public bool DeflateOnOom { get; init; }
+
+    /// <summary>Offers free page hints.</summary>
+    public bool Hinting { get; init; } = true;
+
+    /// <summary>Offers free page reporting.</summary>
+    public bool Reporting { get; init; } = true;
+
+    internal override string Kind => "balloon";
+
+    /// <summary>Reads [key=value[,key=value...]].</summary>
+    /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>
+    public static BalloonOptions ParseBalloon(string? text) =>
+        ParseCommon(What, new BalloonOptions(), string.IsNullOrEmpty(text) ? [] : text.Split(','), static (balloon, key, value) => key switch
+        {
+            "target" => balloon with { TargetBytes = MemorySize.Parse(value ?? "", $"{What}: target") },
+            "stats" => balloon with
+            {
+                StatisticsInterval = int.TryParse(value, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out int seconds) && seconds is > 0 and <= 86400
+                    ? TimeSpan.FromSeconds(seconds)
+                    : throw new ConfigurationException($"{What}: stats is a number of seconds, 1 to 86400, not '{value}'"),
+            },
+            "deflate-on-oom" => balloon with { DeflateOnOom = ParseSwitch(What, key, value) },
+            "hinting" => balloon with { Hinting = ParseSwitch(What, key, value) },
+            "reporting" => balloon with { Reporting = ParseSwitch(What, key, value) },
+            _ => null,
+        });
+
+    /// <summary>Checks what depends on the machine.</summary>
+    internal void Validate(ulong memoryBytes)
+    {
+        if (TargetBytes > memoryBytes)
+            throw new ConfigurationException($"{What}: the guest has {MemorySize.Format(memoryBytes)} and cannot give {MemorySize.Format(TargetBytes)}; give a smaller target");
+    }
+}

@@ -6,7 +6,8 @@ namespace Aerostat.Virtio;
 /// <summary>What every virtio device gets from its machine.</summary>
 /// <param name="Memory">Guest memory.</param>
 /// <param name="Log">Where complaints about the guest go; null: nowhere.</param>
-public sealed record VirtioContext(GuestMemory Memory, IDeviceLog? Log = null);
+/// <param name="Clock">VM time.</param>
+public sealed record VirtioContext(GuestMemory Memory, IDeviceLog? Log = null, TimeProvider? Clock = null);
 
 /// <summary>
 /// Complaints about one device, limited by number: the first eight, then the 16th, the 32nd and so on, each saying how many there were.

@@ -65,6 +65,9 @@ public abstract partial class VirtioDevice : IDevice, IBackgroundDevice
     /// <summary>Whether a driver runs it: DRIVER_OK is set and nothing has gone wrong since.</summary>
     public bool IsRunning => (_status & (VirtioStatus.DriverOk | VirtioStatus.NeedsReset)) == VirtioStatus.DriverOk && !_resetPending;
 
+    /// <summary>Whether a driver broke the rules and has not reset the device since.</summary>
+    protected bool Complained => (_status & VirtioStatus.NeedsReset) != 0;
+
     /// <summary>What the driver accepted; 0 before FEATURES_OK.</summary>
     public ulong Features => (_status & VirtioStatus.FeaturesOk) != 0 ? _driverFeatures : 0;
 
@@ -110,7 +113,7 @@ public abstract partial class VirtioDevice : IDevice, IBackgroundDevice
     }
 
     /// <inheritdoc/>
-    public void Stop() => _workers.Stop();
+    public virtual void Stop() => _workers.Stop();
 
     /// <summary>Waits until everything that was announced has been done. For tests.</summary>
     internal void WaitUntilIdle() => _workers.WaitUntilIdle();

@@ -1,0 +1,26 @@
+using Aerostat.Memory;
+using Aerostat.Virtio;
+
+namespace Aerostat.Machine;
+
+/// <summary>How a machine's memory stands between guest and host.</summary>
+/// <param name="TotalBytes">What the guest has.</param>
+/// <param name="HostBytes">What the host holds for it now, swapped out or not.</param>
+/// <param name="Pages">Bytes in each state.</param>
+/// <param name="Balloon">The balloon; null: the machine has none.</param>
+public sealed record MachineMemory(ulong TotalBytes, ulong HostBytes, PageTotals Pages, BalloonReport? Balloon);
+
+/// <content>Memory that goes to and fro.</content>
+public sealed partial class VirtualMachine
+{
+    /// <summary>The balloon; null: the machine has none. Its members may be called from any thread while the machine is there.</summary>
+    public VirtioBalloon? Balloon => board.Virtio.Devices.OfType<VirtioBalloon>().FirstOrDefault();
+
+    /// <summary>How memory stands. Walks the page map: for people and policies, not many times a second.</summary>
+    /// <exception cref="ObjectDisposedException">The machine is gone.</exception>
+    public MachineMemory GetMemory()
+    {
+        ObjectDisposedException.ThrowIf(Volatile.Read(ref disposed) != 0, this);
+        return new MachineMemory(memory.TotalBytes, memory.AllocatedBytes, memory.GetPageTotals(), Balloon?.GetReport());
+    }
+}
