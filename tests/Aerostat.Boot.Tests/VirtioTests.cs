@@ -217,8 +217,8 @@ public sealed class VirtioTests
         Assert.NotNull(full);
         Assert.Equal(Aerostat.Virtio.BalloonReason.Reached, full.Reason);
         Assert.Equal(Target, full.GuestActualBytes);
-        // The guest leaves what it gave alone, so all of it is the host's, within a hundredth.
-        Assert.InRange(discarded, Target - (Target / 100), Target + (64 * MiB));
+        // The guest leaves what it gave alone, so all of it is the host's, within a hundredth; free pages that it reported come on top.
+        Assert.InRange(discarded, Target - (Target / 100), 256 * MiB);
         ulong total1 = Kibibytes(outcome, "TOTAL1"), total2 = Kibibytes(outcome, "TOTAL2"), total3 = Kibibytes(outcome, "TOTAL3");
         Assert.Equal(Target, total1 - total2);
         Assert.Equal(total1, total3);
