@@ -28,7 +28,7 @@ internal sealed unsafe partial class BlockTranslator
         // As CodeCache.TableIndex.
         if (Bmi2.IsSupported)
         {
-            a.RotateRight32(Host.R11, Host.R10, CodeCache.TableFold);
+            a.RotateRight(Host.R11, Host.R10, CodeCache.TableFold);
             a.Lea(Host.R11, Host.R11, Host.R10, 0, 0, wide: false);
         }
         a.RR(0x0FB7, Host.R11, Bmi2.IsSupported ? Host.R11 : Host.R10, wide: false);

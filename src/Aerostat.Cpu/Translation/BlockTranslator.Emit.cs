@@ -292,7 +292,7 @@ internal sealed unsafe partial class BlockTranslator
         // The entry's offset: bits 12.. of the address, times the size of an entry.
         if (Bmi2.IsSupported)
         {
-            a.RotateRight32(Host.R11, Host.R10, 7);
+            a.RotateRight(Host.R11, Host.R10, 7);
         }
         else
         {
@@ -373,7 +373,7 @@ internal sealed unsafe partial class BlockTranslator
         InstructionInfo info = infos.GetInfo(i, InstructionInfoOptions.NoRegisterUsage);
         int first = cache.RecordCount, memory = -1;
         Span<int> guests = stackalloc int[4], scratches = stackalloc int[4];
-        int used = 0;
+        int used = 0, high = -1;
         for (int n = 0; n < i.OpCount; n++)
         {
             if (i.GetOpKind(n) == OpKind.Memory)
@@ -381,8 +381,13 @@ internal sealed unsafe partial class BlockTranslator
                 memory = n;
                 continue;
             }
-            if (i.GetOpKind(n) != OpKind.Register || !i.GetOpRegister(n).IsGPR() || IsHighByte(i.GetOpRegister(n)))
+            if (i.GetOpKind(n) != OpKind.Register || !i.GetOpRegister(n).IsGPR())
                 continue;
+            if (IsHighByte(i.GetOpRegister(n)))
+            {
+                high = n;
+                continue;
+            }
             int guest = GuestNumber(i.GetOpRegister(n));
             if (Homes.OfGuest[guest] == Host.None && !guests[..used].Contains(guest))
                 guests[used++] = guest;
@@ -406,12 +411,22 @@ internal sealed unsafe partial class BlockTranslator
                 return false;
             int size = i.MemorySize.GetSize();
             bool aligned = MustBeAligned(i, treatments[k]);
-            (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false, spillToMemory: false, mayIndex: used == 0, out bool indexed);
+            (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false, spillToMemory: false, mayIndex: used == 0 && high < 0, out bool indexed);
             copy.MemoryBase = Sized(pointer, 8);
             copy.MemoryIndex = indexed ? Register.R11 : Register.None;
             copy.MemoryIndexScale = 1;
             copy.MemoryDisplacement64 = (ulong)distance;
             copy.MemoryDisplSize = distance == 0 ? 0 : distance is >= -128 and <= 127 ? 1 : 8;
+        }
+        // AH..BH cannot be encoded together with a pointer in R10 or R14: R11 stands in for them.
+        int highHost = memory >= 0 && high >= 0 ? i.GetOpRegister(high) - Register.AH : -1;
+        if (highHost >= 0)
+        {
+            if (!Bmi2.IsSupported || used != 0)
+                return false;
+            if (info.GetOpAccess(high) != OpAccess.Write)
+                a.RotateRight(Host.R11, highHost, 8);
+            copy.SetOpRegister(high, Register.R11L);
         }
         int loaded = 0, written = 0;
         for (int n = 0; n < i.OpCount; n++)
@@ -437,6 +452,12 @@ internal sealed unsafe partial class BlockTranslator
         }
         if (!encoder.TryEncode(copy, (ulong)a.Here, out _, out _))
             return false;
+        if (highHost >= 0 && info.GetOpAccess(high) is not (OpAccess.Read or OpAccess.CondRead))
+        {
+            a.RotateRight(highHost, highHost, 8, wide: true);
+            a.RR(0x8A, highHost, Host.R11, wide: false);
+            a.RotateRight(highHost, highHost, 56, wide: true);
+        }
         for (int n = 0; n < used; n++)
             if ((written & 1 << n) != 0)
                 a.StoreFrame(Frame.OfGuest[guests[n]], scratches[n]);

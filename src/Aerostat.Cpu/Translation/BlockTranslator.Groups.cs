@@ -1,3 +1,4 @@
+using System.Runtime.Intrinsics.X86;
 using Iced.Intel;
 
 namespace Aerostat.Cpu;
@@ -160,8 +161,8 @@ internal sealed unsafe partial class BlockTranslator
                     if (!u.Aligned || size == 16)
                         Place(i, size, ref u);
                 }
-                // AH..BH cannot be encoded together with the registers that point to memory.
-                if ((t == Treatment.Vector && !IsLoaded(i)) || (memory && highByte))
+                // AH..BH cannot be encoded together with the registers that point to memory; EmitPlain's way around takes RORX.
+                if ((t == Treatment.Vector && !IsLoaded(i)) || (memory && highByte && !Bmi2.IsSupported))
                 {
                     u.Barrier = true;
                     u.Present = false;

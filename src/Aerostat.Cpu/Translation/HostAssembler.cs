@@ -206,12 +206,13 @@ internal sealed unsafe class HostAssembler
     public void Lea(int to, int baseRegister, int index, int scale, int displacement, bool wide = true) =>
         RM(0x8D, to, baseRegister, index, scale, displacement, wide);
 
-    /// <summary>rorx to, from, count: leaves the flags alone; both registers R8 to R15 (BMI2).</summary>
-    public void RotateRight32(int to, int from, int count)
+    /// <summary>rorx to, from, count: leaves the flags alone (BMI2).</summary>
+    public void RotateRight(int to, int from, int count, bool wide = false)
     {
+        // VEX.R and VEX.B are inverted.
         Byte(0xC4);
-        Byte(0x43);
-        Byte(0x7B);
+        Byte(0x43 | (to < 8 ? 0x80 : 0) | (from < 8 ? 0x20 : 0));
+        Byte(wide ? 0xFB : 0x7B);
         Byte(0xF0);
         Byte(0xC0 | (to & 7) << 3 | (from & 7));
         Byte(count);
