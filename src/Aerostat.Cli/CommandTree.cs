@@ -5,6 +5,7 @@ using Aerostat.Control;
 using Aerostat.Loader;
 using Aerostat.Machine;
 using Aerostat.Platform;
+using Aerostat.Snapshots;
 
 namespace Aerostat.Cli;
 
@@ -56,7 +57,7 @@ internal static class CommandTree
                 ProcessTerminationTimeout = null,
             });
         }
-        catch (Exception e) when (e is ConfigurationException or BootException)
+        catch (Exception e) when (e is ConfigurationException or BootException or SnapshotException)
         {
             return Report(error, $"{verb}: {OneLine(e.Message)}", ExitStatus.Usage);
         }

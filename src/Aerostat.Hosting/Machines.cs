@@ -35,9 +35,18 @@ public static class Machines
     {
         ArgumentNullException.ThrowIfNull(snapshot);
         MachineOptions options = snapshot.ToMachineOptions(accelerator);
+        return Restore(snapshot, adjust?.Invoke(options) ?? options, trackChanges);
+    }
+
+    /// <summary>As above, with the snapshot's own options, changed in what does not concern the guest.</summary>
+    /// <exception cref="SnapshotException">It cannot be gone on from here.</exception>
+    /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
+    public static VirtualMachine Restore(Snapshot snapshot, MachineOptions options, bool trackChanges)
+    {
+        ArgumentNullException.ThrowIfNull(snapshot);
         try
         {
-            return Create(adjust?.Invoke(options) ?? options, snapshot.ToOrigin(trackChanges));
+            return Create(options, snapshot.ToOrigin(trackChanges));
         }
         catch (Exception e) when (e is State.SavedStateException or ConfigurationException or IOException or System.ComponentModel.Win32Exception)
         {

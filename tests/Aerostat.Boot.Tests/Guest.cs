@@ -126,7 +126,7 @@ internal static class Guest
     private static string ExpectedHash { get; } = Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(
         System.Text.Encoding.ASCII.GetBytes(string.Concat(Enumerable.Range(1, 2000).Select(i => $"{i}\n")))))[..16];
 
-    private static byte[] Initramfs(string kernel, string busybox, string script, string[] modules)
+    internal static byte[] Initramfs(string kernel, string busybox, string script, string[] modules)
     {
         string? folder = null;
         if (modules.Length > 0)

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using Aerostat.Hosting;
 using Aerostat.Machine;
+using Aerostat.Snapshots;
 
 namespace Aerostat.Cli;
 
@@ -9,7 +10,7 @@ internal static class RunCommand
 {
     // Part of the interface, not of this version: named so that the error can say so.
     private static readonly string[] s_later =
-        ["--firmware", "--net", "--incoming", "--from"];
+        ["--firmware", "--net", "--incoming"];
 
     public static Command Create()
     {
@@ -34,9 +35,11 @@ internal static class RunCommand
         Option<string> timeout = new("--timeout") { HelpName = "SECONDS", Description = "End the run with status 124 when it takes longer" };
         Option<string> gdb = new("--gdb") { HelpName = "PORT|PATH", Description = "Let GDB attach: a TCP port on loopback, ADDRESS:PORT, or the path of a socket" };
         Option<bool> gdbWait = new("--gdb-wait") { Description = "With --gdb: the guest waits for the debugger to let it go" };
+        Option<string?> from = new("--from") { HelpName = "DIR", Description = "Go on from a snapshot ('aerostat snapshot'); it says what the machine is" };
+        Option<bool> verify = new("--verify") { Description = "With --from: read and check all of the snapshot's memory first" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait,
+            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait, from, verify,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -52,22 +55,27 @@ internal static class RunCommand
             string[] devices = result.GetRequiredValue(device);
             if (devices.Contains("help"))
                 return List(output, DeviceOptions.Known);
-            if (result.GetValue(kernel) is not { Length: > 0 } kernelPath)
-                throw new ConfigurationException("nothing to boot; give --kernel FILE");
-            MachineOptions options = new()
+            Snapshot? snapshot = Open(result, from, verify, [kernel, initrd, append, memory, cpus, cpu, personality, device, disk, balloon]);
+            string? kernelPath = result.GetValue(kernel);
+            if (snapshot is null && kernelPath is not { Length: > 0 })
+                throw new ConfigurationException("nothing to boot; give --kernel FILE, or --from DIR to go on from a snapshot");
+            MachineOptions options = snapshot is not null ? snapshot.ToMachineOptions(result.GetResult(accelerator) is { Implicit: false } ? accel : null) : new()
             {
-                Name = result.GetValue(name) is { } given ? MachineArguments.ParseName(given) : new MachineOptions().Name,
                 MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
                 Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
                 Accelerator = accel,
                 CpuModel = result.GetValue(cpu),
                 Personality = result.GetRequiredValue(personality),
+                Devices = [.. devices.Select(DeviceOptions.Parse), .. result.GetRequiredValue(disk).Select(DiskOptions.ParseDisk),
+                    .. result.GetResult(balloon) is { Implicit: false } ? (DeviceOptions[])[BalloonOptions.ParseBalloon(result.GetValue(balloon))] : []],
+                Boot = new KernelBootOptions(kernelPath!) { Initrd = result.GetValue(initrd), CommandLine = result.GetRequiredValue(append) },
+            };
+            options = options with
+            {
+                Name = result.GetValue(name) is { } given ? MachineArguments.ParseName(given) : options.Name,
                 NoReboot = result.GetValue(noReboot),
                 TranslationRecord = TranslationArguments.Parse(
                     result.GetResult(perfMap) is { Implicit: false }, result.GetValue(perfMap), result.GetValue(systemMap), result.GetValue(dumpBlocks)),
-                Devices = [.. devices.Select(DeviceOptions.Parse), .. result.GetRequiredValue(disk).Select(DiskOptions.ParseDisk),
-                    .. result.GetResult(balloon) is { Implicit: false } ? (DeviceOptions[])[BalloonOptions.ParseBalloon(result.GetValue(balloon))] : []],
-                Boot = new KernelBootOptions(kernelPath) { Initrd = result.GetValue(initrd), CommandLine = result.GetRequiredValue(append) },
             };
             TextWriter error = result.InvocationConfiguration.Error;
             options.Validate();
@@ -76,6 +84,7 @@ internal static class RunCommand
                 throw new ConfigurationException("--gdb-wait waits for nobody; give --gdb PORT too");
             MachineSession session = new(options)
             {
+                From = snapshot,
                 Timeout = result.GetValue(timeout) is { } seconds ? MachineArguments.ParseTimeout(seconds) : null,
                 StatsPath = result.GetValue(stats),
                 Debug = result.GetValue(gdb) is { } endpoint ? MachineArguments.ParseDebugEndpoint(endpoint) : null,
@@ -85,6 +94,22 @@ internal static class RunCommand
             return (await session.RunAsync(error, "aerostat run").ConfigureAwait(false)).Status;
         });
         return command;
+    }
+
+    // What the guest is made of it has been made of already.
+    private static Snapshot? Open(ParseResult result, Option<string?> from, Option<bool> verify, IReadOnlyList<Option> settled)
+    {
+        if (result.GetResult(from) is not { Implicit: false })
+            return result.GetValue(verify) ? throw new ConfigurationException("--verify checks a snapshot; give --from DIR too") : null;
+        if (result.GetValue(from) is not { Length: > 0 } directory)
+            throw new ConfigurationException("--from: the path is empty; give the directory of a snapshot");
+        foreach (Option option in settled)
+            if (result.GetResult(option) is { Implicit: false })
+                throw new ConfigurationException($"{option.Name} cannot be given with --from: the machine is what it was in the snapshot; leave one of them out");
+        Snapshot snapshot = Snapshot.Open(directory);
+        if (result.GetValue(verify))
+            snapshot.Verify();
+        return snapshot;
     }
 
     private static int List(TextWriter output, IEnumerable<(string Name, string Meaning)> rows)

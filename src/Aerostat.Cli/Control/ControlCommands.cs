@@ -16,5 +16,6 @@ internal static class ControlCommands
         DebugCommand.Create(),
         EventsCommands.Logs(),
         EventsCommands.Events(),
+        SnapshotCommand.Create(),
     ];
 }

@@ -5,6 +5,7 @@ using Aerostat.Debugger;
 using Aerostat.Hosting;
 using Aerostat.Machine;
 using Aerostat.Platform;
+using Aerostat.Snapshots;
 
 namespace Aerostat.Cli;
 
@@ -25,6 +26,9 @@ internal sealed class MachineSession(MachineOptions options)
 
     /// <summary>Where the machine can be controlled while it runs, or null.</summary>
     public ControlEndpoint? Control { get; init; }
+
+    /// <summary>What the machine goes on from, or null: it starts anew.</summary>
+    public Snapshot? From { get; init; }
 
     /// <summary>Whether the guest starts only when a debugger lets it.</summary>
     public bool WaitsForDebugger { get; init; }
@@ -49,7 +53,9 @@ internal sealed class MachineSession(MachineOptions options)
         using ConsoleRelay console = new();
         using MemorySampler memory = new();
         MachineOptions wired = options with { DeviceLog = new DeviceMessages(error, verb), Serial = Observer is null ? console.Write : bytes => { console.Write(bytes); Observer(bytes); } };
-        VirtualMachine machine = Machines.Create(wired);
+        // Differential snapshots need the writes since the one before; only who can be asked for them pays for that.
+        bool tracks = listener is not null;
+        VirtualMachine machine = From is null ? Machines.Create(wired) : Machines.Restore(From, wired, tracks);
         await using (machine.ConfigureAwait(false))
         {
             if (ForwardInput)
@@ -57,7 +63,8 @@ internal sealed class MachineSession(MachineOptions options)
             long start = Stopwatch.GetTimestamp();
             using CancellationTokenSource over = new();
             await using DebugServer? debug = Listen(machine, error, verb);
-            await using ControlledMachine controlled = new(machine, Program.Version) { AcceleratorReason = options.Accelerator == "auto" ? Accelerators.Automatic(Accelerators.Kvm).Reason : "it was asked for", Debug = debug };
+            using MachineSnapshots snapshots = new(machine, tracks ? From : null);
+            await using ControlledMachine controlled = new(machine, Program.Version) { AcceleratorReason = options.Accelerator == "auto" ? Accelerators.Automatic(Accelerators.Kvm).Reason : "it was asked for", Debug = debug, Snapshots = snapshots };
             await using ControlServer? control = listener is null ? null : new ControlServer(listener, controlled, ControlVerbs.All());
             if (debug is null || !WaitsForDebugger)
                 await machine.StartAsync().ConfigureAwait(false);

@@ -1,6 +1,7 @@
 using System.Net.Sockets;
 using Aerostat.Debugger;
 using Aerostat.Machine;
+using Aerostat.Snapshots;
 
 namespace Aerostat.Control;
 
@@ -23,6 +24,9 @@ public sealed class ControlledMachine(VirtualMachine machine, string product) : 
 
     /// <summary>Why the machine runs on the accelerator it runs on, one line.</summary>
     public string AcceleratorReason { get; init; } = "it was asked for";
+
+    /// <summary>What takes the machine's snapshots, or null; whoever made it disposes of it.</summary>
+    public MachineSnapshots? Snapshots { get; init; }
 
     /// <summary>A debug server that is there already; whoever made it disposes of it.</summary>
     public DebugServer? Debug

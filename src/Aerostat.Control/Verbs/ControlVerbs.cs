@@ -13,5 +13,6 @@ public static class ControlVerbs
         new ResetVerb(),
         new DebugVerb(),
         new EventsVerb(),
+        new SnapshotVerb(),
     ];
 }

@@ -19,8 +19,22 @@ public abstract record DeviceOptions
     {
     }
 
-    /// <summary>What <see cref="Parse"/> reads as the same; null: it cannot be said in a line.</summary>
+    /// <summary>What <see cref="ParseSaved"/> reads as the same; null: it cannot be said in a line.</summary>
     public virtual string? Format() => null;
+
+    /// <summary>Reads what <see cref="Format"/> writes: as <see cref="Parse"/> reads it, or an option of its own.</summary>
+    /// <exception cref="ConfigurationException">Unknown device or key, or a bad value.</exception>
+    public static DeviceOptions ParseSaved(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        string[] words = text.Split(' ', 2);
+        return words[0] switch
+        {
+            "--disk" => DiskOptions.ParseDisk(words.Length == 2 ? words[1] : ""),
+            "--balloon" => BalloonOptions.ParseBalloon(words.Length == 2 ? words[1] : null),
+            _ => Parse(text),
+        };
+    }
 
     /// <summary>Reads NAME[,key=value...].</summary>
     /// <exception cref="ConfigurationException">Unknown device or key, or a bad value.</exception>

@@ -89,6 +89,11 @@ public sealed record DiskOptions(string Path) : VirtioOptions
 
     internal override string Kind => "disk";
 
+    /// <inheritdoc/>
+    public override string? Format() => Path.Contains(',') || Serial.Contains(',')
+        ? null
+        : $"--disk {System.IO.Path.GetFullPath(Path)},queues={Queues}{(ReadOnly ? ",ro" : "")}{(Serial.Length > 0 ? $",serial={Serial}" : "")}{FormatCommon()}";
+
     /// <summary>Reads FILE[,key=value...].</summary>
     /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>
     public static DiskOptions ParseDisk(string text)
@@ -143,6 +148,11 @@ public sealed record BalloonOptions : VirtioOptions
     public bool Reporting { get; init; } = true;
 
     internal override string Kind => "balloon";
+
+    /// <inheritdoc/>
+    public override string Format() =>
+        $"--balloon deflate-on-oom={(DeflateOnOom ? "on" : "off")},hinting={(Hinting ? "on" : "off")},reporting={(Reporting ? "on" : "off")}"
+        + (TargetBytes > 0 ? $",target={TargetBytes}" : "") + (StatisticsInterval > TimeSpan.Zero ? $",stats={(long)StatisticsInterval.TotalSeconds}" : "") + FormatCommon();
 
     /// <summary>Reads [key=value[,key=value...]].</summary>
     /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>

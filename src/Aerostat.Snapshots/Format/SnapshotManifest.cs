@@ -44,7 +44,7 @@ public sealed record SnapshotMachine
     public required string CpuModel { get; init; }
     /// <summary>The hypervisor it saw.</summary>
     public required string Personality { get; init; }
-    /// <summary>Devices besides those of every PC, as <c>--device</c> takes them.</summary>
+    /// <summary>Devices besides those of every PC, as <see cref="DeviceOptions.ParseSaved"/> reads them.</summary>
     public required IReadOnlyList<string> Devices { get; init; }
     /// <summary>What it boots when it resets; null: cannot be said in a file.</summary>
     public SnapshotBoot? Boot { get; init; }

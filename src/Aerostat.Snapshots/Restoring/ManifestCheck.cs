@@ -58,7 +58,7 @@ internal static class ManifestCheck
                 Accelerator = accelerator ?? machine.Accelerator,
                 CpuModel = machine.CpuModel,
                 Personality = machine.Personality,
-                Devices = [.. machine.Devices.Select(d => DeviceOptions.Parse(d ?? ""))],
+                Devices = [.. machine.Devices.Select(d => DeviceOptions.ParseSaved(d ?? ""))],
                 Boot = machine.Boot switch
                 {
                     { Kernel: { } kernel } boot => new KernelBootOptions(kernel) { Initrd = boot.Initrd, CommandLine = boot.CommandLine },

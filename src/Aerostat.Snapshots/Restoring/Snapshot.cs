@@ -180,14 +180,28 @@ public sealed class Snapshot
         },
         newIdentity);
 
+    /// <summary>
+    /// Writes a full snapshot of the same machine, which builds on nothing. All memory is verified first.
+    /// </summary>
+    /// <exception cref="SnapshotException">The memory is damaged, or the new snapshot cannot be written.</exception>
+    public void Flatten(string directory, bool durable = true)
+    {
+        ArgumentNullException.ThrowIfNull(directory);
+        Verify();
+        Flattening.Write(this, directory, durable);
+    }
+
+    internal ulong PageCount => map.PageCount;
+
     internal ChangeLog? TakeChangeLog() => Interlocked.Exchange(ref changes, null);
 
     /// <summary>Where each page's contents are, as the longest runs; null: zeros.</summary>
     internal IEnumerable<(ulong First, ulong Count, Snapshot? Source)> Resolve()
     {
         (ulong First, ulong Count, Snapshot? Source)? pending = null;
-        foreach ((ulong first, ulong count, Snapshot? source) in Resolve(0, map.PageCount))
+        foreach ((ulong first, ulong count, PageKind kind, Snapshot saidBy) in ResolveKinds())
         {
+            Snapshot? source = kind == PageKind.Data ? saidBy : null;
             if (pending is { } p && p.Source == source)
             {
                 pending = p with { Count = p.Count + count };
@@ -201,16 +215,19 @@ public sealed class Snapshot
             yield return last;
     }
 
-    private IEnumerable<(ulong First, ulong Count, Snapshot? Source)> Resolve(ulong first, ulong end)
+    /// <summary>What each page is and which snapshot says so; never unchanged.</summary>
+    internal IEnumerable<(ulong First, ulong Count, PageKind Kind, Snapshot Source)> ResolveKinds() => Resolve(0, map.PageCount);
+
+    private IEnumerable<(ulong First, ulong Count, PageKind Kind, Snapshot Source)> Resolve(ulong first, ulong end)
     {
         for (int i = map.FindRun(first); i < map.Runs.Count && map.Runs[i].First < end; i++)
         {
             PageRun run = map.Runs[i];
             ulong from = Math.Max(run.First, first), to = Math.Min(run.End, end);
             if (run.Kind != PageKind.Unchanged)
-                yield return (from, to - from, run.Kind == PageKind.Data ? this : null);
+                yield return (from, to - from, run.Kind, this);
             else
-                foreach ((ulong First, ulong Count, Snapshot? Source) part in Parent!.Resolve(from, to))
+                foreach ((ulong First, ulong Count, PageKind Kind, Snapshot Source) part in Parent!.Resolve(from, to))
                     yield return part;
         }
     }

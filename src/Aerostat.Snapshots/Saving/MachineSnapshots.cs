@@ -116,22 +116,26 @@ public sealed class MachineSnapshots : IDisposable
         byte[] mapFile = map.ToArray();
         SnapshotManifest whole = manifest with
         {
-            Memory = manifest.Memory with
-            {
-                MapBytes = mapFile.Length,
-                MapChecksum = Checksum.Of(mapFile).ToString(),
-                DataPages = map.CountOf(PageKind.Data),
-                ZeroPages = map.CountOf(PageKind.Zero),
-                DiscardedPages = map.CountOf(PageKind.Discarded),
-                HintedPages = map.CountOf(PageKind.Hinted),
-                UnchangedPages = map.CountOf(PageKind.Unchanged),
-            },
+            Memory = Describe(map, mapFile, manifest.Memory.Regions),
         };
         target.Write(SnapshotDirectory.PageMap, mapFile, durable);
         target.Write(SnapshotDirectory.Manifest, ManifestFile.Write(whole), durable);
         target.Commit(durable);
         return whole;
     }
+
+    /// <summary>What a manifest says of the memory.</summary>
+    internal static SnapshotMemory Describe(PageMap map, byte[] mapFile, IReadOnlyList<SnapshotRegion> regions) => new()
+    {
+        Regions = regions,
+        MapBytes = mapFile.Length,
+        MapChecksum = Checksum.Of(mapFile).ToString(),
+        DataPages = map.CountOf(PageKind.Data),
+        ZeroPages = map.CountOf(PageKind.Zero),
+        DiscardedPages = map.CountOf(PageKind.Discarded),
+        HintedPages = map.CountOf(PageKind.Hinted),
+        UnchangedPages = map.CountOf(PageKind.Unchanged),
+    };
 
     private SnapshotParent FindParent(string directory)
     {
