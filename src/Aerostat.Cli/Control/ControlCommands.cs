@@ -9,6 +9,7 @@ internal static class ControlCommands
     [
         PsCommand.Create(),
         ShowCommand.Create(),
+        InspectCommand.Create(),
         LifecycleCommands.Pause(),
         LifecycleCommands.Resume(),
         LifecycleCommands.Reset(),

@@ -136,7 +136,7 @@ public sealed class ControlListener : IDisposable
         throw Taken(endpoint);
     }
 
-    private static ControlException Taken(ControlEndpoint endpoint) => new(ControlErrorKind.Refused, endpoint.Name is { } name
+    private static ControlException Taken(ControlEndpoint endpoint) => new(ControlErrorKind.Usage, endpoint.Name is { } name
         ? $"--name: a machine named '{name}' is running already; choose another name, or end that one with 'aerostat stop {name}'"
         : $"--control: somebody listens at {endpoint.Path} already; choose another path");
 

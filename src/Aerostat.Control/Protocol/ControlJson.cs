@@ -16,6 +16,7 @@ namespace Aerostat.Control;
 [JsonSerializable(typeof(StopAnswer))]
 [JsonSerializable(typeof(DebugArguments))]
 [JsonSerializable(typeof(DebugAnswer))]
+[JsonSerializable(typeof(InspectArguments))]
 [JsonSerializable(typeof(EventsArguments))]
 [JsonSerializable(typeof(EventsAnswer))]
 [JsonSerializable(typeof(EventLine))]

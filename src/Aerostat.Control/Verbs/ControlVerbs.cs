@@ -12,6 +12,7 @@ public static class ControlVerbs
         new StopVerb(),
         new ResetVerb(),
         new DebugVerb(),
+        new InspectVerb(),
         new EventsVerb(),
         new SnapshotVerb(),
     ];

@@ -1,4 +1,5 @@
 using Aerostat.Chipset;
+using Aerostat.State;
 
 namespace Aerostat.Machine;
 
@@ -32,6 +33,41 @@ public sealed partial class VirtualMachine
             v.Processor.Index, v.State.ToString().ToLowerInvariant(), v.IsAsleep,
             Volatile.Read(ref v.Processor.Counters.Instructions), v.TotalExits)),
     ];
+
+    /// <summary>Names of devices whose state cannot be looked at.</summary>
+    public IReadOnlyList<string> OpaqueDevices => board.Unsavable;
+
+    /// <summary>
+    /// The state of every part that has one, for people to look at: the machine stands still for a moment. Unlike <see cref="SaveAsync"/>, it does
+    /// not wait for a moment at which the machine could go on from the state.
+    /// </summary>
+    /// <exception cref="InvalidOperationException">The machine has ended.</exception>
+    public Task<IReadOnlyList<SavedElement>> InspectAsync()
+    {
+        TaskCompletionSource<IReadOnlyList<SavedElement>> done = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        if (!queue.Writer.TryWrite(() => InspectNow(done)))
+            done.SetException(Ended());
+        return done.Task;
+    }
+
+    // From the queue. What goes wrong is the caller's, not the machine's.
+    private async Task InspectNow(TaskCompletionSource<IReadOnlyList<SavedElement>> done)
+    {
+        bool wasRunning = state is MachineState.Running or MachineState.Suspended;
+        try
+        {
+            if (state == MachineState.Ended)
+                throw Ended();
+            await Pause().ConfigureAwait(false);
+            done.TrySetResult((await CollectState().ConfigureAwait(false)).Elements);
+        }
+        catch (Exception e)
+        {
+            done.TrySetException(e);
+        }
+        if (wasRunning)
+            await Run().ConfigureAwait(false);
+    }
 
     // What somebody outside asked for goes into the journal; what a reset or the debugger needs does not.
     private async Task RunAndNote()
