@@ -8,6 +8,7 @@ namespace Aerostat.Cli;
 /// <summary>
 /// Runs the same compute kernels in a guest of Aerostat, in a guest of QEMU's software processor and as a process of the host, in turn, and compares
 /// medians of CPU time. Guests' start-up (a run with n = 0) is taken off; translating is part of the price. Checksums must agree.
+/// With <see cref="ProcessKernel"/> the guests run Linux and the kernels are processes there, timed by the guest.
 /// </summary>
 internal sealed partial class CpuBenchmark
 {
@@ -18,6 +19,9 @@ internal sealed partial class CpuBenchmark
     private static readonly string[] s_names = ["integer", "memory", "calls", "indirect", "double", "vectors", "scalar"];
 
     private readonly record struct Sample(double Seconds, string Sum);
+
+    // With processes: two copies on two processors, in terms of one copy's speed.
+    private readonly List<double> speedups = [];
 
     /// <summary>A way to run a kernel: what it is called, and how.</summary>
     private sealed record Peer(string Name, Func<int, long, CancellationToken, Task<Sample?>> Run)
@@ -44,6 +48,12 @@ internal sealed partial class CpuBenchmark
 
     public required bool Json { get; init; }
 
+    /// <summary>The Linux kernel under which the compute kernels run as processes; null: they run on the bare machine.</summary>
+    public string? ProcessKernel { get; init; }
+
+    /// <summary>A static busybox for that.</summary>
+    public string? Busybox { get; init; }
+
     private string Boot => Path.Combine(Folder, "boot.elf");
 
     public async Task<int> RunAsync(TextWriter output, TextWriter error, CancellationToken cancellation)
@@ -53,10 +63,11 @@ internal sealed partial class CpuBenchmark
             error.WriteLine($"aerostat bench: {Boot} does not exist: ./dev bench cpu builds the kernels with gcc and names their folder");
             return ExitStatus.Usage;
         }
-        Peer own = new(Accelerator, (k, n, c) => RunOwn(Accelerator, k, n, error, c));
-        Peer? qemu = ChildRun.Find(Qemu) is { } program ? new Peer("qemu tcg", (k, n, c) => RunQemu(program, k, n, error, c)) : null;
+        using ProcessGuest? processes = ProcessKernel is null ? null : new ProcessGuest(ProcessKernel, Busybox!, Folder);
+        Peer own = new(Accelerator, (k, n, c) => RunOwn(Accelerator, k, n, processes, error, c));
+        Peer? qemu = ChildRun.Find(Qemu) is { } program ? new Peer("qemu tcg", (k, n, c) => RunQemu(program, k, n, processes, error, c)) : null;
         Peer? native = File.Exists(Path.Combine(Folder, Native)) ? new Peer(Native, (k, n, c) => RunNative(k, n, error, c)) : null;
-        Peer? interpreter = WithInterpreter ? new Peer(Interpreter, (k, n, c) => RunOwn(Interpreter, k, n, error, c)) : null;
+        Peer? interpreter = WithInterpreter ? new Peer(Interpreter, (k, n, c) => RunOwn(Interpreter, k, n, processes, error, c)) : null;
         Peer[] peers = [.. new[] { native, own, qemu, interpreter }.OfType<Peer>()];
         for (int run = 1; run <= Runs; run++)
         {
@@ -85,6 +96,8 @@ internal sealed partial class CpuBenchmark
                     sum = sample.Sum;
                 }
             }
+            if (processes is not null && await processes.MeasureScaling(Accelerator, Sizes[0], cancellation).ConfigureAwait(false) is { } speedup)
+                speedups.Add(speedup);
             error.WriteLine($"run {run} of {Runs} done");
         }
         if (Json)
@@ -96,19 +109,21 @@ internal sealed partial class CpuBenchmark
 
     private long SmallSize(int kernel) => Math.Max(1, Sizes[kernel] / 10);
 
-    private async Task<Sample?> RunOwn(string accelerator, int kernel, long n, TextWriter error, CancellationToken cancellation)
+    private async Task<Sample?> RunOwn(string accelerator, int kernel, long n, ProcessGuest? processes, TextWriter error, CancellationToken cancellation)
     {
         (string program, string[] prefix) = ChildRun.Self();
         ChildRun run = await ChildRun.StartAsync(program,
-            [.. prefix, "run", "--accel", accelerator, "--kernel", Boot, "--append", $"{kernel} {n}", "--memory", "256M", "--no-reboot", "--device", "debug-exit"],
+            processes?.Arguments(prefix, accelerator, kernel, n, cpus: 1, copies: 1)
+            ?? [.. prefix, "run", "--accel", accelerator, "--kernel", Boot, "--append", $"{kernel} {n}", "--memory", "256M", "--no-reboot", "--device", "debug-exit"],
             TimeSpan.FromSeconds(LimitSeconds), cancellation).ConfigureAwait(false);
         return Read(run, accelerator, kernel, n, error);
     }
 
-    private async Task<Sample?> RunQemu(string qemu, int kernel, long n, TextWriter error, CancellationToken cancellation)
+    private async Task<Sample?> RunQemu(string qemu, int kernel, long n, ProcessGuest? processes, TextWriter error, CancellationToken cancellation)
     {
         ChildRun run = await ChildRun.StartAsync(qemu,
-            ["-accel", "tcg", "-m", "256", "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel", Boot, "-append", $"{kernel} {n}"],
+            processes?.QemuArguments(kernel, n)
+            ?? ["-accel", "tcg", "-m", "256", "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel", Boot, "-append", $"{kernel} {n}"],
             TimeSpan.FromSeconds(LimitSeconds), cancellation).ConfigureAwait(false);
         return Read(run, "qemu", kernel, n, error);
     }
@@ -145,7 +160,7 @@ internal sealed partial class CpuBenchmark
 
     private void WriteText(TextWriter output, Peer own, Peer? qemu, Peer? native, Peer? interpreter)
     {
-        output.WriteLine($"Compute kernels, CPU seconds without start-up, medians of {Runs}; {HostFacts.Read().ProcessorModel}");
+        output.WriteLine($"Compute kernels{(ProcessKernel is null ? "" : " as processes of a guest")}, CPU seconds without start-up, medians of {Runs}; {HostFacts.Read().ProcessorModel}");
         string Ratio(int k, Peer? above, Peer? below) => above is null || below is null ? "-" : $"{above.MedianOf(k) / below.MedianOf(k):0.00}";
         string Mean(Peer? above, Peer? below) => above is null || below is null ? "-" : $"{GeometricMean(i => above.MedianOf(i) / below.MedianOf(i)):0.00}";
         output.WriteLine($"{"kernel",-12} {"n",8} {"native",8} {own.Name,12} {"qemu tcg",9} {"qemu/ours",10} {"ours/native",12} {(interpreter is null ? "" : "interpreter/ours"),17}".TrimEnd());
@@ -155,6 +170,8 @@ internal sealed partial class CpuBenchmark
             output.WriteLine($"{$"k{k + 1} {s_names[k]}",-12} {Sizes[k],8} {Seconds(native, k),8} {Seconds(own, k),12} {Seconds(qemu, k),9} {Ratio(k, qemu, own),10} {Ratio(k, own, native),12} {slow,17}".TrimEnd());
         }
         output.WriteLine($"{"geometric mean",-21} {"",8} {"",12} {"",9} {Mean(qemu, own),10} {Mean(own, native),12}");
+        if (speedups.Count > 0)
+            output.WriteLine($"two copies of k1 on two processors: {Median(speedups):0.00} times one copy's speed");
         if (qemu is null)
             output.WriteLine("qemu is not installed (apt-get install qemu-system-x86), so there is nothing to compare with");
     }
@@ -191,6 +208,8 @@ internal sealed partial class CpuBenchmark
             json.WriteEndArray();
             if (qemu is not null)
                 json.WriteNumber("qemuByOurs", Math.Round(GeometricMean(k => qemu.MedianOf(k) / own.MedianOf(k)), 3));
+            if (speedups.Count > 0)
+                json.WriteNumber("twoProcessors", Math.Round(Median(speedups), 3));
             if (native is not null)
                 json.WriteNumber("oursByNative", Math.Round(GeometricMean(k => own.MedianOf(k) / native.MedianOf(k)), 3));
             json.WriteEndObject();

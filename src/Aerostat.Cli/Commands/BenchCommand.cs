@@ -65,12 +65,14 @@ internal static class BenchCommand
         Argument<string> folder = new("FOLDER") { HelpName = "FOLDER", Description = "The built kernels: boot.elf, kern.bin and native" };
         Option<string> accelerator = new("--accel") { HelpName = "NAME", Description = "What runs the guest", DefaultValueFactory = _ => "translator" };
         Option<string> sizes = new("--sizes") { HelpName = "N,N,...", Description = "The work of kernels 1 to 7", DefaultValueFactory = _ => "300,10,3000,60,300,12000,4000" };
+        Option<bool> processes = new("--processes") { Description = "Run them as processes of a Linux guest, and two copies on two processors" };
+        Option<string> kernel = Kernel(), busybox = Busybox();
         Option<bool> interpreter = new("--interpreter") { Description = "Run a tenth of the work on the interpreter as well" };
         Option<string> runs = new("--runs") { HelpName = "N", Description = "How often each is run", DefaultValueFactory = _ => "5" };
         Option<bool> json = new("--json") { Description = "Machine-readable output" };
         Command command = new("cpu", "Run compute kernels in a guest, in turn with QEMU's software processor and the host's own; './dev bench cpu' builds them first.")
         {
-            folder, accelerator, sizes, interpreter, runs, json,
+            folder, accelerator, sizes, interpreter, processes, kernel, busybox, runs, json,
         };
         command.SetAction(async (result, _) =>
         {
@@ -83,6 +85,8 @@ internal static class BenchCommand
                     Sizes = ParseSizes(result.GetRequiredValue(sizes)),
                     Accelerator = result.GetRequiredValue(accelerator),
                     WithInterpreter = result.GetValue(interpreter),
+                    ProcessKernel = result.GetValue(processes) ? StockKernel.Kernel(result.GetValue(kernel)) : null,
+                    Busybox = result.GetValue(processes) ? StockKernel.Busybox(result.GetValue(busybox)) : null,
                     Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
                     Json = result.GetValue(json),
                 }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, signals.Stopping).ConfigureAwait(false);

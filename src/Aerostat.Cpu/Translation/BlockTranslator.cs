@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Runtime.Intrinsics.X86;
 using Aerostat.Memory;
 using Iced.Intel;
@@ -56,6 +57,9 @@ internal sealed unsafe partial class BlockTranslator
 
     public long InstructionsTranslated { get; private set; }
 
+    /// <summary>Time spent in <see cref="Translate"/>, in units of <see cref="Stopwatch.Frequency"/>.</summary>
+    public long Ticks { get; private set; }
+
     /// <summary>Translates the block at an address whose page has been found. The caller has made room in the cache.</summary>
     /// <param name="memory">Guest memory.</param>
     /// <param name="watch">Makes sure that writes to bytes of code are noticed.</param>
@@ -66,6 +70,7 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="withoutGroups">Each access on its own: for where a group's check has failed.</param>
     public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, ulong second = TranslatedBlock.OnePage, bool withoutGroups = false)
     {
+        long begin = Stopwatch.GetTimestamp();
         ungrouped = withoutGroups;
         linear = linearAddress;
         gpa = physicalAddress;
@@ -133,6 +138,7 @@ internal sealed unsafe partial class BlockTranslator
         foreach ((ulong next, ulong target, nint site, nint pad) in callSites)
             cache.AddCallSite(block, next, target, site, pad);
         callSites.Clear();
+        Ticks += Stopwatch.GetTimestamp() - begin;
         return block;
     }
 

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using Aerostat.Platform;
 using Aerostat.Processors;
 using Aerostat.X86;
@@ -441,6 +442,7 @@ internal sealed unsafe partial class Interpreter
             return;
         named["translated-blocks"] = translation.Translator.BlocksTranslated;
         named["translated-instructions"] = translation.Translator.InstructionsTranslated;
+        named["translation-microseconds"] = (long)Stopwatch.GetElapsedTime(0, translation.Translator.Ticks).TotalMicroseconds;
         named["translated-bytes"] = translation.Cache.BytesUsed;
         named["code-cache-evictions"] = translation.Cache.Evictions;
         translation.Counters.AddTo(named);
