@@ -202,6 +202,13 @@ internal sealed unsafe partial class CodeCache
             HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
     }
 
+    /// <summary>What the table in force has for an address: code that compares R10 with its own; 0: nothing, or a request has exchanged the table.</summary>
+    public nint Target(int variant, ulong linear)
+    {
+        nint entry = ((nint*)Volatile.Read(ref state->JumpTable[variant]))[linear & (TableEntries - 1)];
+        return entry == MissThunk(variant) ? 0 : entry;
+    }
+
     private nint MissThunk(int variant) => Thunks.Miss(VectorLevel.Of(variant));
 
     private static nint* AllocateTable() => (nint*)HostMapping.AllocateLazy(TableEntries * (ulong)sizeof(nint));

@@ -282,7 +282,8 @@ internal sealed unsafe partial class Interpreter
             {
                 case ExitKind.Miss:
                     s->Rip = s->ExitAddress;
-                    if (IsCanonical(s, s->Rip))
+                    // With no branch to blame this is where the interpreter has left off.
+                    if (IsCanonical(s, s->Rip) || s->IndirectSource == CodeCache.MissRecord)
                         return false;
                     // The branch faults, not its target: undo it and let the interpreter do it again.
                     record = t.Cache.Record(s->IndirectSource);
@@ -346,7 +347,9 @@ internal sealed unsafe partial class Interpreter
                     : age != t.Cache.Age ? BlockLeave.CodeForgotten
                     : s->Poll != 0 ? BlockLeave.Requested
                     : BlockLeave.VariantChanged)]++;
-                return false;
+                if (!TryGoOn(s, t, ref variant, out entry))
+                    return false;
+                continue;
             }
             entry = next;
             s->Executed += ahead - 1;

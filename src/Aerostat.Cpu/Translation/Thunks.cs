@@ -116,6 +116,9 @@ internal sealed unsafe class Thunks(CpuState* state)
         }
         a.LoadState(Host.R10, Offset(&state->Executed));
         a.StoreFrame(Frame.Executed, Host.R10);
+        // Whoever comes back without an indirect branch of its own must not have one to blame.
+        a.RM(0xC7, 0, Host.Rsp, Host.None, 0, Frame.IndirectSource);
+        a.Int32((int)CodeCache.MissRecord);
         a.LoadState(Host.R14, Offset(&state->GroupPointer));
         a.LoadState(Host.R10, Offset(&state->ExitAddress));
         a.RM(0xFF, 4, Host.None, Host.None, 0, Offset(&state->EntryTarget), wide: false, gs: true);
