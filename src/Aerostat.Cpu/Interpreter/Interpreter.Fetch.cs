@@ -23,9 +23,6 @@ internal sealed unsafe partial class Interpreter
     private readonly uint* zeroGeneration;
     private readonly BlockCache blocks;
     private readonly BlockDecoder decoder;
-    // Told apart in the jump cache: privilege (bit 62) and 16- and 32-bit code (bits 58 and 59). Canonical addresses have bits 57 to 63 all
-    // alike, so no two modes share a key.
-    private ulong modeKey;
 
     /// <summary>How often the decoded-block cache was full.</summary>
     internal long BlockEvictions => blocks.Evictions;
@@ -89,7 +86,7 @@ internal sealed unsafe partial class Interpreter
         NoteCodePage(linear);
         NoteCodePage(linear + (ulong)block->Length - 1);
         JumpEntry* e = (single ? singles : jumpCache) + JumpIndex(linear);
-        e->Key = linear ^ modeKey;
+        e->Key = linear ^ s->ModeKey;
         // What crosses into another page, or comes from no RAM, is true in this epoch only.
         e->Epoch = global && block->Key == key ? globalEpoch : epoch;
         e->Block = block;

@@ -80,7 +80,7 @@ internal sealed unsafe partial class Interpreter
             ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
             JumpEntry* e = jumpCache + JumpIndex(linear);
             Block* block = e->Block;
-            if (e->Key != (linear ^ modeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
+            if (e->Key != (linear ^ s->ModeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
             {
                 block = FetchBlock(s, linear);
                 if (block == null)

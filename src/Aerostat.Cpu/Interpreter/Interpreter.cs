@@ -125,6 +125,9 @@ internal sealed unsafe partial class Interpreter : IDisposable
     /// <summary>Makes Run return HandlerRequest after the present instruction.</summary>
     internal void RequestHandlerExit() => SetRequest(Request.HandlerExit);
 
+    /// <summary>What <see cref="CpuState.ModeKey"/> has for privilege level 3.</summary>
+    internal const ulong UserModeKey = 1UL << 62;
+
     /// <summary>
     /// Recomputes what depends on CS, SS, CR0, CR4, EFER, CPL, DR7 and RFLAGS.VM/AC: code size, stack width, which TLB set is in force.
     /// </summary>
@@ -140,18 +143,20 @@ internal sealed unsafe partial class Interpreter : IDisposable
             bitness = (s->Cs.Attributes & SegmentRegister.Db) != 0 ? 32 : 16;
         s->StackMask = bitness == 64 ? ulong.MaxValue : (s->Ss.Attributes & SegmentRegister.Db) != 0 ? uint.MaxValue : 0xFFFFu;
         s->Bitness = bitness;
-        modeKey = (s->Cpl == 3 ? 1UL << 62 : 0) | (bitness == 64 ? 0 : (ulong)bitness << 54);
+        s->ModeKey = (s->Cpl == 3 ? UserModeKey : 0) | (bitness == 64 ? 0 : (ulong)bitness << 54);
         debug = hostDebug;
         if ((s->Dr[7] & 0xFF) != 0)
             for (int i = 0; i < 4; i++)
                 if (((s->Dr[7] >> (i * 2)) & 3) != 0)
                     debug |= ((s->Dr[7] >> (16 + (i * 4))) & 3) == 0 ? ExecuteBreakpoints : DataBreakpoints;
-        bool checkEach = (debug & (DataBreakpoints | HostWatch)) != 0
+        // Generated code knows two privilege levels: what 64-bit code does at the other two, which nobody uses, is looked at each time.
+        bool checkEach = (debug & (DataBreakpoints | HostWatch)) != 0 || (bitness == 64 && s->Cpl is 1 or 2)
             || (s->Cpl == 3 && (s->Cr0 & Cr0.Am) != 0 && (s->SystemFlags & RFlags.Ac) != 0);
-        tlbSet = checkEach ? EmptySet
+        s->TlbSet = checkEach ? EmptySet
             : s->Cpl == 3 ? UserSet
             : (s->Cr4 & Cr4.Smap) != 0 && (s->SystemFlags & RFlags.Ac) == 0 ? StrictSet : SupervisorSet;
-        s->Tlb = tlbSets + (tlbSet * TlbEntries);
+        translation?.Cache.SelectSmap((s->Cr4 & Cr4.Smap) != 0);
+        s->Tlb = tlbSets + (s->TlbSet * TlbEntries);
     }
 
     public void Dispose()

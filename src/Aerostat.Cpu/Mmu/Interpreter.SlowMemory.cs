@@ -25,7 +25,7 @@ internal sealed unsafe partial class Interpreter
             Raise(segment == Seg.Ss ? Vector.StackFault : Vector.GeneralProtection, 0);
             return false;
         }
-        if (tlbSet == EmptySet && s->Cpl == 3 && (s->Cr0 & Cr0.Am) != 0 && (s->SystemFlags & RFlags.Ac) != 0
+        if (s->TlbSet == EmptySet && s->Cpl == 3 && (s->Cr0 & Cr0.Am) != 0 && (s->SystemFlags & RFlags.Ac) != 0
             && (linear & Alignment(size)) != 0)
         {
             Raise(Vector.AlignmentCheck, 0);
@@ -61,7 +61,7 @@ internal sealed unsafe partial class Interpreter
         ulong v;
         Unsafe.SkipInit(out v);
         value = 0;
-        if ((linear & 4095) + (ulong)size > 4096 || tlbSet == EmptySet)
+        if ((linear & 4095) + (ulong)size > 4096 || s->TlbSet == EmptySet)
         {
             v = 0;
             if (!LoadBytesSlow(s, linear, segment, (byte*)&v, size))
@@ -81,14 +81,14 @@ internal sealed unsafe partial class Interpreter
             mmioReads++;
             return true;
         }
-        FillTlb(s, tlbSet, linear, t, WriteAllowed(s, t));
+        FillTlb(s, s->TlbSet, linear, t, WriteAllowed(s, t));
         value = ReadSized(page + (t.Gpa & 4095), size);
         return true;
     }
 
     internal Outcome StoreSlow(CpuState* s, ulong linear, int segment, int size, ulong value)
     {
-        if ((linear & 4095) + (ulong)size > 4096 || tlbSet == EmptySet)
+        if ((linear & 4095) + (ulong)size > 4096 || s->TlbSet == EmptySet)
             return StoreBytesSlow(s, linear, segment, (byte*)&value, size);
         if (!CheckLinear(s, linear, segment, size) || !Translate(s, linear, DataAccess(s) | Access.Write, out Translation t))
             return Outcome.Fault;
@@ -106,7 +106,7 @@ internal sealed unsafe partial class Interpreter
             mmioWrites++;
             return Outcome.Next;
         }
-        FillTlb(s, tlbSet, linear, t, writeAllowed: true);
+        FillTlb(s, s->TlbSet, linear, t, writeAllowed: true);
         WriteSized(page + (t.Gpa & 4095), size, value);
         return NotifyStore(t.Gpa, size);
     }
@@ -132,8 +132,8 @@ internal sealed unsafe partial class Interpreter
             byte* page = Memory.TryGetPage(t.Gpa);
             if (page != null)
             {
-                FillTlb(s, tlbSet, linear, t, writeAllowed: true);
-                if (Memory.Watch[t.Gpa >> 12] != 0 || tlbSet == EmptySet)
+                FillTlb(s, s->TlbSet, linear, t, writeAllowed: true);
+                if (Memory.Watch[t.Gpa >> 12] != 0 || s->TlbSet == EmptySet)
                 {
                     s->RmwPending = RmwWatched;
                     rmwAddress = t.Gpa;
@@ -208,7 +208,7 @@ internal sealed unsafe partial class Interpreter
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page != null)
         {
-            FillTlb(s, tlbSet, linear, t, WriteAllowed(s, t));
+            FillTlb(s, s->TlbSet, linear, t, WriteAllowed(s, t));
             if (count is 2 or 4 or 8)
                 WriteSized(destination, count, ReadSized(page + (t.Gpa & 4095), count));
             else
@@ -248,7 +248,7 @@ internal sealed unsafe partial class Interpreter
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page != null)
         {
-            FillTlb(s, tlbSet, linear, t, writeAllowed: true);
+            FillTlb(s, s->TlbSet, linear, t, writeAllowed: true);
             if (count is 2 or 4 or 8)
                 WriteSized(page + (t.Gpa & 4095), count, ReadSized(source, count));
             else
@@ -289,7 +289,7 @@ internal sealed unsafe partial class Interpreter
     private Outcome SystemAccess(CpuState* s, ulong linear, int size, bool write, ulong value, out ulong result)
     {
         // As the strict supervisor, whatever the present privilege; data breakpoints do not see these accesses.
-        (int set, int cpl, uint flags) = (tlbSet, s->Cpl, s->SystemFlags);
+        (int set, int cpl, uint flags) = (s->TlbSet, s->Cpl, s->SystemFlags);
         result = 0;
         if ((s->Efer & Efer.Lma) == 0)
             linear = (uint)linear;
@@ -301,7 +301,7 @@ internal sealed unsafe partial class Interpreter
         Translation t2 = default;
         if (!Translate(s, linear, access, out Translation t1) || (first < size && !Translate(s, linear + (ulong)first, access, out t2)))
             return Outcome.Fault;
-        tlbSet = StrictSet;
+        s->TlbSet = StrictSet;
         s->Cpl = 0;
         bool hit = false;
         if (write)
@@ -318,14 +318,14 @@ internal sealed unsafe partial class Interpreter
                 ReadPhysical(s, linear + (ulong)first, t2, (byte*)&v + first, size - first);
             result = v;
         }
-        (tlbSet, s->Cpl, s->SystemFlags) = (set, cpl, flags);
+        (s->TlbSet, s->Cpl, s->SystemFlags) = (set, cpl, flags);
         return hit ? Outcome.Stop : Outcome.Next;
     }
 
     /// <summary>Notes data breakpoints that an access has hit; the run loop raises #DB after the instruction (Intel SDM vol. 3 section 18.2).</summary>
     private void CheckDataBreakpoints(CpuState* s, ulong linear, int size, bool write)
     {
-        if (tlbSet != EmptySet || (s->Dr[7] & 0xFF) == 0)
+        if (s->TlbSet != EmptySet || (s->Dr[7] & 0xFF) == 0)
             return;
         for (int i = 0; i < 4; i++)
         {

@@ -18,7 +18,6 @@ internal sealed unsafe partial class Interpreter
     private readonly TlbMemory tlbMemory;
     private TlbEntry* tlbSets;
     private TlbEntry* emptyTlb;
-    private int tlbSet;
     private TlbSpace space;
 
     /// <summary>Bytes reserved for the state itself; the TLB sets follow, so that generated code reaches both from one base.</summary>
@@ -142,7 +141,7 @@ internal sealed unsafe partial class Interpreter
         epoch = next.Epoch;
         mappings++;
         UseSets();
-        s->Tlb = tlbSets + (tlbSet * TlbEntries);
+        s->Tlb = tlbSets + (s->TlbSet * TlbEntries);
         if (next.WatchStamp != watchStamp)
         {
             // Pages may have been watched while this space was not in force.
@@ -161,6 +160,7 @@ internal sealed unsafe partial class Interpreter
     {
         tlbSets = (TlbEntry*)(space.Base + StateBytes);
         emptyTlb = tlbSets + (EmptySet * TlbEntries);
+        State->TlbSets = tlbSets;
     }
 
     private void DropEntries(TlbSpace which)

@@ -121,6 +121,18 @@ internal unsafe struct CpuState
     public ulong IndirectSource;
     /// <summary>Guest instructions counted by generated code.</summary>
     public long Executed;
+    /// <summary>Number of the TLB set in force (<see cref="Interpreter.UserSet"/> and so on), and the first set of the address space in force.</summary>
+    public int TlbSet;
+    /// <summary>How much of the vector registers was loaded when generated code was left (<see cref="VectorLevel"/>).</summary>
+    public int Level;
+    public TlbEntry* TlbSets;
+    /// <summary>
+    /// Tells decoded code apart in the jump cache: privilege (bit 62) and 16- and 32-bit code (bits 58 and 59). Canonical addresses have bits 57 to 63
+    /// all alike, so no two modes share a key.
+    /// </summary>
+    public ulong ModeKey;
+    /// <summary>Where SYSRET in generated code goes on: the code that loads as many vector registers as the user's code wants.</summary>
+    public ulong UserEntry;
 
     public const int ZeroRegister = 16 * 8, BlockRip = 17 * 8;
     public const int XsaveBytes = 1536, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576, PkruOffset = 832;

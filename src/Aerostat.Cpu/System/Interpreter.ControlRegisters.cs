@@ -102,9 +102,9 @@ internal sealed unsafe partial class Interpreter
     /// <summary>The part of UpdateMode that follows RFLAGS.AC at privilege level 0: whether user pages are within reach under SMAP.</summary>
     internal void UpdateKernelAccess(CpuState* s)
     {
-        tlbSet = (debug & (DataBreakpoints | HostWatch)) != 0 ? EmptySet
+        s->TlbSet = (debug & (DataBreakpoints | HostWatch)) != 0 ? EmptySet
             : (s->Cr4 & Cr4.Smap) != 0 && (s->SystemFlags & RFlags.Ac) == 0 ? StrictSet : SupervisorSet;
-        s->Tlb = tlbSets + (tlbSet * TlbEntries);
+        s->Tlb = tlbSets + (s->TlbSet * TlbEntries);
     }
 
     /// <summary>Checks common to all MOV DR; maps DR4 and DR5 to DR6 and DR7. False: a fault is recorded.</summary>

@@ -11,9 +11,11 @@ namespace Aerostat.Cpu;
 internal sealed unsafe partial class BlockTranslator
 {
     /// <summary>R10 = the target, then through the table.</summary>
-    private void EmitTableJump(ulong target)
+    private void EmitTableJump(ulong target) => EmitTableJump(target, variant);
+
+    private void EmitTableJump(ulong target, int toVariant)
     {
-        a.LoadState(Host.R14, Offset(&state->JumpTable[variant]));
+        a.LoadState(Host.R14, Offset(&state->JumpTable[toVariant]));
         a.Constant(Host.R10, target);
         a.RM(0xFF, 4, Host.R14, Host.None, 0, CodeCache.TableIndex(target) * 8, wide: false);
     }
@@ -37,14 +39,16 @@ internal sealed unsafe partial class BlockTranslator
             a.Byte(0xC3);
     }
 
-    private void EmitLink(nint site, ulong target)
+    private void EmitLink(nint site, ulong target) => EmitLink(site, target, variant);
+
+    private void EmitLink(nint site, ulong target, int toVariant)
     {
-        if (target == linear && !ungrouped)
+        if (target == linear && !ungrouped && toVariant == variant)
         {
             a.PointTo(site, entry);
             return;
         }
-        TranslatedBlock* block = cache.Find(target, (gpa & ~4095UL) | (target & 4095), variant);
+        TranslatedBlock* block = cache.Find(target, (gpa & ~4095UL) | (target & 4095), toVariant);
         if (block != null)
         {
             a.PointTo(site, block->Entry);

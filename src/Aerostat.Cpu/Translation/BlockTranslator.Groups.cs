@@ -242,6 +242,7 @@ internal sealed unsafe partial class BlockTranslator
             case Treatment.Nothing or Treatment.ConditionalBranch or Treatment.Branch:
                 return;
             case Treatment.InterruptFlag:
+            case Treatment.AccessFlag:
                 return;
             case Treatment.Push:
             case Treatment.PushFlags:

@@ -65,8 +65,10 @@ internal sealed unsafe partial class BlockTranslator
             }
         }
         EmitSaveFlags(behind, spillToMemory: true);
-        a.RM(0x81, i.Code == Code.Sti ? 1 : 4, Host.None, Host.None, 0, offset, wide: false, gs: true);
-        a.Int32(i.Code == Code.Sti ? (int)RFlags.If : ~(int)(i.Code == Code.Cli ? RFlags.If : RFlags.Df));
+        uint flag = i.Code switch { Code.Sti or Code.Cli => RFlags.If, Code.Stac or Code.Clac => RFlags.Ac, _ => RFlags.Df };
+        bool set = i.Code is Code.Sti or Code.Stac;
+        a.RM(0x81, set ? 1 : 4, Host.None, Host.None, 0, offset, wide: false, gs: true);
+        a.Int32((int)(set ? flag : ~flag));
         EmitRestoreFlags(behind, spillToMemory: true);
         SetNext(first, k);
         return true;
@@ -78,6 +80,73 @@ internal sealed unsafe partial class BlockTranslator
         int guest = GuestNumber(i.Op0Register), home = Homes.OfGuest[guest];
         SegmentRegister* segment = &state->Es + (i.Op1Register - Register.ES);
         a.RM(0x0FB7, home != Host.None ? home : Host.R11, Host.None, Host.None, 0, Offset(&segment->Selector), wide: false, gs: true);
+        if (home == Host.None)
+            Assign(guest, Host.R11);
+        return true;
+    }
+
+    /// <summary>What this variant makes of instructions that depend on privilege; generated code has privilege levels 0 and 3 only.</summary>
+    private Treatment TreatPrivileged(in Instruction i, Treatment t)
+    {
+        int set = variant % 3;
+        switch (t)
+        {
+            case Treatment.SwapGs when set == Interpreter.UserSet:
+            case Treatment.SystemCall when set != Interpreter.UserSet:
+            case Treatment.SystemReturn when set == Interpreter.UserSet || variant / 3 != VectorLevel.None || !cache.TranslatesSysret:
+            case Treatment.ReadControl when set == Interpreter.UserSet || i.Op1Register is not (Register.CR0 or Register.CR2 or Register.CR3 or Register.CR4):
+            case Treatment.AccessFlag when set == Interpreter.UserSet:
+                return Treatment.Interpret;
+            case Treatment.AccessFlag when cache.Smap:
+                // In the strict set AC is clear, in the other it is set.
+                return set == Interpreter.StrictSet == (i.Code == Code.Stac) ? Treatment.AccessSwitch : Treatment.Nothing;
+            default:
+                return t;
+        }
+    }
+
+    /// <summary>With CR4.SMAP, AC decides which TLB set is in force: on to code of the other variant. Flags pass.</summary>
+    private bool EmitAccessSwitch(in Instruction i)
+    {
+        bool set = i.Code == Code.Stac;
+        int to = set ? Interpreter.SupervisorSet : Interpreter.StrictSet, other = variant - (variant % 3) + to;
+        a.LoadState(Host.R11, Offset(&state->SystemFlags), wide: false);
+        a.Lea(Host.R11, Host.R11, Host.None, 0, set ? (int)RFlags.Ac : -(int)RFlags.Ac, wide: false);
+        a.StoreState(Offset(&state->SystemFlags), Host.R11, wide: false);
+        cache.Thunks.EmitSelectSet(a, to, Host.R11);
+        if (IsLinkable(i.NextIP))
+            EmitLink(a.Jmp(), i.NextIP, other);
+        else
+            EmitTableJump(i.NextIP, other);
+        return true;
+    }
+
+    private bool EmitSystemCall(in Instruction i)
+    {
+        a.Constant(Host.R10, i.NextIP);
+        a.Constant(Host.R11, (uint)cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP }));
+        a.Jmp(cache.Thunks.SystemCall(VectorLevel.Of(variant)));
+        return true;
+    }
+
+    private bool EmitSystemReturn(in Instruction i)
+    {
+        a.Constant(Host.R11, (uint)cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP }));
+        a.Jmp(cache.Thunks.SystemReturn);
+        return true;
+    }
+
+    private bool EmitReadControl(in Instruction i)
+    {
+        int guest = GuestNumber(i.Op0Register), home = Homes.OfGuest[guest];
+        ulong* register = i.Op1Register switch
+        {
+            Register.CR0 => &state->Cr0,
+            Register.CR2 => &state->Cr2,
+            Register.CR3 => &state->Cr3,
+            _ => &state->Cr4,
+        };
+        a.LoadState(home != Host.None ? home : Host.R11, Offset(register));
         if (home == Host.None)
             Assign(guest, Host.R11);
         return true;

@@ -191,6 +191,7 @@ internal sealed unsafe partial class BlockTranslator
 
     private static bool EndsBlock(in Instruction i, Treatment t) =>
         t is Treatment.Branch or Treatment.IndirectBranch or Treatment.Call or Treatment.IndirectCall or Treatment.Return
+            or Treatment.AccessSwitch or Treatment.SystemCall or Treatment.SystemReturn
         || (t == Treatment.Interpret && i.FlowControl != FlowControl.Next);
 
     private static FlagEffects Effects(in Instruction i, Treatment t) => t switch
@@ -231,8 +232,7 @@ internal sealed unsafe partial class BlockTranslator
         // User code may only do this with an I/O privilege level of 3.
         if (treatment == Treatment.InterruptFlag && variant % 3 == 0 && i.Code != Code.Cld)
             treatment = Treatment.Interpret;
-        if (treatment == Treatment.SwapGs && variant % 3 == 0)
-            treatment = Treatment.Interpret;
+        treatment = TreatPrivileged(i, treatment);
         if ((treatment == Treatment.Vector && !HostHas(i)) || (treatment == Treatment.Integer && !HostHasInteger(i)))
             treatment = Treatment.Interpret;
         if (treatment is Treatment.Branch or Treatment.ConditionalBranch or Treatment.Call && !IsCanonical(i.NearBranchTarget))

@@ -160,9 +160,10 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private int blockCount, recordCount;
     private nint next, limit;
 
-    public CodeCache(CpuState* state, int bytes, bool visibleToProfilers)
+    public CodeCache(CpuState* state, int bytes, bool visibleToProfilers, bool translatesSysret = false)
     {
         this.state = state;
+        TranslatesSysret = translatesSysret;
         memory = new ExecutableMemory(bytes, visibleToProfilers: visibleToProfilers);
         buckets = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
         pages = (TranslatedBlock**)HostMapping.AllocateLazy(Buckets * (ulong)sizeof(nint));
@@ -178,6 +179,21 @@ internal sealed unsafe partial class CodeCache : IDisposable
     }
 
     public Thunks Thunks { get; }
+
+    /// <summary>Whether the processor's SYSRET is the one that generated code has: Intel's.</summary>
+    public bool TranslatesSysret { get; }
+
+    /// <summary>Whether CR4.SMAP is set, which all code that is here takes for granted.</summary>
+    public bool Smap { get; private set; }
+
+    /// <summary>Notes CR4.SMAP; when it has changed everything is forgotten.</summary>
+    public void SelectSmap(bool on)
+    {
+        if (on == Smap)
+            return;
+        Smap = on;
+        Clear();
+    }
 
     /// <summary>How often everything was forgotten because something was full.</summary>
     public long Evictions { get; private set; }
@@ -341,7 +357,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         records[0] = new ExitRecord { Kind = ExitKind.Miss };
         var a = new HostAssembler();
         BeginCode(a);
-        Thunks.Emit(a);
+        Thunks.Emit(a, Smap);
         EndCode(a);
     }
 

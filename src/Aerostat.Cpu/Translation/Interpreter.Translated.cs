@@ -64,7 +64,7 @@ internal sealed unsafe partial class Interpreter
                 if ((s->Request & Deliverable(s)) != 0)
                     continue;
             }
-            if (s->Bitness == 64 && tlbSet != EmptySet)
+            if (s->Bitness == 64 && s->TlbSet != EmptySet)
             {
                 TranslatedBlock* block = FindTranslation(s, t);
                 if (block != null)
@@ -102,7 +102,7 @@ internal sealed unsafe partial class Interpreter
         ulong linear = s->Bitness == 64 ? rip : (uint)(s->Cs.Base + rip);
         JumpEntry* e = jumpCache + JumpIndex(linear);
         Block* block = e->Block;
-        if (e->Key != (linear ^ modeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
+        if (e->Key != (linear ^ s->ModeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
         {
             block = FetchBlock(s, linear);
             if (block == null)
@@ -143,7 +143,7 @@ internal sealed unsafe partial class Interpreter
         ulong rip = s->Rip;
         JumpEntry* e = singles + JumpIndex(rip);
         Block* block = e->Block;
-        if (e->Key != (rip ^ modeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
+        if (e->Key != (rip ^ s->ModeKey) || !IsCurrent(e->Epoch) || !block->IsValid)
         {
             block = FetchBlock(s, rip, single: true);
             if (block == null)
@@ -178,16 +178,18 @@ internal sealed unsafe partial class Interpreter
     {
         bool vectors = (s->Cr0 & (Cr0.Em | Cr0.Ts)) == 0 && (s->Cr4 & Cr4.OsFxsr) != 0
             && (*(uint*)(s->Xsave + CpuState.MxcsrOffset) & VectorState.MxcsrMasks) == VectorState.MxcsrMasks;
-        if (!vectors)
-            return tlbSet;
         // Where the guest may use YMM registers, code that uses XMM registers gets them loaded too: most user code meets a VEX instruction soon.
-        int level = VexHandlers.Usable(s) ? VectorLevel.Ymm : VectorLevel.Xmm;
-        if (tlbSet == UserSet)
+        int level = !vectors ? VectorLevel.None : VexHandlers.Usable(s) ? VectorLevel.Ymm : VectorLevel.Xmm;
+        // SYSRET may come before the next way out.
+        s->UserEntry = (ulong)translation!.Cache.Thunks.UserEntry(level);
+        if (!vectors)
+            return s->TlbSet;
+        if (s->TlbSet == UserSet)
         {
             supervisorVectors = false;
             return UserSet + (3 * level);
         }
-        return supervisorVectors ? tlbSet + (3 * level) : tlbSet;
+        return supervisorVectors ? s->TlbSet + (3 * level) : s->TlbSet;
     }
 
     /// <summary>The translation for RIP, made now if the code is warm; null: interpret.</summary>
@@ -275,6 +277,7 @@ internal sealed unsafe partial class Interpreter
             t.Cache.Thunks.Enter(VectorLevel.Of(variant));
             FromHostFlags(s);
             ExitRecord* record = t.Cache.Record(s->ExitRecord);
+            variant = s->TlbSet + (3 * s->Level);
             t.Counters.Exits[(int)record->Kind]++;
             s->Rip = record->Rip;
             s->Executed -= record->Ahead;
@@ -323,7 +326,7 @@ internal sealed unsafe partial class Interpreter
                     t.Counters.SlowAccesses[(int)reason]++;
                     break;
                 case ExitKind.NeedsVectors:
-                    if (tlbSet != UserSet && (s->Cr0 & (Cr0.Em | Cr0.Ts)) == 0 && !supervisorVectors)
+                    if (s->TlbSet != UserSet && (s->Cr0 & (Cr0.Em | Cr0.Ts)) == 0 && !supervisorVectors)
                     {
                         supervisorVectors = true;
                         if (Variant(s) >= 3)
@@ -420,7 +423,7 @@ internal sealed unsafe partial class Interpreter
         reason = SlowAccess.WatchedPage;
         if (record->Write && Memory.Watch[t.Gpa >> 12] != 0)
             return false;
-        FillTlb(s, tlbSet, linear, t, writes || WriteAllowed(s, t));
+        FillTlb(s, s->TlbSet, linear, t, writes || WriteAllowed(s, t));
         TlbEntry* e = s->Tlb + ((linear >> 12) & (TlbEntries - 1));
         return (record->Write ? e->WriteTag : e->ReadTag) == (linear & ~4095UL);
     }

@@ -48,7 +48,7 @@ internal static class Frame
 }
 
 /// <summary>The code between the dispatcher and generated code, in a form for each <see cref="VectorLevel"/>.</summary>
-internal sealed unsafe class Thunks(CpuState* state)
+internal sealed unsafe partial class Thunks(CpuState* state)
 {
     private static readonly int[] Saved = [Host.Rbx, Host.Rbp, Host.R12, Host.R13, Host.R14, Host.R15];
 
@@ -67,7 +67,7 @@ internal sealed unsafe class Thunks(CpuState* state)
     /// <summary>Where code goes that was found in the jump table by mistake: to the second table, with the address wanted in R10.</summary>
     public nint Mismatch(int variant) => mismatch[variant];
 
-    public void Emit(HostAssembler a)
+    public void Emit(HostAssembler a, bool smap)
     {
         for (int level = 0; level < (HostStubs.CanRun(CpuidFeature.AVX) ? VectorLevel.Count : VectorLevel.Ymm); level++)
         {
@@ -77,7 +77,10 @@ internal sealed unsafe class Thunks(CpuState* state)
             exit[level] = EmitExit(a, level);
             for (int variant = 3 * level; variant < 3 * (level + 1); variant++)
                 mismatch[variant] = EmitMismatch(a, variant);
+            systemCall[level] = EmitSystemCall(a, level, smap ? Interpreter.StrictSet : Interpreter.SupervisorSet);
+            userEntry[level] = EmitUserEntry(a, level);
         }
+        systemReturn = EmitSystemReturn(a);
     }
 
     private int Offset(void* field) => (int)((byte*)field - (byte*)state);
@@ -90,16 +93,7 @@ internal sealed unsafe class Thunks(CpuState* state)
         a.Lea(Host.Rsp, Host.Rsp, Host.None, 0, -Frame.Size);
         if (level >= VectorLevel.Xmm)
         {
-            // Legacy SSE is slow while the upper halves are in use.
-            if (Avx.IsSupported)
-                EmitZeroUpper(a);
-            a.LoadState(Host.R10, Offset(&state->Xsave));
-            a.RM(0x0FAE, 3, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
-            a.RM(0x0FAE, 2, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
-            for (int i = 0; i < 16; i++)
-                a.RM(0x0F10, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
-            for (int i = 0; i < 16 && level == VectorLevel.Ymm; i++)
-                EmitUpperHalf(a, i, store: false);
+            EmitLoadVectors(a, level);
         }
         a.LoadState(Host.Rax, Offset(&state->HostFlags), wide: false);
         a.RestoreOverflow();
@@ -183,23 +177,45 @@ internal sealed unsafe class Thunks(CpuState* state)
         a.StoreState(Offset(&state->Executed), Host.R10);
         a.LoadFrame(Host.R10, Frame.IndirectSource);
         a.StoreState(Offset(&state->IndirectSource), Host.R10);
+        StoreConstant(a, Offset(&state->Level), level);
         if (level >= VectorLevel.Xmm)
         {
-            a.LoadState(Host.R10, Offset(&state->Xsave));
-            for (int i = 0; i < 16 && level == VectorLevel.Ymm; i++)
-                EmitUpperHalf(a, i, store: true);
-            if (level == VectorLevel.Ymm)
-                EmitZeroUpper(a);
-            a.RM(0x0FAE, 3, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
-            a.RM(0x0FAE, 2, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
-            for (int i = 0; i < 16; i++)
-                a.RM(0x0F11, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
+            EmitStoreVectors(a, level);
         }
         a.Lea(Host.Rsp, Host.Rsp, Host.None, 0, Frame.Size);
         for (int i = Saved.Length - 1; i >= 0; i--)
             Pop(a, Saved[i]);
         a.Byte(0xC3);
         return start;
+    }
+
+    // From the state into the registers. Uses R10.
+    private void EmitLoadVectors(HostAssembler a, int level)
+    {
+        // Legacy SSE is slow while the upper halves are in use.
+        if (Avx.IsSupported)
+            EmitZeroUpper(a);
+        a.LoadState(Host.R10, Offset(&state->Xsave));
+        a.RM(0x0FAE, 3, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
+        a.RM(0x0FAE, 2, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
+        for (int i = 0; i < 16; i++)
+            a.RM(0x0F10, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
+        for (int i = 0; i < 16 && level == VectorLevel.Ymm; i++)
+            EmitUpperHalf(a, i, store: false);
+    }
+
+    // The other way. Uses R10.
+    private void EmitStoreVectors(HostAssembler a, int level)
+    {
+        a.LoadState(Host.R10, Offset(&state->Xsave));
+        for (int i = 0; i < 16 && level == VectorLevel.Ymm; i++)
+            EmitUpperHalf(a, i, store: true);
+        if (level == VectorLevel.Ymm)
+            EmitZeroUpper(a);
+        a.RM(0x0FAE, 3, Host.R10, Host.None, 0, CpuState.MxcsrOffset, wide: false);
+        a.RM(0x0FAE, 2, Host.None, Host.None, 0, Offset(&state->HostMxcsr), wide: false, gs: true);
+        for (int i = 0; i < 16; i++)
+            a.RM(0x0F11, i, Host.R10, Host.None, 0, CpuState.XmmOffset + (16 * i), wide: false);
     }
 
     private static void EmitZeroUpper(HostAssembler a)

@@ -17,7 +17,7 @@ internal sealed unsafe class TranslationState : IDisposable
     {
         state = interpreter.State;
         Threshold = threshold;
-        Cache = new CodeCache(state, codeBytes, visibleToProfilers: observer != null);
+        Cache = new CodeCache(state, codeBytes, visibleToProfilers: observer != null, interpreter.Model.Vendor == Vendor.Intel);
         Translator = new BlockTranslator(state, Cache, interpreter.Features) { Observer = observer };
         Heat = HostMapping.AllocateLazy(HeatEntries);
         Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(2 * LookasideEntries * (ulong)sizeof(LookasideEntry));

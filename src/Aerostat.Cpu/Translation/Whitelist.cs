@@ -32,6 +32,16 @@ internal enum Treatment : byte
     /// <summary>MOV from a segment register to a general one.</summary>
     ReadSegment,
     SwapGs,
+    /// <summary>STAC and CLAC without CR4.SMAP, where they are about a flag only.</summary>
+    AccessFlag,
+    /// <summary>STAC and CLAC where they bring another TLB set into force; ends the block.</summary>
+    AccessSwitch,
+    /// <summary>SYSCALL of user code.</summary>
+    SystemCall,
+    /// <summary>SYSRET with 64-bit operands.</summary>
+    SystemReturn,
+    /// <summary>MOV from a control register.</summary>
+    ReadControl,
 }
 
 /// <summary>The instructions that are translated, by Iced's code.</summary>
@@ -172,6 +182,10 @@ internal static class Whitelist
                     || name.Contains("cr", StringComparison.Ordinal) || name.Contains("dr", StringComparison.Ordinal) || name.Contains("tr", StringComparison.Ordinal)))
                 table[(int)code] = Treatment.Interpret;
         }
+        table[(int)Code.Mov_r64_cr] = Treatment.ReadControl;
+        table[(int)Code.Stac] = table[(int)Code.Clac] = Treatment.AccessFlag;
+        table[(int)Code.Syscall] = Treatment.SystemCall;
+        table[(int)Code.Sysretq] = Treatment.SystemReturn;
         table[(int)Code.Mov_r32m16_Sreg] = table[(int)Code.Mov_r64m16_Sreg] = Treatment.ReadSegment;
         return table;
     }

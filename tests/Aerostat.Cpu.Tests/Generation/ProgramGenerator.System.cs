@@ -178,6 +178,7 @@ internal sealed partial class ProgramGenerator
                 break;
             case 5:
             case 6:
+                DefineFlags();
                 Add(Instruction.Create(Code.Pushfq));
                 ChangeFlags();
                 Add(Instruction.Create(Code.Popfq));
@@ -210,8 +211,7 @@ internal sealed partial class ProgramGenerator
             case 16:
                 if (usesSystemCalls && !inSystemCall)
                 {
-                    // R11 gets the flags: none may be undefined.
-                    Add(Instruction.Create(Code.Cmp_rm64_imm8, Register.RAX + rng.Below(16), rng.Below(128)));
+                    DefineFlags();
                     Add(Instruction.Create(Code.Syscall));
                 }
                 else
@@ -234,6 +234,9 @@ internal sealed partial class ProgramGenerator
         }
     }
 
+    // Before flags get into a register or into memory: AF may be undefined.
+    private void DefineFlags() => Add(Instruction.Create(Code.Cmp_rm64_imm8, Register.RAX + rng.Below(16), rng.Below(128)));
+
     // Changes some of the flags on the stack.
     private void ChangeFlags()
     {
@@ -244,8 +247,6 @@ internal sealed partial class ProgramGenerator
             mask ^= rng.OneIn(30) ? bit : 0;
         if (traps && rng.OneIn(4))
             mask ^= RFlags.Tf;
-        // AF may be undefined, and so goes.
-        Add(Instruction.Create(Code.And_rm64_imm32, new MemoryOperand(Register.RSP), ~(int)RFlags.Af));
         Add(Instruction.Create(Code.Xor_rm64_imm32, new MemoryOperand(Register.RSP), (int)mask));
     }
 
@@ -255,6 +256,7 @@ internal sealed partial class ProgramGenerator
         Add(Instruction.Create(Code.Mov_r64_rm64, Register.RCX, Register.RSP));
         Add(Instruction.Create(Code.Pushq_imm8, user ? 0x2B : rng.OneIn(4) ? 0 : 0x18));
         Add(Instruction.Create(Code.Push_r64, Register.RCX));
+        DefineFlags();
         Add(Instruction.Create(Code.Pushfq));
         ChangeFlags();
         Add(Instruction.Create(Code.Pushq_imm8, user ? 0x33 : 0x10));
@@ -314,7 +316,7 @@ internal sealed partial class ProgramGenerator
         Register r = Register.RAX + rng.Pick<int>(Free);
         Add(Instruction.Create(Code.Mov_r64_cr, r, control));
         if (bit >= 0)
-            Add(Instruction.Create(Code.Btc_rm64_imm8, r, bit));
+            Add(Instruction.Create(Code.Xor_rm64_imm32, r, 1 << bit));
         Add(Instruction.Create(Code.Mov_cr_r64, control, r));
     }
 
