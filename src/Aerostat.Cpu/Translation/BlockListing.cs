@@ -157,11 +157,13 @@ internal sealed unsafe class BlockListing : ISymbolResolver
                 return $"exit.{s_levels[level]}";
             if (target == thunks.Miss(level))
                 return $"miss.{s_levels[level]}";
+            if (target == thunks.SystemCall(level))
+                return $"syscall.{s_levels[level]}";
         }
         for (int variant = 0; variant < CodeCache.Variants; variant++)
             if (target == thunks.Mismatch(variant))
                 return $"mismatch{variant}";
-        return "block";
+        return target == thunks.SystemReturn ? "sysret" : "block";
     }
 
     private static Dictionary<int, string> NameFields(CpuState* s)
@@ -182,6 +184,14 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         Name(&s->GroupPointer, "group");
         Name(&s->IndirectSource, "indirect.source");
         Name(&s->Executed, "executed");
+        Name(&s->KernelGsBase, "kernel.gs.base");
+        Name(&s->Tlb, "tlb");
+        Name(&s->TlbSet, "tlb.set");
+        Name(&s->TlbSets, "tlb.sets");
+        Name(&s->Cr0, "cr0");
+        Name(&s->Cr2, "cr2");
+        Name(&s->Cr3, "cr3");
+        Name(&s->Cr4, "cr4");
         string[] sets = ["user", "strict", "supervisor"];
         for (int i = 0; i < sets.Length; i++)
         {

@@ -1,4 +1,3 @@
-using System.Runtime.Intrinsics.X86;
 using Iced.Intel;
 
 namespace Aerostat.Cpu;
@@ -27,13 +26,7 @@ internal sealed unsafe partial class BlockTranslator
         a.RM(0xC7, 0, Host.Rsp, Host.None, 0, Frame.IndirectSource, wide: false);
         a.Int32(record);
         a.LoadState(Host.R14, Offset(&state->JumpTable[variant]));
-        // As CodeCache.TableIndex.
-        if (Bmi2.IsSupported)
-        {
-            a.RotateRight(Host.R11, Host.R10, CodeCache.TableFold);
-            a.Lea(Host.R11, Host.R11, Host.R10, 0, 0, wide: false);
-        }
-        a.RR(0x0FB7, Host.R11, Bmi2.IsSupported ? Host.R11 : Host.R10, wide: false);
+        CodeCache.EmitTableIndex(a);
         a.RM(0xFF, asReturn ? 6 : 4, Host.R14, Host.R11, 3, 0, wide: false);
         if (asReturn)
             a.Byte(0xC3);

@@ -48,8 +48,18 @@ internal sealed unsafe partial class CodeCache
     /// </summary>
     public static int TableIndex(ulong linear) => (int)(Bmi2.IsSupported ? (uint)linear + BitOperations.RotateRight((uint)linear, TableFold) : (uint)linear) & (TableEntries - 1);
 
-    /// <summary>How far the address is rotated for the sum.</summary>
-    public const int TableFold = 12;
+    private const int TableFold = 12;
+
+    /// <summary>R11 = the place of the address in R10; flags pass.</summary>
+    public static void EmitTableIndex(HostAssembler a)
+    {
+        if (Bmi2.IsSupported)
+        {
+            a.RotateRight(Host.R11, Host.R10, TableFold);
+            a.Lea(Host.R11, Host.R11, Host.R10, 0, 0, wide: false);
+        }
+        a.RR(0x0FB7, Host.R11, Bmi2.IsSupported ? Host.R11 : Host.R10, wide: false);
+    }
 
     // Tells variants and address spaces apart, and is never 0.
     private static ulong Key(int variant, int inSpace) => (ulong)(1 + variant + (IsUser(variant) ? inSpace * Variants : 0)) << 20;
@@ -205,7 +215,7 @@ internal sealed unsafe partial class CodeCache
     /// <summary>What the table in force has for an address: code that compares R10 with its own; 0: nothing, or a request has exchanged the table.</summary>
     public nint Target(int variant, ulong linear)
     {
-        nint entry = ((nint*)Volatile.Read(ref state->JumpTable[variant]))[linear & (TableEntries - 1)];
+        nint entry = ((nint*)Volatile.Read(ref state->JumpTable[variant]))[TableIndex(linear)];
         return entry == MissThunk(variant) ? 0 : entry;
     }
 

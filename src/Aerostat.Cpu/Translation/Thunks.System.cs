@@ -163,7 +163,7 @@ internal sealed unsafe partial class Thunks
         a.RM(0xC7, 0, Host.Rsp, Host.None, 0, Frame.IndirectSource);
         a.Int32((int)CodeCache.MissRecord);
         a.LoadState(Host.R14, Offset(&state->JumpTable[variant]));
-        a.RR(0x0FB7, Host.R11, Host.R10, wide: false);
+        CodeCache.EmitTableIndex(a);
         a.RM(0xFF, 4, Host.R14, Host.R11, 3, 0, wide: false);
     }
 

@@ -1,5 +1,6 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics.X86;
+using Aerostat.X86;
 using Iced.Intel;
 using Xunit;
 using static Iced.Intel.AssemblerRegisters;
@@ -47,6 +48,16 @@ public sealed class GoldenListingTests
         ),
         ["interpreted"] = (0, 0, a => { a.mov(eax, 1); a.cpuid(); a.mov(ecx, eax); a.int3(); }
         ),
+        ["stac-smap"] = (0, 0, a => { a.xor(eax, eax); a.stac(); a.int3(); }
+        ),
+        ["clac"] = (0, 0, a => { a.clac(); a.xor(eax, eax); a.int3(); }
+        ),
+        ["read-control"] = (0, 0, a => { a.mov(rax, cr3); a.mov(r10, cr0); a.xor(eax, eax); a.int3(); }
+        ),
+        ["syscall"] = (3, 0, a => { a.mov(eax, 39); a.syscall(); a.int3(); }
+        ),
+        ["sysret"] = (0, 0, a => { a.swapgs(); a.sysretq(); }
+        ),
         ["end-of-page"] = (0, 0xFFA, a => { a.mov(eax, 1); a.mov(ecx, 2); a.int3(); }
         ),
     };
@@ -70,6 +81,8 @@ public sealed class GoldenListingTests
             // Wherever the guest ends up: only what was made of its first block counts.
             m.Processor.Kick();
             m.Enter(cpl, code);
+            if (name.EndsWith("-smap", StringComparison.Ordinal))
+                m.State.Cr4 |= Cr4.Smap;
             m.Processor.SetState(m.State);
             for (int i = 0; i < 3 && collector.Text.Length == 0; i++)
                 m.Processor.Run(m.Handler);
