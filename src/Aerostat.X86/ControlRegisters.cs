@@ -9,6 +9,13 @@ public static class Cr0
 #pragma warning restore CS1591
 }
 
+/// <summary>Bits of CR3 besides the address of the top table (Intel SDM vol. 3 sections 2.5 and 4.4.1).</summary>
+public static class Cr3
+{
+    /// <summary>Linear-address masking of user pointers: from bit 57 and from bit 48 on.</summary>
+    public const ulong LamU57 = 1UL << 61, LamU48 = 1UL << 62;
+}
+
 /// <summary>Bits of CR4 (Intel SDM vol. 3 section 2.5).</summary>
 public static class Cr4
 {
@@ -16,7 +23,7 @@ public static class Cr4
     public const ulong Vme = 1 << 0, Pvi = 1 << 1, Tsd = 1 << 2, De = 1 << 3, Pse = 1 << 4, Pae = 1 << 5, Mce = 1 << 6;
     public const ulong Pge = 1 << 7, Pce = 1 << 8, OsFxsr = 1 << 9, OsXmmExcpt = 1 << 10, Umip = 1 << 11, La57 = 1 << 12;
     public const ulong Vmxe = 1 << 13, Smxe = 1 << 14, FsGsBase = 1 << 16, Pcide = 1 << 17, OsXsave = 1 << 18;
-    public const ulong Smep = 1 << 20, Smap = 1 << 21, Pke = 1 << 22, Cet = 1 << 23, Pks = 1 << 24;
+    public const ulong Smep = 1 << 20, Smap = 1 << 21, Pke = 1 << 22, Cet = 1 << 23, Pks = 1 << 24, LamSup = 1 << 28;
 #pragma warning restore CS1591
 }
 

@@ -137,6 +137,7 @@ internal sealed unsafe partial class Interpreter
 
     private ulong WatchpointHits(ulong linear, int size, bool write)
     {
+        linear = Unmask(State, linear);
         ulong hits = 0, last = linear + (ulong)size - 1;
         foreach ((ulong start, ulong end, bool reads, ulong bit) in watchpoints)
             if ((write || reads) && linear <= end && last >= start)

@@ -20,7 +20,7 @@ internal sealed unsafe partial class Interpreter
     /// <summary>Canonical, segment and alignment checks; false: recorded.</summary>
     private bool CheckLinear(CpuState* s, ulong linear, int segment, int size)
     {
-        if (linear == SegmentViolation || (s->Bitness == 64 && (!IsCanonical(s, linear) || !IsCanonical(s, linear + (ulong)size - 1))))
+        if (linear == SegmentViolation || (s->Bitness == 64 && (!IsCanonical(s, Unmask(s, linear)) || !IsCanonical(s, Unmask(s, linear + (ulong)size - 1)))))
         {
             Raise(segment == Seg.Ss ? Vector.StackFault : Vector.GeneralProtection, 0);
             return false;

@@ -80,7 +80,10 @@ internal sealed unsafe partial class Interpreter
     /// <param name="keep">Bit 63: translations of the new PCID may stay.</param>
     internal void LoadCr3(CpuState* s, ulong value, bool keep)
     {
+        bool sameMasks = HasMasks(s, value);
         s->Cr3 = value;
+        if (!sameMasks)
+            FlushTlb();
         if ((s->Cr4 & Cr4.Pcide) == 0)
         {
             FlushSpace();
@@ -106,6 +109,11 @@ internal sealed unsafe partial class Interpreter
             FlushSpace(next);
         }
         Activate(s, next);
+        if (next.Masks != (value & MaskBits))
+        {
+            next.Masks = value & MaskBits;
+            FlushTlb();
+        }
     }
 
     /// <summary>INVPCID of one PCID (type 1): its translations but global ones.</summary>
@@ -264,7 +272,7 @@ internal sealed unsafe partial class Interpreter
         {
             ulong page = first + ((ulong)i << 12);
             int index = (int)(page >> 12) & (TlbEntries - 1);
-            if (set[index].ReadTag == page)
+            if (((set[index].ReadTag ^ page) & comparedBits) == 0)
                 Vacate(set + index, index);
         }
     }
@@ -299,7 +307,8 @@ internal sealed unsafe partial class Interpreter
 
     private void FillTlb(CpuState* s, int set, ulong linear, in Translation t, bool writeAllowed)
     {
-        if (set == EmptySet || (watchpoints.Length != 0 && IsWatchedPage(linear)))
+        ulong masked = Unmask(s, linear);
+        if (set == EmptySet || (watchpoints.Length != 0 && IsWatchedPage(masked)))
             return;
         ulong page = linear & ~4095UL, gpa = t.Gpa & ~4095UL;
         int index = (int)((linear >> 12) & (TlbEntries - 1)), number = (set * TlbEntries) + index;
@@ -319,7 +328,7 @@ internal sealed unsafe partial class Interpreter
         e->Gpa = gpa;
         tlbFills++;
         if (t.PageSize > 4096 && (s->Cr0 & Cr0.Pg) != 0)
-            (set == StrictSet ? tlbMemory.StrictLarge : space.Large).Note(linear, t.PageSize);
+            (set == StrictSet ? tlbMemory.StrictLarge : space.Large).Note(masked, t.PageSize);
     }
 
     /// <summary>Whether data writes through the present set are allowed for this translation without another look.</summary>

@@ -52,6 +52,8 @@ internal sealed unsafe partial class Interpreter
     /// <summary>Translates a linear address for one access; false: the fault is recorded.</summary>
     internal bool Translate(CpuState* s, ulong linear, Access access, out Translation t)
     {
+        if ((access & (Access.Fetch | Access.Implicit)) == 0)
+            linear = Unmask(s, linear);
         if ((s->Cr0 & Cr0.Pg) == 0)
         {
             t = new Translation { Gpa = linear, PageSize = 1UL << 52, User = true, Writable = true, Dirty = true };

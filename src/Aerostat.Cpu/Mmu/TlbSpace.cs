@@ -27,6 +27,9 @@ internal sealed unsafe class TlbSpace(int number, nint view)
 
     public long LastUse { get; set; }
 
+    /// <summary>The bits of CR3 for linear-address masking under which it was last in force.</summary>
+    public ulong Masks { get; set; }
+
     /// <summary>Up to which point write paths have been dropped.</summary>
     public int WatchStamp { get; set; }
 

@@ -34,6 +34,9 @@ public static class CpuModels
     // CPUID.7.0:EDX. SPEC_CTRL and PRED_CMD exist because "enhanced IBRS", which spares a guest its retpolines, is announced through them.
     private const uint Fsrm = 1 << 4, SpecCtrl = 1 << 26, ArchCapabilities = 1 << 29;
 
+    // CPUID.7.1:EAX
+    private const uint Lam = 1 << 26;
+
     // CPUID.7.2:EDX. No MXCSR-dependent timing; and BHI_DIS_S exists in SPEC_CTRL, because kernels that do not take BHI_NO's word for it
     // otherwise run through a loop of branches at each system call.
     private const uint BhiCtrl = 1 << 4, McdtNo = 1 << 5;
@@ -82,8 +85,9 @@ public static class CpuModels
     private static readonly CpuModel Max = (HostHasV3 ? V3 : V2) with
     {
         Name = "max",
-        Description = "everything the software processor can do, 5-level paging and protection keys included; changes between versions",
+        Description = "everything the software processor can do, 5-level paging, protection keys and linear-address masking included; changes between versions",
         Leaf7Ecx = V2.Leaf7Ecx | La57 | Pku | Pks,
+        Leaf7Sub1Eax = V2.Leaf7Sub1Eax | Lam,
         Xcr0 = (HostHasV3 ? V3 : V2).Xcr0 | ExtendedState.Pkru,
         LinearBits = 57,
     };

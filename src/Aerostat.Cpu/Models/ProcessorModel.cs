@@ -37,10 +37,12 @@ internal sealed class ProcessorModel
         bool Ecx7(int bit) => (seven.Ecx >> bit & 1) != 0;
         ulong If(bool present, ulong bits) => present ? bits : 0;
 
+        bool lam = (table.Get(7, 1).Eax >> 26 & 1) != 0;
+        Cr3Mask = If(lam, Cr3.LamU48 | Cr3.LamU57);
         Cr4Mask = If(Edx1(1), Cr4.Vme | Cr4.Pvi) | If(Edx1(4), Cr4.Tsd) | If(Edx1(2), Cr4.De) | If(Edx1(3), Cr4.Pse) | If(Edx1(6), Cr4.Pae)
             | If(Edx1(7), Cr4.Mce) | If(Edx1(13), Cr4.Pge) | Cr4.Pce | If(Edx1(24), Cr4.OsFxsr) | If(Edx1(25), Cr4.OsXmmExcpt)
             | If(Ecx7(2), Cr4.Umip) | If(Ecx7(16), Cr4.La57) | If(Ebx7(0), Cr4.FsGsBase) | If(Ecx1(17), Cr4.Pcide) | If(Ecx1(26), Cr4.OsXsave)
-            | If(Ebx7(7), Cr4.Smep) | If(Ebx7(20), Cr4.Smap) | If(Ecx7(3), Cr4.Pke) | If(Ecx7(31), Cr4.Pks);
+            | If(Ebx7(7), Cr4.Smep) | If(Ebx7(20), Cr4.Smap) | If(Ecx7(3), Cr4.Pke) | If(Ecx7(31), Cr4.Pks) | If(lam, Cr4.LamSup);
         HasLongMode = (ext1.Edx >> 29 & 1) != 0;
         EferMask = If((ext1.Edx >> 11 & 1) != 0, Efer.Sce) | If(HasLongMode, Efer.Lme | Efer.Lma) | If((ext1.Edx >> 20 & 1) != 0, Efer.Nxe);
         CpuidResult state = table.Get(0xD, 0);
@@ -68,6 +70,8 @@ internal sealed class ProcessorModel
     public Vendor Vendor { get; }
     public uint Signature { get; }
     public uint InitialApicId { get; }
+    /// <summary>Bits above the physical address that CR3 takes in long mode.</summary>
+    public ulong Cr3Mask { get; }
     public ulong Cr4Mask { get; }
     public ulong EferMask { get; }
     public ulong Xcr0Mask { get; }

@@ -110,7 +110,7 @@ internal static unsafe class ControlRegisters
         bool pcids = (s->Cr4 & Cr4.Pcide) != 0;
         if (Interpreter.IsLongMode(s))
         {
-            ulong reserved = ulong.MaxValue << cpu.Model.PhysicalBits;
+            ulong reserved = (ulong.MaxValue << cpu.Model.PhysicalBits) & ~cpu.Model.Cr3Mask;
             if (pcids)
                 reserved &= ~(1UL << 63);
             if ((value & reserved) != 0)

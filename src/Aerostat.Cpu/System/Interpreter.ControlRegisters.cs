@@ -6,7 +6,7 @@ namespace Aerostat.Cpu;
 internal sealed unsafe partial class Interpreter
 {
     private const ulong Cr0Known = Cr0.Pe | Cr0.Mp | Cr0.Em | Cr0.Ts | Cr0.Et | Cr0.Ne | Cr0.Wp | Cr0.Am | Cr0.Nw | Cr0.Cd | Cr0.Pg;
-    private const ulong Cr4Paging = Cr4.Pse | Cr4.Pae | Cr4.Pge | Cr4.La57 | Cr4.Pcide | Cr4.Smep | Cr4.Smap | Cr4.Pke | Cr4.Pks;
+    private const ulong Cr4Paging = Cr4.Pse | Cr4.Pae | Cr4.Pge | Cr4.La57 | Cr4.Pcide | Cr4.Smep | Cr4.Smap | Cr4.Pke | Cr4.Pks | Cr4.LamSup;
 
     private ProcessorModel? model;
 
@@ -77,6 +77,8 @@ internal sealed unsafe partial class Interpreter
         s->Cr4 = value;
         if ((changed & Cr4.Pcide) != 0)
             ResetPcids();
+        if ((value & Cr4.LamSup) != 0)
+            NoteMasking();
         if ((changed & Cr4Paging) != 0)
             FlushTlb();
         UpdateMode();

@@ -93,7 +93,9 @@ internal sealed unsafe partial class Interpreter
         (s->IdtBase, s->IdtLimit) = (p.Idtr.Base, p.Idtr.Limit);
         s->Cr0 = (p.Cr0 & Cr0Known) | Cr0.Et;
         s->Cr2 = p.Cr2;
-        s->Cr3 = p.Cr3;
+        s->Cr3 = p.Cr3 & ~(MaskBits & ~Model.Cr3Mask);
+        if ((s->Cr3 & MaskBits) != 0 || (p.Cr4 & Model.Cr4Mask & Cr4.LamSup) != 0)
+            NoteMasking();
         s->Cr4 = p.Cr4 & Model.Cr4Mask;
         s->Efer = p.Efer & Model.EferMask;
         s->Xcr0 = (p.Xcr0 & Model.Xcr0Mask) | ExtendedState.X87;

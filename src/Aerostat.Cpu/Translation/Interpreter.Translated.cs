@@ -409,7 +409,7 @@ internal sealed unsafe partial class Interpreter
         ulong linear = s->ExitAddress;
         bool aligned = (linear & (uint)record->Alignment) == 0;
         reason = (linear & 4095) + (uint)record->Size > 4096 ? SlowAccess.PageCrossing : aligned ? SlowAccess.NotCanonical : SlowAccess.Misaligned;
-        if ((linear & 4095) + (uint)record->Size > 4096 || !aligned || !IsCanonical(s, linear))
+        if ((linear & 4095) + (uint)record->Size > 4096 || !aligned || !IsCanonical(s, Unmask(s, linear)))
             return false;
         reason = SlowAccess.Fault;
         // A group's check must not set the dirty flag for a write that may not happen.
