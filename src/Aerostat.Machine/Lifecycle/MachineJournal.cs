@@ -52,7 +52,7 @@ public sealed class MachineJournal(int capacity = 1024)
     {
         lock (gate)
         {
-            long first = Math.Max(Math.Max(after, 0), last - ring.Length) + 1;
+            long first = Math.Max(Math.Clamp(after, 0, last), last - ring.Length) + 1;
             List<MachineEvent> found = [];
             for (long i = first; i <= last; i++)
                 found.Add(ring[i % ring.Length]!);
