@@ -42,6 +42,16 @@ public sealed class UnitTestListTests : IDisposable
         Assert.Equal(["q35", "vmport=on"], full.Machine);
     }
 
+    [Theory]
+    [InlineData("kvm", 90, 30)]
+    [InlineData("translator", 900, 300)]
+    [InlineData("interpreter", 3600, 1200)]
+    public void SoftwareProcessorsGetMoreTime(string accelerator, int usual, int own)
+    {
+        File.WriteAllText(path, "[a]\nfile = a.flat\n[b]\nfile = b.flat\ntimeout = 30\n");
+        Assert.Equal([TimeSpan.FromSeconds(usual), TimeSpan.FromSeconds(own)], UnitTest.ReadAll(path).Select(t => UnitTestRunner.LimitOf(t, accelerator)));
+    }
+
     [Fact]
     public void TheDateIsThatOfTheRun()
     {
