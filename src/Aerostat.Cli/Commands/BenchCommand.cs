@@ -10,7 +10,7 @@ namespace Aerostat.Cli;
 /// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
 internal static class BenchCommand
 {
-    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreatePrograms(), CreateSoak() };
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreatePrograms(), CreateSnapshots(), CreateSoak() };
 
     private static Command CreateBoot()
     {
@@ -30,6 +30,25 @@ internal static class BenchCommand
             Append = result.GetRequiredValue(append),
             MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
             Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)),
+            Accelerator = result.GetRequiredValue(accelerator),
+            Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
+            Json = result.GetValue(json),
+        }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
+        return command;
+    }
+
+    private static Command CreateSnapshots()
+    {
+        Option<string> kernel = Kernel(), busybox = Busybox(), accelerator = MachineArguments.Accelerator();
+        Option<string> memory = new("--memory") { HelpName = "SIZE", Description = "Guest memory", DefaultValueFactory = _ => "2G" };
+        Option<string> runs = new("--runs") { HelpName = "N", Description = "How often the guest is restored", DefaultValueFactory = _ => "10" };
+        Option<bool> json = new("--json") { Description = "Machine-readable output" };
+        Command command = new("snapshots", "Save an idle guest with a stock kernel, and restore it.") { kernel, busybox, memory, accelerator, runs, json };
+        command.SetAction((result, _) => WithInitramfs(null, Busybox(result, busybox, SnapshotBenchmark.Script), (path, stopping) => new SnapshotBenchmark
+        {
+            Kernel = StockKernel.Kernel(result.GetValue(kernel)),
+            Initrd = path,
+            MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
             Accelerator = result.GetRequiredValue(accelerator),
             Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
             Json = result.GetValue(json),
