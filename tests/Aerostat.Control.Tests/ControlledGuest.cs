@@ -38,7 +38,7 @@ internal sealed class ControlledGuest : IAsyncDisposable
         0xEB, 0xFA,             // jmp again
     ];
 
-    private ControlledGuest(byte[] code, string name, ControlEndpoint endpoint, IReadOnlyList<ControlVerb> verbs)
+    private ControlledGuest(byte[] code, string name, ControlEndpoint endpoint, IReadOnlyList<ControlVerb> verbs, DeviceOptions[] devices)
     {
         Endpoint = endpoint;
         ControlListener listener = ControlListener.Open(endpoint);
@@ -47,6 +47,7 @@ internal sealed class ControlledGuest : IAsyncDisposable
             Name = name,
             MemoryBytes = 4 << 20,
             Accelerator = "interpreter",
+            Devices = devices,
             Boot = new RealModeBootOptions(code),
         });
         Controlled = new ControlledMachine(Machine, "0.0");
@@ -63,9 +64,9 @@ internal sealed class ControlledGuest : IAsyncDisposable
 
     private static CancellationToken Token => TestContext.Current.CancellationToken;
 
-    public static async Task<ControlledGuest> StartAsync(Folder folder, byte[]? code = null, string name = "small", IReadOnlyList<ControlVerb>? verbs = null)
+    public static async Task<ControlledGuest> StartAsync(Folder folder, byte[]? code = null, string name = "small", IReadOnlyList<ControlVerb>? verbs = null, params DeviceOptions[] devices)
     {
-        ControlledGuest guest = new(code ?? Forever, name, folder.Endpoint(name), verbs ?? ControlVerbs.All());
+        ControlledGuest guest = new(code ?? Forever, name, folder.Endpoint(name), verbs ?? ControlVerbs.All(), devices);
         await guest.Machine.StartAsync();
         return guest;
     }

@@ -15,6 +15,8 @@ internal static class ControlCommands
         LifecycleCommands.Reset(),
         StopCommand.Create(),
         DebugCommand.Create(),
+        MemoryCommands.Balloon(),
+        MemoryCommands.Memory(),
         EventsCommands.Logs(),
         EventsCommands.Events(),
         SnapshotCommand.Create(),

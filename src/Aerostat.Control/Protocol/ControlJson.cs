@@ -20,6 +20,9 @@ namespace Aerostat.Control;
 [JsonSerializable(typeof(EventsArguments))]
 [JsonSerializable(typeof(EventsAnswer))]
 [JsonSerializable(typeof(EventLine))]
+[JsonSerializable(typeof(BalloonArguments))]
+[JsonSerializable(typeof(BalloonAnswer))]
+[JsonSerializable(typeof(MemoryAnswer))]
 public sealed partial class ControlJson : JsonSerializerContext;
 
 /// <summary>The lines around answers.</summary>

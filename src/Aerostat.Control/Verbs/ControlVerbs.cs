@@ -15,5 +15,7 @@ public static class ControlVerbs
         new InspectVerb(),
         new EventsVerb(),
         new SnapshotVerb(),
+        new BalloonVerb(),
+        new MemoryVerb(),
     ];
 }

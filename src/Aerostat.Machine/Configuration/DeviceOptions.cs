@@ -56,6 +56,8 @@ public abstract record DeviceOptions
                     : throw new ConfigurationException($"--device testdev: unknown key '{parts[1]}'; it has none");
             case "rng":
                 return VirtioOptions.ParseCommon("--device rng", new RngOptions(), parts.Skip(1));
+            case "balloon":
+                return BalloonOptions.ParseBalloon(string.Join(',', parts.Skip(1)));
             case "console" or "vsock" or "hyperv-testdev":
                 throw new ConfigurationException($"--device: '{parts[0]}' comes with a later version; '--device help' lists what there is");
             default:

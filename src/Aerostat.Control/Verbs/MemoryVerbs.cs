@@ -1,0 +1,118 @@
+using System.Globalization;
+using Aerostat.Machine;
+using Aerostat.Virtio;
+
+namespace Aerostat.Control;
+
+/// <summary>Arguments of <c>balloon</c>.</summary>
+/// <param name="Target">Bytes that the host wants back; absent: only look.</param>
+public sealed record BalloonArguments(ulong? Target = null);
+
+/// <summary>The answer to <c>balloon</c>.</summary>
+/// <param name="Target">Bytes that the host wants back.</param>
+/// <param name="Actual">Bytes that the guest has given.</param>
+/// <param name="GuestActual">Bytes that its driver says it has given.</param>
+/// <param name="Reason">Why they differ: "reached", "no-driver", "working", "stalled", "deflated-on-oom", "driver-failed".</param>
+/// <param name="Explanation">The same for people.</param>
+/// <param name="RefusedPages">Pages that the guest gave and the host could not take.</param>
+public sealed record BalloonAnswer(ulong Target, ulong Actual, ulong GuestActual, string Reason, string Explanation, long RefusedPages)
+{
+    internal static BalloonAnswer Of(BalloonReport report) => new(
+        report.TargetBytes, report.ActualBytes, report.GuestActualBytes, NameOf(report.Reason), report.Explanation, report.RefusedPages);
+
+    private static string NameOf(BalloonReason reason) => reason switch
+    {
+        BalloonReason.Reached => "reached",
+        BalloonReason.NoDriver => "no-driver",
+        BalloonReason.Working => "working",
+        BalloonReason.Stalled => "stalled",
+        BalloonReason.DeflatedOnOom => "deflated-on-oom",
+        _ => "driver-failed",
+    };
+}
+
+/// <summary>The answer to <c>memory</c>. Sizes are bytes.</summary>
+/// <param name="Total">What the guest has.</param>
+/// <param name="Host">What the host holds for it.</param>
+/// <param name="Data">Held, and the contents matter.</param>
+/// <param name="Zero">Never touched.</param>
+/// <param name="Discarded">Given back.</param>
+/// <param name="Hinted">Held, but the guest does not need the contents.</param>
+/// <param name="Balloon">The balloon; absent: there is none.</param>
+/// <param name="Guest">What the guest says of its memory, by name ("free", "available", ...; "tag-N" for what has none).</param>
+/// <param name="GuestAge">Seconds of VM time since it said so; absent: never.</param>
+/// <param name="GuestPending">Seconds of VM time for which it has owed newer figures; absent: it owes none.</param>
+public sealed record MemoryAnswer(
+    ulong Total, ulong Host, ulong Data, ulong Zero, ulong Discarded, ulong Hinted, BalloonAnswer? Balloon, IReadOnlyDictionary<string, ulong>? Guest,
+    double? GuestAge, double? GuestPending);
+
+/// <summary><c>balloon</c>: reads or sets how much memory the host takes back.</summary>
+internal sealed class BalloonVerb() : ControlVerb<BalloonArguments, BalloonAnswer>(ControlJson.Default.BalloonArguments, ControlJson.Default.BalloonAnswer)
+{
+    public override string Name => "balloon";
+
+    protected override Task<BalloonAnswer> AnswerAsync(ControlledMachine machine, BalloonArguments arguments, CancellationToken cancellation)
+    {
+        VirtualMachine vm = machine.Machine;
+        if (vm.Balloon is not { } balloon)
+            throw new ControlException(ControlErrorKind.Refused, "balloon: the machine has none; it must be started with --balloon");
+        if (arguments.Target is { } target)
+        {
+            if (target > vm.Options.MemoryBytes)
+                throw new ControlException(ControlErrorKind.Usage, $"balloon: the guest has {MemorySize.Format(vm.Options.MemoryBytes)} and cannot give {MemorySize.Format(target)}");
+            if (vm.State == MachineState.Ended)
+                throw new ControlException(ControlErrorKind.Refused, "balloon: the machine is over");
+            balloon.SetTarget(target);
+            vm.Journal.Write("balloon-target", string.Create(CultureInfo.InvariantCulture, $"is asked for {MemorySize.Format(target)} of its memory"));
+        }
+        return Task.FromResult(BalloonAnswer.Of(balloon.GetReport()));
+    }
+}
+
+/// <summary><c>memory</c>: how memory stands between guest and host.</summary>
+internal sealed class MemoryVerb() : ControlVerb<NoArguments, MemoryAnswer>(ControlJson.Default.NoArguments, ControlJson.Default.MemoryAnswer)
+{
+    public override string Name => "memory";
+
+    protected override Task<MemoryAnswer> AnswerAsync(ControlledMachine machine, NoArguments arguments, CancellationToken cancellation)
+    {
+        MachineMemory memory;
+        try
+        {
+            memory = machine.Machine.GetMemory();
+        }
+        catch (ObjectDisposedException e)
+        {
+            throw new ControlException(ControlErrorKind.Refused, "memory: the machine is over", e);
+        }
+        BalloonStatistics? statistics = memory.Balloon?.Statistics;
+        // For whoever asks next.
+        machine.Machine.Balloon?.RequestStatistics();
+        return Task.FromResult(new MemoryAnswer(
+            memory.TotalBytes, memory.HostBytes, memory.Pages.DataBytes, memory.Pages.ZeroBytes, memory.Pages.DiscardedBytes, memory.Pages.HintedBytes,
+            memory.Balloon is { } report ? BalloonAnswer.Of(report) : null,
+            statistics is { Age: not null } ? statistics.Values.OrderBy(v => v.Key).ToDictionary(v => NameOf(v.Key), v => v.Value) : null,
+            statistics?.Age?.TotalSeconds, statistics?.Pending?.TotalSeconds));
+    }
+
+    private static string NameOf(ushort tag) => (BalloonTag)tag switch
+    {
+        BalloonTag.SwapIn => "swap-in",
+        BalloonTag.SwapOut => "swap-out",
+        BalloonTag.MajorFaults => "major-faults",
+        BalloonTag.MinorFaults => "minor-faults",
+        BalloonTag.FreeMemory => "free",
+        BalloonTag.TotalMemory => "total",
+        BalloonTag.AvailableMemory => "available",
+        BalloonTag.DiskCaches => "disk-caches",
+        BalloonTag.HugePageAllocations => "huge-page-allocations",
+        BalloonTag.HugePageFailures => "huge-page-failures",
+        BalloonTag.OomKills => "oom-kills",
+        BalloonTag.AllocationStalls => "allocation-stalls",
+        BalloonTag.AsyncScans => "async-scans",
+        BalloonTag.DirectScans => "direct-scans",
+        BalloonTag.AsyncReclaims => "async-reclaims",
+        BalloonTag.DirectReclaims => "direct-reclaims",
+        _ => string.Create(CultureInfo.InvariantCulture, $"tag-{tag}"),
+    };
+}
