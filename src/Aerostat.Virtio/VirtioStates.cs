@@ -8,6 +8,7 @@ namespace Aerostat.Virtio;
     PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow)]
 [JsonSerializable(typeof(VirtioBalloonSavedState))]
 [JsonSerializable(typeof(VirtioBlockSavedState))]
+[JsonSerializable(typeof(VirtioConsoleSavedState))]
 [JsonSerializable(typeof(VirtioMmioSavedState))]
 [JsonSerializable(typeof(VirtioPciSavedState))]
 [JsonSerializable(typeof(VirtioRngSavedState))]

@@ -145,6 +145,48 @@ public sealed class VirtioTests
         }
     }
 
+    /// <summary>A console with a further port: what either side writes comes to the other whole.</summary>
+    [Fact]
+    public async Task ConsoleAndPort()
+    {
+        System.Text.StringBuilder hvc = new(), port = new();
+        BootOutcome outcome = await Guest.BootAsync(
+            accelerator: "translator", memory: 256UL << 20, modules: ["virtio_pci", "virtio_console"],
+            devices: [new ConsoleOptions { Ports = 2, Output = (n, bytes) => (n == 0 ? hvc : port).Append(System.Text.Encoding.ASCII.GetString(bytes.Span)) }],
+            script: LoadModules + """
+                for i in 1 2 3 4 5 6 7 8 9 10; do [ -e /dev/hvc0 -a -e /dev/vport0p1 ] && break; sleep 1; done
+                cat /sys/class/virtio-ports/*/name
+                stty -F /dev/hvc0 raw -echo
+                seq 1 3000 > /dev/hvc0
+                echo READY
+                exec 3<>/dev/vport0p1
+                head -c 20000 <&3 | sha256sum | cut -c1-64 > /tmp/sum
+                seq 1 2000 >&3
+                exec 3>&-
+                echo SUM=$(cat /tmp/sum)
+                """,
+            companion: async (machine, console) =>
+            {
+                if (!await console.WaitForAsync("READY"))
+                    return;
+                byte[] text = new byte[20000];
+                new Random(8).NextBytes(text);
+                for (int sent = 0; sent < text.Length && !machine.Exit.IsCompleted;)
+                {
+                    sent += machine.Consoles[0].Send(1, text.AsSpan(sent));
+                    await Task.Delay(10);
+                }
+            });
+        Guest.AssertPoweredOff(outcome);
+        Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+        Assert.DoesNotContain("DEVICE ", outcome.Console, StringComparison.Ordinal);
+        byte[] expected = new byte[20000];
+        new Random(8).NextBytes(expected);
+        Assert.Equal(Hash(expected), outcome.Value("SUM"));
+        Assert.Equal(string.Concat(Enumerable.Range(1, 3000).Select(i => string.Create(CultureInfo.InvariantCulture, $"{i}\n"))), hvc.ToString());
+        Assert.Equal(string.Concat(Enumerable.Range(1, 2000).Select(i => string.Create(CultureInfo.InvariantCulture, $"{i}\n"))), port.ToString());
+    }
+
     private sealed class Hints : Aerostat.Virtio.IFreePageHints
     {
         private readonly TaskCompletionSource<bool> _end = new(TaskCreationOptions.RunContinuationsAsynchronously);

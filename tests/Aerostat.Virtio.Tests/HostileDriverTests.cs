@@ -23,6 +23,13 @@ public sealed class HostileDriverTests
         ["rng"] = context => new VirtioRng("rng", packed: true, context),
         ["block"] = context => new VirtioBlock("block", new MemoryDisk(1 << 20), "serial", 3, packed: true, context),
         ["balloon"] = context => new VirtioBalloon("balloon", new BalloonDeviceOptions { DeflateOnOom = true, Packed = true, TargetBytes = 1 << 20 }, context),
+        ["console"] = context =>
+        {
+            VirtioConsole console = new("console", [("one", null), ("two", null)], packed: true, context);
+            console.Send(0, new byte[3000]);
+            console.Send(1, new byte[100]);
+            return console;
+        },
         ["echo"] = context => new EchoDevice(context),
     };
 

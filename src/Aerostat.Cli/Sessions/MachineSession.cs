@@ -52,7 +52,12 @@ internal sealed class MachineSession(MachineOptions options)
         using HostSignals signals = new();
         using ConsoleRelay console = new();
         using MemorySampler memory = new();
-        MachineOptions wired = options with { DeviceLog = new DeviceMessages(error, verb), Serial = Observer is null ? console.Write : bytes => { console.Write(bytes); Observer(bytes); } };
+        MachineOptions wired = options with
+        {
+            DeviceLog = new DeviceMessages(error, verb),
+            Devices = [.. options.Devices.Select(d => d is ConsoleOptions c ? c with { Output = (port, bytes) => Show(console, port, bytes) } : d)],
+            Serial = Observer is null ? console.Write : bytes => { console.Write(bytes); Observer(bytes); },
+        };
         // Differential snapshots need the writes since the one before; only who can be asked for them pays for that.
         bool tracks = listener is not null;
         VirtualMachine machine = From is null ? Machines.Create(wired) : Machines.Restore(From, wired, tracks);
@@ -137,6 +142,13 @@ internal sealed class MachineSession(MachineOptions options)
                 error.WriteLine($"{verb}: the guest was still running after {Timeout!.Value.TotalSeconds:0.###} s (--timeout) and was stopped\n{exit.Report}");
                 break;
         }
+    }
+
+    // What programs say on further ports is not for the terminal.
+    private static void Show(ConsoleRelay console, int port, ReadOnlyMemory<byte> bytes)
+    {
+        if (port == 0)
+            console.Write(bytes.Span);
     }
 
     // Devices limit how much they say.

@@ -117,6 +117,10 @@ internal sealed class VirtioBoard : IDisposable
     {
         RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), VirtioStates.Default.VirtioRngSavedState),
         DiskOptions disk => Add(new VirtioBlock(place.Name, Open(disk), disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
+        ConsoleOptions console => Add(new VirtioConsole(
+            place.Name,
+            [.. Enumerable.Range(0, console.Ports).Select(i => ($"port{i}", console.Output is { } output ? new ConsoleOutput(bytes => output(i, bytes.ToArray())) : null))],
+            console.Packed, context), VirtioStates.Default.VirtioConsoleSavedState),
         BalloonOptions balloon => Add(new VirtioBalloon(
             place.Name,
             new BalloonDeviceOptions

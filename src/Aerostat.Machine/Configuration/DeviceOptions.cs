@@ -11,6 +11,7 @@ public abstract record DeviceOptions
         ("debug-exit[,port=0xf4]", "a write of VALUE to the port ends the run with exit status (VALUE << 1) | 1"),
         ("testdev", "what kvm-unit-tests expects: interrupt lines at port 0x2000, latches at 0xe0, bytes at 0xff000000"),
         ("rng[,transport=pci|mmio][,packed=on|off]", "virtio entropy source: the host's random numbers as /dev/hwrng"),
+        ("console[,ports=N][,transport=pci|mmio]", "virtio console: hvc0, whose output goes to standard output; more ports are for programs"),
     ];
 
     /// <summary>Throws for impossible values.</summary>
@@ -58,7 +59,9 @@ public abstract record DeviceOptions
                 return VirtioOptions.ParseCommon("--device rng", new RngOptions(), parts.Skip(1));
             case "balloon":
                 return BalloonOptions.ParseBalloon(string.Join(',', parts.Skip(1)));
-            case "console" or "vsock" or "hyperv-testdev":
+            case "console":
+                return ConsoleOptions.ParseConsole(parts.Skip(1));
+            case "vsock" or "hyperv-testdev":
                 throw new ConfigurationException($"--device: '{parts[0]}' comes with a later version; '--device help' lists what there is");
             default:
                 throw new ConfigurationException($"--device: there is no device '{parts[0]}'; '--device help' lists what there is");

@@ -179,3 +179,37 @@ public sealed record BalloonOptions : VirtioOptions
             throw new ConfigurationException($"{What}: the guest has {MemorySize.Format(memoryBytes)} and cannot give {MemorySize.Format(TargetBytes)}; give a smaller target");
     }
 }
+
+/// <summary>A virtio console (hvc0 in Linux), with further ports beside it or without.</summary>
+public sealed record ConsoleOptions : VirtioOptions
+{
+    private const string What = "--device console";
+
+    /// <summary>Ports; the first is the console.</summary>
+    public int Ports { get; init; } = 1;
+
+    /// <summary>Takes what the guest writes: port number and bytes. On the device's thread; holds the guest's writer up while it runs. Null: nowhere.</summary>
+    public Action<int, ReadOnlyMemory<byte>>? Output { get; init; }
+
+    internal override string Kind => "console";
+
+    /// <inheritdoc/>
+    public override string Format() => string.Create(
+        System.Globalization.CultureInfo.InvariantCulture, $"console{(Ports > 1 ? $",ports={Ports}" : "")}{FormatCommon()}");
+
+    /// <summary>Reads key=value after the name.</summary>
+    internal static ConsoleOptions ParseConsole(IEnumerable<string> parts) => ParseCommon(What, new ConsoleOptions(), parts, static (console, key, value) => key switch
+    {
+        "ports" => int.TryParse(value, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out int ports)
+            ? console with { Ports = ports }
+            : throw new ConfigurationException($"{What}: '{value}' is not a number of ports; write 1 to {Virtio.VirtioConsole.MaxPorts}"),
+        _ => null,
+    });
+
+    /// <inheritdoc/>
+    public override void Validate()
+    {
+        if (Ports is < 1 or > Virtio.VirtioConsole.MaxPorts)
+            throw new ConfigurationException($"{What}: {Ports} ports are not possible; a console has 1 to {Virtio.VirtioConsole.MaxPorts}");
+    }
+}

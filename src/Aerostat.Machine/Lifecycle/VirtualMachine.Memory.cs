@@ -10,11 +10,14 @@ namespace Aerostat.Machine;
 /// <param name="Balloon">The balloon; null: the machine has none.</param>
 public sealed record MachineMemory(ulong TotalBytes, ulong HostBytes, PageTotals Pages, BalloonReport? Balloon);
 
-/// <content>Memory that goes to and fro.</content>
+/// <content>Devices that the host talks to: memory and consoles.</content>
 public sealed partial class VirtualMachine
 {
     /// <summary>The balloon; null: the machine has none. Its members may be called from any thread while the machine is there.</summary>
     public VirtioBalloon? Balloon => board.Virtio.Devices.OfType<VirtioBalloon>().FirstOrDefault();
+
+    /// <summary>The virtio consoles, in the order of the options. Their members may be called from any thread while the machine is there.</summary>
+    public IReadOnlyList<VirtioConsole> Consoles => [.. board.Virtio.Devices.OfType<VirtioConsole>()];
 
     /// <summary>How memory stands. Walks the page map: for people and policies, not many times a second.</summary>
     /// <exception cref="ObjectDisposedException">The machine is gone.</exception>
