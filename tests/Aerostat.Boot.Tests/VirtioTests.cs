@@ -156,7 +156,6 @@ public sealed class VirtioTests
             script: LoadModules + """
                 for i in 1 2 3 4 5 6 7 8 9 10; do [ -e /dev/hvc0 -a -e /dev/vport0p1 ] && break; sleep 1; done
                 cat /sys/class/virtio-ports/*/name
-                stty -F /dev/hvc0 raw -echo
                 seq 1 3000 > /dev/hvc0
                 echo READY
                 exec 3<>/dev/vport0p1
@@ -183,7 +182,7 @@ public sealed class VirtioTests
         byte[] expected = new byte[20000];
         new Random(8).NextBytes(expected);
         Assert.Equal(Hash(expected), outcome.Value("SUM"));
-        Assert.Equal(string.Concat(Enumerable.Range(1, 3000).Select(i => string.Create(CultureInfo.InvariantCulture, $"{i}\n"))), hvc.ToString());
+        Assert.Equal(string.Concat(Enumerable.Range(1, 3000).Select(i => string.Create(CultureInfo.InvariantCulture, $"{i}\r\n"))), hvc.ToString());
         Assert.Equal(string.Concat(Enumerable.Range(1, 2000).Select(i => string.Create(CultureInfo.InvariantCulture, $"{i}\n"))), port.ToString());
     }
 

@@ -89,8 +89,12 @@ public sealed class ConsoleTests : IDisposable
         Assert.Equal([(0, 4, 1, ""), (0, 5, 0, "\u0019\0P\0"), (0, 7, 1, "tty"), (0, 6, 1, "")], Controls(4));
         Control(1, 3, 1);
         Assert.Equal([(1, 7, 1, "agent"), (1, 6, 1, "")], Controls(2));
+        _device.Send(1, "early, "u8);
+        Offer(4, 64);
+        Assert.Null(_driver.Queues[4].TakeUsed());
         Control(1, 6, 1);
         Assert.True(_device.IsOpen(1));
+        Assert.Equal("early, ", Received(4));
         Write(5, "from a program");
         Assert.Equal(["1:from a program"], _said);
         _device.Send(1, "to it"u8);

@@ -194,7 +194,8 @@ public sealed class VirtioConsole : VirtioDevice, ISavable<VirtioConsoleSavedSta
         Port port = _ports[index];
         lock (Gate)
         {
-            if (index > 0 && !MultiPort)
+            // Linux throws away what comes to a port that no program has open.
+            if (MultiPort ? !port.GuestOpen : index > 0)
                 return;
             Virtqueue queue = Queues[InputOf(index)];
             bool given = false;
