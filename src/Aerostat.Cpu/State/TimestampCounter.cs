@@ -21,10 +21,12 @@ internal sealed class TimestampCounter(TimeProvider clock, long frequencyHz) : I
     public long Adjust { get; private set; }
 
     /// <inheritdoc/>
-    public ulong Read()
+    public ulong Read() => At(clock.GetTimestamp());
+
+    /// <summary>What it read when the clock said <paramref name="timestamp"/>.</summary>
+    public ulong At(long timestamp)
     {
-        ulong ticks = (ulong)clock.GetTimestamp();
-        ulong low = Math.BigMul(ticks, scale, out ulong product) << 32 | product >> 32;
+        ulong low = Math.BigMul((ulong)timestamp, scale, out ulong product) << 32 | product >> 32;
         return low + (ulong)Volatile.Read(ref offset);
     }
 

@@ -32,7 +32,7 @@ internal sealed unsafe partial class Interpreter
     }
 
     /// <summary>
-    /// To be asked by an instruction that shows the time-stamp counter, before it does. False: an interrupt comes first and the
+    /// To be asked by an instruction that shows the time-stamp counter for what it shows. False: an interrupt comes first and the
     /// instruction is to be repeated (<see cref="Outcome.Repeat"/>).
     /// </summary>
     /// <remarks>
@@ -41,14 +41,25 @@ internal sealed unsafe partial class Interpreter
     /// that its timer is dead: Linux's check of the timer interrupt does. On a real processor it could not have come this far without taking
     /// the interrupts, so here it takes them first.
     /// </remarks>
-    internal bool CanShowTime(CpuState* s)
+    internal bool CanShowTime(CpuState* s, out ulong counter)
     {
-        if (vmClock != null && vmClock.GetTimestamp() - TimerLag > vmClock.NextDue)
+        // To ask the host for the time takes longer than all else here, so it is asked once.
+        if (vmClock == null)
         {
-            // As around a call of the exit handler: others may act while this vCPU waits.
-            ExecutionGate.Leave(this);
-            vmClock.DispatchDue();
-            gate.Enter(this);
+            counter = Timestamp.Read();
+        }
+        else
+        {
+            long now = vmClock.GetTimestamp();
+            if (now - TimerLag > vmClock.NextDue)
+            {
+                // As around a call of the exit handler: others may act while this vCPU waits.
+                ExecutionGate.Leave(this);
+                vmClock.DispatchDue();
+                gate.Enter(this);
+                now = vmClock.GetTimestamp();
+            }
+            counter = Timestamp.At(now);
         }
         return (Volatile.Read(ref s->Request) & (int)Request.Interrupt) == 0
             || (s->SystemFlags & (RFlags.If | RFlags.Tf)) != RFlags.If || s->Shadow != 0 || (debug | hostDebug) != 0;

@@ -104,9 +104,9 @@ internal static unsafe class ModelRegisters
     {
         if (TimeHidden(s))
             return cpu.RaiseGp();
-        if (!cpu.CanShowTime(s))
+        if (!cpu.CanShowTime(s, out ulong counter))
             return Outcome.Repeat;
-        SetEdxEax(s, cpu.Timestamp.Read());
+        SetEdxEax(s, counter);
         return Outcome.Next;
     }
 
@@ -114,9 +114,9 @@ internal static unsafe class ModelRegisters
     {
         if (TimeHidden(s))
             return cpu.RaiseGp();
-        if (!cpu.CanShowTime(s))
+        if (!cpu.CanShowTime(s, out ulong counter))
             return Outcome.Repeat;
-        SetEdxEax(s, cpu.Timestamp.Read());
+        SetEdxEax(s, counter);
         s->Gpr[1] = s->TscAux;
         return Outcome.Next;
     }
