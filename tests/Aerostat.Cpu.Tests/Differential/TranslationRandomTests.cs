@@ -34,11 +34,16 @@ public sealed unsafe class TranslationRandomTests
         var time = Stopwatch.StartNew();
         // A program that has changed its own return address may run for ever: such a one is skipped when the interpreter does not end either.
         ulong current = 0, seen = ulong.MaxValue;
+        TimeSpan since = default;
         using var watchdog = new Timer(
             _ =>
             {
+                // By processor time: a host that is busy with other things keeps nobody from ending.
                 ulong now = Volatile.Read(ref current);
-                if (now == seen)
+                TimeSpan used = Environment.CpuUsage.TotalTime;
+                if (now != seen)
+                    since = used;
+                if ((used - since).TotalMilliseconds >= 900)
                 {
                     oracle.Processor.Kick();
                     translated.Processor.Kick();
@@ -100,8 +105,11 @@ public sealed unsafe class TranslationRandomTests
                 difference += $" system {left}, translated {leftTranslated}";
             if (a.Vector >= 0 && ((a.Rflags ^ b.Rflags) & RFlags.Status & ~RFlags.Af) != 0)
                 flagsDiffer++;
-            if (!oracle.Window(false).SequenceEqual(translated.Window(false)) || !oracle.FarWindow.SequenceEqual(translated.FarWindow))
-                difference += " memory";
+            // A call to an address that is not canonical has pushed its return address when that is found out (docs/translator.md).
+            ulong below = a.Gpr[4] - 8 - Layout.Window;
+            if (a.Vector == Vector.GeneralProtection && below <= Layout.WindowSize - 8)
+                oracle.Window(false).Slice((int)below, 8).CopyTo(translated.Window(false)[(int)below..]);
+            difference += Compare(" memory", oracle.Window(false), translated.Window(false)) + Compare(" far memory", oracle.FarWindow, translated.FarWindow);
             if (n % 100_000 == 99_999)
                 Console.Error.WriteLine(FormattableString.Invariant($"{n + 1} programs, up to seed {seed:x}, {failed} failures, {(n + 1) / time.Elapsed.TotalSeconds:0} a second"));
             if (difference.Length == 0)
@@ -124,6 +132,12 @@ public sealed unsafe class TranslationRandomTests
             guest.SetCode(code[area], area);
         window.CopyTo(guest.Window(false));
         far.CopyTo(guest.FarWindow);
+    }
+
+    private static string Compare(string what, Span<byte> a, Span<byte> b)
+    {
+        int at = a.CommonPrefixLength(b);
+        return at == a.Length ? "" : string.Create(CultureInfo.InvariantCulture, $"{what} from {at:x} on: {a[at]:x}, translated {b[at]:x}");
     }
 
     private static string Compare(in TestState a, in TestState b)
