@@ -10,7 +10,7 @@ namespace Aerostat.Cpu.Tests;
 /// </summary>
 public sealed class PageCrossingCodeTests
 {
-    private const ulong Loop = 0x50_0000, SecondPage = Loop + 0x1000, Patch = 0x60_0000;
+    private const ulong Loop = 0x50_0000, SecondPage = Loop + 0x1000, Patch = 0x60_0000, Entries = 0x70_0000;
     private const ulong Flags = PageTableEntry.P | PageTableEntry.W | PageTableEntry.U | PageTableEntry.A | PageTableEntry.D;
 
     // First page of the loop, second page, and another that may take its place.
@@ -60,6 +60,16 @@ public sealed class PageCrossingCodeTests
         a.mov(ecx, times);
         a.mov(edx, (uint)Loop + (uint)s_addAt);
         a.call(rdx);
+    }
+
+    // Writes the entry that maps the second page, whose table is mapped at Entries.
+    private static void SetSecondPage(Assembler a, ulong table, ulong entry)
+    {
+        a.mov(edi, (uint)Entries + (uint)(table & 0xFFF));
+        a.mov(rsi, entry);
+        a.mov(__qword_ptr[rdi], rsi);
+        a.mov(edi, (uint)SecondPage);
+        a.invlpg(__byte_ptr[rdi]);
     }
 
     [Fact]
@@ -112,24 +122,16 @@ public sealed class PageCrossingCodeTests
     {
         using TestMachine m = Create();
         ulong table = TableEntryOf(m, SecondPage);
-        m.Tables.Map(0x70_0000, table & ~0xFFFUL, 0x1000, Flags);
+        m.Tables.Map(Entries, table & ~0xFFFUL, 0x1000, Flags);
         TestResult r = m.Run(0, m.Assemble(a =>
         {
             CallLoop(a, 100);
             a.mov(r8d, eax);
-            a.mov(edi, 0x70_0000 + (uint)(table & 0xFFF));
-            a.mov(rsi, OtherGpa | Flags);
-            a.mov(__qword_ptr[rdi], rsi);
-            a.mov(edi, (uint)SecondPage);
-            a.invlpg(__byte_ptr[rdi]);
+            SetSecondPage(a, table, OtherGpa | Flags);
             CallLoop(a, 100);
             a.mov(r9d, eax);
             // And back: the code of before is still right.
-            a.mov(edi, 0x70_0000 + (uint)(table & 0xFFF));
-            a.mov(rsi, SecondGpa | Flags);
-            a.mov(__qword_ptr[rdi], rsi);
-            a.mov(edi, (uint)SecondPage);
-            a.invlpg(__byte_ptr[rdi]);
+            SetSecondPage(a, table, SecondGpa | Flags);
             CallLoop(a, 100);
             a.int3();
         }));
@@ -143,14 +145,11 @@ public sealed class PageCrossingCodeTests
     {
         using TestMachine m = Create();
         ulong table = TableEntryOf(m, SecondPage);
-        m.Tables.Map(0x70_0000, table & ~0xFFFUL, 0x1000, Flags);
+        m.Tables.Map(Entries, table & ~0xFFFUL, 0x1000, Flags);
         TestResult r = m.Run(0, m.Assemble(a =>
         {
             CallLoop(a, 100);
-            a.mov(edi, 0x70_0000 + (uint)(table & 0xFFF));
-            a.mov(__dword_ptr[rdi], 0);
-            a.mov(edi, (uint)SecondPage);
-            a.invlpg(__byte_ptr[rdi]);
+            SetSecondPage(a, table, 0);
             CallLoop(a, 100);
             a.int3();
         }));
