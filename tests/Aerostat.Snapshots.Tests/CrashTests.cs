@@ -43,6 +43,35 @@ public sealed class CrashTests
         Snapshot.Open(folder["s"]).Verify();
     }
 
+    [Theory]
+    [InlineData]
+    [InlineData("manifest.json")]
+    [InlineData("memory.bin")]
+    [InlineData("manifest.json", "pages.map")]
+    public async Task WhatADeadProcessLeftAtAnyPointIsRemoved(params string[] files)
+    {
+        using TestFolder folder = new();
+        string left = Directory.CreateDirectory(folder[".s.partial-0"]).FullName;
+        foreach (string file in files)
+            File.WriteAllText(Path.Combine(left, file), "half");
+        await SmallMachine.SaveAsync(folder["s"]);
+        Assert.Empty(Partial(folder));
+    }
+
+    [Fact]
+    public async Task WhatAnotherProcessIsWritingStays()
+    {
+        using TestFolder folder = new();
+        string other = Directory.CreateDirectory(folder[".s.partial-0"]).FullName;
+        using (File.OpenHandle(Path.Combine(other, "memory.bin"), FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None))
+        {
+            await SmallMachine.SaveAsync(folder["s"]);
+            Assert.Equal([other], Partial(folder));
+        }
+        await SmallMachine.SaveAsync(folder["s"]);
+        Assert.Empty(Partial(folder));
+    }
+
     private static string[] Partial(TestFolder folder) => Directory.GetDirectories(folder.Path, ".s.partial-*");
 
     /// <summary>In the child there are no tests: it saves one snapshot after the other over the one before until it is killed.</summary>

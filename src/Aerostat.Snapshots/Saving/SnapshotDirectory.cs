@@ -48,19 +48,37 @@ internal sealed class SnapshotDirectory : IDisposable
         {
             Directory.CreateDirectory(parent);
             RemoveLeftovers(parent, name);
-            string path = Path.Combine(parent, $".{name}.partial-{Guid.NewGuid():n}");
-            Directory.CreateDirectory(path);
-            if (!OperatingSystem.IsWindows())
-            {
-                // Guest memory holds secrets: for the owner alone.
-                File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-            }
-            SafeFileHandle memory = File.OpenHandle(Path.Combine(path, Memory), FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
-            return new SnapshotDirectory(whole, path, memory);
+            return Begin(whole, parent, name);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
             throw new SnapshotException($"{target} cannot be written: {e.Message}", e);
+        }
+    }
+
+    private static SnapshotDirectory Begin(string whole, string parent, string name)
+    {
+        for (int attempt = 1; ; attempt++)
+        {
+            string path = Path.Combine(parent, $".{name}.partial-{Guid.NewGuid():n}");
+            Directory.CreateDirectory(path);
+            try
+            {
+                if (!OperatingSystem.IsWindows())
+                {
+                    // Guest memory holds secrets: for the owner alone.
+                    File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+                }
+                SafeFileHandle memory = File.OpenHandle(Path.Combine(path, Memory), FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
+                return new SnapshotDirectory(whole, path, memory);
+            }
+            catch (IOException)
+            {
+                // Another process that saves under this name may have taken it for a leftover, since nothing in it was locked yet.
+                Remove(path);
+                if (attempt == 3)
+                    throw;
+            }
         }
     }
 
@@ -99,14 +117,15 @@ internal sealed class SnapshotDirectory : IDisposable
             Remove(path);
     }
 
-    // What a program that died has left: its memory file is no longer locked.
+    // What a program that died has left: its memory file is no longer locked. One that died before it made that file, or while
+    // it removed the directory, left none: the file is made here, so that the lock tells in every case.
     private static void RemoveLeftovers(string parent, string name)
     {
         foreach (string old in Directory.EnumerateDirectories(parent, $".{name}.partial-*"))
         {
             try
             {
-                using (File.OpenHandle(Path.Combine(old, Memory), FileMode.Open, FileAccess.ReadWrite, FileShare.None))
+                using (File.OpenHandle(Path.Combine(old, Memory), FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None))
                 {
                 }
                 Directory.Delete(old, recursive: true);
