@@ -207,7 +207,7 @@ public sealed class VirtioTests
     {
         const ulong MiB = 1 << 20, Target = 96 * MiB;
         ulong discarded = 0, available = 0, hinted = 0;
-        Aerostat.Virtio.BalloonReport? full = null;
+        Aerostat.Devices.BalloonReport? full = null;
         BootOutcome outcome = await Guest.BootAsync(
             accelerator: accelerator, memory: 256 * MiB, modules: ["virtio_pci", "virtio_balloon"],
             devices: [new BalloonOptions { Transport = transport, Packed = packed, DeflateOnOom = false }],
@@ -226,15 +226,15 @@ public sealed class VirtioTests
                 """,
             companion: async (machine, console) =>
             {
-                Aerostat.Virtio.VirtioBalloon balloon = machine.Balloon!;
+                Aerostat.Virtio.VirtioBalloon balloon = machine.VirtioBalloon!;
                 if (!await console.WaitForAsync("READY"))
                     return;
                 balloon.SetTarget(Target);
                 await Until(machine, () => balloon.GetReport().ActualBytes == Target);
                 balloon.RequestStatistics();
-                await Until(machine, () => balloon.GetReport().Statistics is { Age: not null, Pending: null } s && s[Aerostat.Virtio.BalloonTag.TotalMemory] < 200 * MiB);
+                await Until(machine, () => balloon.GetReport().Statistics is { Age: not null, Pending: null } s && s[Aerostat.Devices.GuestFigure.Total] < 200 * MiB);
                 full = balloon.GetReport();
-                available = full.Statistics[Aerostat.Virtio.BalloonTag.AvailableMemory] ?? 0;
+                available = full.Statistics[Aerostat.Devices.GuestFigure.Available] ?? 0;
                 discarded = machine.GetMemory().Pages.DiscardedBytes;
                 await machine.SendSerialAsync("\n"u8.ToArray());
                 if (!await console.WaitForAsync("NEXT"))
@@ -256,7 +256,7 @@ public sealed class VirtioTests
         Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
         Assert.DoesNotContain("DEVICE ", outcome.Console, StringComparison.Ordinal);
         Assert.NotNull(full);
-        Assert.Equal(Aerostat.Virtio.BalloonReason.Reached, full.Reason);
+        Assert.Equal(Aerostat.Devices.BalloonReason.Reached, full.Reason);
         Assert.Equal(Target, full.GuestActualBytes);
         // The guest leaves what it gave alone, so all of it is the host's, within a hundredth; free pages that it reported come on top.
         Assert.InRange(discarded, Target - (Target / 100), 256 * MiB);

@@ -23,7 +23,7 @@ public sealed class MemoryTests : IDisposable
     {
         await using ControlledGuest guest = await ControlledGuest.StartAsync(folder, devices: new BalloonOptions());
         using ControlClient client = await guest.ConnectAsync();
-        Assert.Equal(new BalloonAnswer(0, 0, 0, "reached", "the target is reached", 0), await Balloon(client, null));
+        Assert.Equal(new BalloonAnswer("virtio", 0, 0, 0, "reached", "the target is reached", 0), await Balloon(client, null));
         BalloonAnswer answer = await Balloon(client, 1 << 20);
         Assert.Equal((1UL << 20, 0UL, "no-driver"), (answer.Target, answer.Actual, answer.Reason));
         Assert.Equal(answer, await Balloon(client, null));

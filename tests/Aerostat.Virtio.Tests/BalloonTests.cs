@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using Aerostat.Devices;
 using Aerostat.Memory;
 
 namespace Aerostat.Virtio.Tests;
@@ -182,10 +183,10 @@ public sealed class BalloonTests : IDisposable
         Assert.Null(driver.Queues[2].TakeUsed());
         _clock.Now += 2500;
         BalloonStatistics statistics = balloon.GetReport().Statistics;
-        Assert.Equal(1UL << 20, statistics[BalloonTag.TotalMemory]);
-        Assert.Equal(1000UL, statistics[BalloonTag.FreeMemory]);
-        Assert.Equal(7UL, statistics.Values[999]);
-        Assert.Null(statistics[BalloonTag.OomKills]);
+        Assert.Equal(1UL << 20, statistics[GuestFigure.Total]);
+        Assert.Equal(1000UL, statistics[GuestFigure.Free]);
+        Assert.Equal(7UL, statistics["tag-999"]);
+        Assert.Null(statistics[GuestFigure.OomKills]);
         Assert.Equal(TimeSpan.FromSeconds(2.5), statistics.Age);
         Assert.Null(statistics.Pending);
         balloon.RequestStatistics();
@@ -200,7 +201,7 @@ public sealed class BalloonTests : IDisposable
         driver.Queues[2].Add(new Buffer(Frames, 13, false));
         driver.Queues[2].Kick();
         driver.Settle();
-        Assert.Equal(2000UL, balloon.GetReport().Statistics[BalloonTag.FreeMemory]);
+        Assert.Equal(2000UL, balloon.GetReport().Statistics[GuestFigure.Free]);
         driver.Queues[2].MustTakeUsed();
         // Of two buffers the older comes back.
         ushort first = driver.Queues[2].Add(new Buffer(Frames, 10, false));

@@ -1,6 +1,6 @@
 using System.Globalization;
+using Aerostat.Devices;
 using Aerostat.Machine;
-using Aerostat.Virtio;
 
 namespace Aerostat.Control;
 
@@ -9,26 +9,17 @@ namespace Aerostat.Control;
 public sealed record BalloonArguments(ulong? Target = null);
 
 /// <summary>The answer to <c>balloon</c>.</summary>
+/// <param name="Dialect">What the guest's driver speaks: "virtio", "vmware", "hyperv".</param>
 /// <param name="Target">Bytes that the host wants back.</param>
 /// <param name="Actual">Bytes that the guest has given.</param>
 /// <param name="GuestActual">Bytes that its driver says it has given.</param>
-/// <param name="Reason">Why they differ: "reached", "no-driver", "working", "stalled", "deflated-on-oom", "driver-failed".</param>
+/// <param name="Reason">Why they differ: "reached", "no-driver", "working", "stalled", "deflated-on-oom", "driver-failed", "refused", "not-discarded".</param>
 /// <param name="Explanation">The same for people.</param>
 /// <param name="RefusedPages">Pages that the guest gave and the host could not take.</param>
-public sealed record BalloonAnswer(ulong Target, ulong Actual, ulong GuestActual, string Reason, string Explanation, long RefusedPages)
+public sealed record BalloonAnswer(string Dialect, ulong Target, ulong Actual, ulong GuestActual, string Reason, string Explanation, long RefusedPages)
 {
-    internal static BalloonAnswer Of(BalloonReport report) => new(
-        report.TargetBytes, report.ActualBytes, report.GuestActualBytes, NameOf(report.Reason), report.Explanation, report.RefusedPages);
-
-    private static string NameOf(BalloonReason reason) => reason switch
-    {
-        BalloonReason.Reached => "reached",
-        BalloonReason.NoDriver => "no-driver",
-        BalloonReason.Working => "working",
-        BalloonReason.Stalled => "stalled",
-        BalloonReason.DeflatedOnOom => "deflated-on-oom",
-        _ => "driver-failed",
-    };
+    internal static BalloonAnswer Of(string dialect, BalloonReport report) => new(
+        dialect, report.TargetBytes, report.ActualBytes, report.GuestActualBytes, report.Reason.Code(), report.Explanation, report.RefusedPages);
 }
 
 /// <summary>The answer to <c>memory</c>. Sizes are bytes.</summary>
@@ -65,7 +56,7 @@ internal sealed class BalloonVerb() : ControlVerb<BalloonArguments, BalloonAnswe
             balloon.SetTarget(target);
             vm.Journal.Write("balloon-target", string.Create(CultureInfo.InvariantCulture, $"is asked for {MemorySize.Format(target)} of its memory"));
         }
-        return Task.FromResult(BalloonAnswer.Of(balloon.GetReport()));
+        return Task.FromResult(BalloonAnswer.Of(balloon.Dialect, balloon.GetReport()));
     }
 }
 
@@ -90,29 +81,8 @@ internal sealed class MemoryVerb() : ControlVerb<NoArguments, MemoryAnswer>(Cont
         machine.Machine.Balloon?.RequestStatistics();
         return Task.FromResult(new MemoryAnswer(
             memory.TotalBytes, memory.HostBytes, memory.Pages.DataBytes, memory.Pages.ZeroBytes, memory.Pages.DiscardedBytes, memory.Pages.HintedBytes,
-            memory.Balloon is { } report ? BalloonAnswer.Of(report) : null,
-            statistics is { Age: not null } ? statistics.Values.OrderBy(v => v.Key).ToDictionary(v => NameOf(v.Key), v => v.Value) : null,
+            memory.Balloon is { } report ? BalloonAnswer.Of(machine.Machine.Balloon!.Dialect, report) : null,
+            statistics is { Age: not null } ? new SortedDictionary<string, ulong>(statistics.Values.ToDictionary(), StringComparer.Ordinal) : null,
             statistics?.Age?.TotalSeconds, statistics?.Pending?.TotalSeconds));
     }
-
-    private static string NameOf(ushort tag) => (BalloonTag)tag switch
-    {
-        BalloonTag.SwapIn => "swap-in",
-        BalloonTag.SwapOut => "swap-out",
-        BalloonTag.MajorFaults => "major-faults",
-        BalloonTag.MinorFaults => "minor-faults",
-        BalloonTag.FreeMemory => "free",
-        BalloonTag.TotalMemory => "total",
-        BalloonTag.AvailableMemory => "available",
-        BalloonTag.DiskCaches => "disk-caches",
-        BalloonTag.HugePageAllocations => "huge-page-allocations",
-        BalloonTag.HugePageFailures => "huge-page-failures",
-        BalloonTag.OomKills => "oom-kills",
-        BalloonTag.AllocationStalls => "allocation-stalls",
-        BalloonTag.AsyncScans => "async-scans",
-        BalloonTag.DirectScans => "direct-scans",
-        BalloonTag.AsyncReclaims => "async-reclaims",
-        BalloonTag.DirectReclaims => "direct-reclaims",
-        _ => string.Create(CultureInfo.InvariantCulture, $"tag-{tag}"),
-    };
 }

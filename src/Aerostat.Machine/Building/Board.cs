@@ -142,6 +142,11 @@ internal sealed class Board
     /// <summary>The local APIC of each vCPU.</summary>
     public IReadOnlyList<LocalApic> LocalApics { get; }
 
+    /// <summary>
+    /// What takes memory from the guest: the virtio balloon, or else that of a personality (any part of the board that is one); null: nothing.
+    /// </summary>
+    public IBalloon? Balloon => devices.OfType<IBalloon>().OrderBy(b => b is Aerostat.Virtio.VirtioBalloon ? 0 : 1).FirstOrDefault();
+
     /// <summary>COM1, the host's end.</summary>
     public SerialPort Serial { get; }
 

@@ -1,3 +1,4 @@
+using Aerostat.Devices;
 using Aerostat.Memory;
 using Aerostat.Virtio;
 
@@ -13,8 +14,13 @@ public sealed record MachineMemory(ulong TotalBytes, ulong HostBytes, PageTotals
 /// <content>Devices that the host talks to: memory and consoles.</content>
 public sealed partial class VirtualMachine
 {
-    /// <summary>The balloon; null: the machine has none. Its members may be called from any thread while the machine is there.</summary>
-    public VirtioBalloon? Balloon => board.Virtio.Devices.OfType<VirtioBalloon>().FirstOrDefault();
+    /// <summary>
+    /// The balloon, of whatever dialect; null: the machine has none. Its members may be called from any thread while the machine is there.
+    /// </summary>
+    public IBalloon? Balloon => board.Balloon;
+
+    /// <summary>The virtio balloon, which can do more than others: free page hints. Null: the machine has none.</summary>
+    public VirtioBalloon? VirtioBalloon => Balloon as VirtioBalloon;
 
     /// <summary>The virtio consoles, in the order of the options. Their members may be called from any thread while the machine is there.</summary>
     public IReadOnlyList<VirtioConsole> Consoles => [.. board.Virtio.Devices.OfType<VirtioConsole>()];

@@ -1,5 +1,6 @@
 using System.Buffers.Binary;
 using System.Runtime.InteropServices;
+using Aerostat.Devices;
 using Aerostat.Memory;
 using Aerostat.State;
 
@@ -14,7 +15,7 @@ namespace Aerostat.Virtio;
 /// Nothing the guest says is trusted: the size is counted here, page by page; pages that are given twice, taken back without having been
 /// given, or are not memory are ignored; every buffer is given back, because drivers wait for it. One thread serves all queues.
 /// </remarks>
-public sealed partial class VirtioBalloon : VirtioDevice, ISavable<VirtioBalloonSavedState>
+public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<VirtioBalloonSavedState>
 {
     private const ulong FeatureMustTellHost = 1 << 0, FeatureStatistics = 1 << 1, FeatureDeflateOnOom = 1 << 2, FeatureHints = 1 << 3,
         FeaturePagePoison = 1 << 4, FeatureReporting = 1 << 5;
@@ -84,9 +85,10 @@ public sealed partial class VirtioBalloon : VirtioDevice, ISavable<VirtioBalloon
 
     private static uint PagesOf(ulong bytes) => (uint)Math.Min(bytes >> PageShift, uint.MaxValue);
 
-    /// <summary>Asks the guest for memory, or gives it back. The guest takes its time: <see cref="GetReport"/> says how far it is.</summary>
-    /// <param name="bytes">What the host wants to have in all.</param>
-    /// <exception cref="ArgumentOutOfRangeException">The guest does not have that much; nothing was changed.</exception>
+    /// <inheritdoc/>
+    public string Dialect => "virtio";
+
+    /// <inheritdoc/>
     public void SetTarget(ulong bytes)
     {
         if (bytes > Memory.TotalBytes)
@@ -103,7 +105,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, ISavable<VirtioBalloon
         }
     }
 
-    /// <summary>Asks the guest for statistics; they come when it gets round to it.</summary>
+    /// <inheritdoc/>
     public void RequestStatistics()
     {
         lock (Gate)
@@ -111,14 +113,15 @@ public sealed partial class VirtioBalloon : VirtioDevice, ISavable<VirtioBalloon
         SignalWork();
     }
 
-    /// <summary>How things stand.</summary>
+    /// <inheritdoc/>
     public BalloonReport GetReport()
     {
         lock (Gate)
         {
+            BalloonReason reason = Reason();
             return new BalloonReport(
-                (ulong)_target << PageShift, _given.Count << PageShift, (ulong)_guestActual << PageShift, Reason(), _refused, _reported,
-                new BalloonStatistics(new Dictionary<ushort, ulong>(_statistics), Since(_statisticsAt), Since(_askedAt)));
+                (ulong)_target << PageShift, _given.Count << PageShift, (ulong)_guestActual << PageShift, reason, reason.Explain("virtio_balloon"), _refused, _reported,
+                new BalloonStatistics(_statistics.ToDictionary(s => BalloonTags.NameOf(s.Key), s => s.Value), Since(_statisticsAt), Since(_askedAt)));
         }
     }
 

@@ -1,3 +1,5 @@
+using Aerostat.Devices;
+
 namespace Aerostat.Virtio;
 
 /// <summary>Statistics that a balloon driver reports (virtio 1.2, 5.5.6.3, and what Linux added since). Others are kept by their number.</summary>
@@ -37,53 +39,28 @@ public enum BalloonTag : ushort
     DirectReclaims = 15,
 }
 
-/// <summary>The guest's last statistics.</summary>
-/// <param name="Values">By tag; unknown tags as well.</param>
-/// <param name="Age">VM time since they came; null: the guest has never sent any.</param>
-/// <param name="Pending">How long the guest has owed an answer; null: nothing is owed.</param>
-public sealed record BalloonStatistics(IReadOnlyDictionary<ushort, ulong> Values, TimeSpan? Age, TimeSpan? Pending)
+/// <summary>Names of statistics, as everything outside of this device knows them.</summary>
+internal static class BalloonTags
 {
-    /// <summary>One value, or null.</summary>
-    public ulong? this[BalloonTag tag] => Values.TryGetValue((ushort)tag, out ulong value) ? value : null;
-}
-
-/// <summary>Why a balloon is not of the size that is wanted.</summary>
-public enum BalloonReason
-{
-    /// <summary>It is.</summary>
-    Reached,
-    /// <summary>The guest has no driver for it, or not yet.</summary>
-    NoDriver,
-    /// <summary>The driver is at work.</summary>
-    Working,
-    /// <summary>The driver has made no progress for some seconds: the guest has no memory to give.</summary>
-    Stalled,
-    /// <summary>The guest took memory back because it ran out (deflate on OOM), and has not given it again.</summary>
-    DeflatedOnOom,
-    /// <summary>The driver broke the rules, and the device waits for its reset.</summary>
-    DriverFailed,
-}
-
-/// <summary>A balloon at one moment.</summary>
-/// <param name="TargetBytes">What the host wants back.</param>
-/// <param name="ActualBytes">What the guest has given, by our own count.</param>
-/// <param name="GuestActualBytes">What the driver says it has given.</param>
-/// <param name="Reason">Why these differ.</param>
-/// <param name="RefusedPages">Pages given by the guest that the host could not take back since the start (pinned, or refused by the host).</param>
-/// <param name="ReportedBytes">Bytes of free pages that were reported and given back since the start.</param>
-/// <param name="Statistics">What the guest says of its memory.</param>
-public sealed record BalloonReport(
-    ulong TargetBytes, ulong ActualBytes, ulong GuestActualBytes, BalloonReason Reason, long RefusedPages, ulong ReportedBytes, BalloonStatistics Statistics)
-{
-    /// <summary>The reason in words.</summary>
-    public string Explanation => Reason switch
+    public static string NameOf(ushort tag) => (BalloonTag)tag switch
     {
-        BalloonReason.Reached => "the target is reached",
-        BalloonReason.NoDriver => "no driver in the guest (Linux: virtio_balloon)",
-        BalloonReason.Working => "the guest is at work",
-        BalloonReason.Stalled => "the guest makes no progress: it has no memory to give, so ask for less",
-        BalloonReason.DeflatedOnOom => "the guest ran out of memory and took some back",
-        _ => "the driver in the guest broke the rules; the device waits for its reset",
+        BalloonTag.SwapIn => GuestFigure.SwapIn,
+        BalloonTag.SwapOut => GuestFigure.SwapOut,
+        BalloonTag.MajorFaults => GuestFigure.MajorFaults,
+        BalloonTag.MinorFaults => GuestFigure.MinorFaults,
+        BalloonTag.FreeMemory => GuestFigure.Free,
+        BalloonTag.TotalMemory => GuestFigure.Total,
+        BalloonTag.AvailableMemory => GuestFigure.Available,
+        BalloonTag.DiskCaches => GuestFigure.DiskCaches,
+        BalloonTag.HugePageAllocations => "huge-page-allocations",
+        BalloonTag.HugePageFailures => "huge-page-failures",
+        BalloonTag.OomKills => GuestFigure.OomKills,
+        BalloonTag.AllocationStalls => GuestFigure.AllocationStalls,
+        BalloonTag.AsyncScans => "async-scans",
+        BalloonTag.DirectScans => "direct-scans",
+        BalloonTag.AsyncReclaims => "async-reclaims",
+        BalloonTag.DirectReclaims => "direct-reclaims",
+        _ => string.Create(System.Globalization.CultureInfo.InvariantCulture, $"tag-{tag}"),
     };
 }
 
