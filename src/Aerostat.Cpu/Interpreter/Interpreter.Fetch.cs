@@ -57,6 +57,13 @@ internal sealed unsafe partial class Interpreter
     }
 
     /// <summary>Finds or decodes the block at a linear address; null: a fault is recorded.</summary>
+    /// <summary>Where code that has just been fetched lies, as far as it is remembered; otherwise all ones.</summary>
+    private ulong FetchedFrom(CpuState* s, ulong linear)
+    {
+        ref FetchMapping m = ref fetchMappings[(linear >> 12) & (FetchMappings - 1)];
+        return m.Key == ((linear & ~4095UL) | (s->Cpl == 3 ? 1UL : 2)) ? m.Gpa | (linear & 4095) : ulong.MaxValue;
+    }
+
     private Block* FetchBlock(CpuState* s, ulong linear, bool single = false)
     {
         if (s->Bitness == 64 && !IsCanonical(s, linear))

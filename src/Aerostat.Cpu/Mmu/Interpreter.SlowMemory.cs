@@ -108,14 +108,15 @@ internal sealed unsafe partial class Interpreter
         }
         FillTlb(s, s->TlbSet, linear, t, writeAllowed: true);
         WriteSized(page + (t.Gpa & 4095), size, value);
-        return NotifyStore(t.Gpa, size);
+        return NotifyStore(s, t.Gpa, size);
     }
 
-    private Outcome NotifyStore(ulong gpa, int size)
+    private Outcome NotifyStore(CpuState* s, ulong gpa, int size)
     {
         if (Memory.Watch[gpa >> 12] == 0 || !Memory.NotifyWrite(gpa, (ulong)size))
             return Outcome.Next;
         codeWrites++;
+        translation?.NoteStoreToCode(gpa, FetchedFrom(s, s->Rip));
         return Outcome.Stop;
     }
 
@@ -170,7 +171,7 @@ internal sealed unsafe partial class Interpreter
         ulong kind = s->RmwPending;
         s->RmwPending = 0;
         if (kind == RmwWatched)
-            return NotifyStore(rmwAddress, rmwSize);
+            return NotifyStore(s, rmwAddress, rmwSize);
         Outcome o = StoreBytesSlow(s, rmwAddress, rmwSegment, bounce, rmwSize);
         EndRmwExclusive();
         return o;
@@ -253,7 +254,7 @@ internal sealed unsafe partial class Interpreter
                 WriteSized(page + (t.Gpa & 4095), count, ReadSized(source, count));
             else
                 Buffer.MemoryCopy(source, page + (t.Gpa & 4095), count, count);
-            return NotifyStore(t.Gpa, count) == Outcome.Stop;
+            return NotifyStore(s, t.Gpa, count) == Outcome.Stop;
         }
         mmioWrites++;
         for (int i = 0; i < count;)

@@ -38,7 +38,7 @@ internal sealed unsafe partial class BlockTranslator
     private bool fallsThrough;
     private ulong linear, pageLinear, gpa, end;
     private int variant;
-    private bool vectors, ungrouped, crossing;
+    private bool vectors, ungrouped, crossing, exact;
     private nint entry;
 
     public BlockTranslator(CpuState* state, CodeCache cache, FeatureGate features)
@@ -54,6 +54,9 @@ internal sealed unsafe partial class BlockTranslator
 
     /// <summary>Offsets in a page, a bit each, of instructions that begin a block and before which all flags are true: breakpoints.</summary>
     public ulong[]? BlockEnds { get; set; }
+
+    /// <summary>Numbers of physical pages whose code has written to themselves: there all flags are true before every instruction.</summary>
+    public HashSet<ulong> SelfModifying { get; } = [];
 
     public long InstructionsTranslated { get; private set; }
 
@@ -78,6 +81,7 @@ internal sealed unsafe partial class BlockTranslator
         crossing = second != TranslatedBlock.OnePage;
         variant = codeVariant;
         vectors = VectorLevel.Of(variant) >= VectorLevel.Xmm;
+        exact = SelfModifying.Count != 0 && SelfModifying.Contains(gpa >> 12);
         ulong gpaPage = gpa & ~4095UL;
         var source = new ReadOnlySpan<byte>(memory.HostBase + gpaPage, 4096);
         uint* generation = memory.CodeGeneration + (gpa >> 12), secondGeneration = crossing ? memory.CodeGeneration + (second >> 12) : generation;
@@ -185,7 +189,7 @@ internal sealed unsafe partial class BlockTranslator
                 int atTarget = LiveAt(code[k].NearBranchTarget, LookAheadDepth);
                 after = treatments[k] == Treatment.ConditionalBranch ? after | atTarget : atTarget;
             }
-            live[k] = after = (after & ~killed) | read;
+            live[k] = after = exact ? FlagEffects.All : (after & ~killed) | read;
         }
     }
 
@@ -311,7 +315,7 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Which flags may still be read by code at an address. Only this page is looked at, so a change of it undoes the answer too.</summary>
     private int LiveAt(ulong address, int depth)
     {
-        if (!SamePage(address) || depth == 0 || Interpreter.EndsBlocks(BlockEnds, address))
+        if (exact || !SamePage(address) || depth == 0 || Interpreter.EndsBlocks(BlockEnds, address))
             return FlagEffects.All;
         if (lookAhead.TryGetValue((int)(address & 4095), out int known))
             return known;

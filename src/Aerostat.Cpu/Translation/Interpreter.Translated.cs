@@ -23,6 +23,9 @@ internal sealed unsafe partial class Interpreter
         watchCode = WatchCode;
     }
 
+    /// <summary>See <see cref="BlockTranslator.SelfModifying"/>.</summary>
+    internal HashSet<ulong>? SelfModifyingPages => translation?.Translator.SelfModifying;
+
     /// <summary>Tells that the code of a page has changed; any thread.</summary>
     internal void NoteCodeChange(ulong page)
     {

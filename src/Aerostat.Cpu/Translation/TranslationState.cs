@@ -9,6 +9,8 @@ internal sealed unsafe class TranslationState : IDisposable
     public const int DefaultThreshold = 32;
     public const int HeatEntries = 1 << 16, LookasideEntries = 1 << 12;
 
+    private const int MostSelfModifyingPages = 4096;
+
     private readonly CpuState* state;
     private readonly Lock gate = new();
     private readonly List<ulong> changedPages = [];
@@ -63,6 +65,19 @@ internal sealed unsafe class TranslationState : IDisposable
         // In this order: the dispatcher arms the tables when it sees Poll, so a table disarmed late is not left so.
         Cache.DisarmTables();
         Volatile.Write(ref state->Poll, 1);
+    }
+
+    /// <summary>
+    /// Notes a store to code: where it comes from the same page, what the code there reads is about to change, so flags that nothing reads now may be
+    /// read next time.
+    /// </summary>
+    public void NoteStoreToCode(ulong gpa, ulong from)
+    {
+        if (gpa >> 12 != from >> 12)
+            return;
+        if (Translator.SelfModifying.Count >= MostSelfModifyingPages)
+            Translator.SelfModifying.Clear();
+        Translator.SelfModifying.Add(gpa >> 12);
     }
 
     /// <summary>Notes that the code of a page has changed; any thread.</summary>

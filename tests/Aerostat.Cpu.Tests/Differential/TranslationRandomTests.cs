@@ -14,9 +14,28 @@ namespace Aerostat.Cpu.Tests;
 /// the TLB, and what kernels do. AEROSTAT_SEED chooses other programs, AEROSTAT_PROGRAMS how many;
 /// <see cref="CaseStore"/> keeps the seeds of those that failed.
 /// </summary>
-public sealed unsafe class TranslationRandomTests
+public sealed unsafe class TranslationRandomTests : IDisposable
 {
     private const int DefaultPrograms = 100_000;
+    private const long LongestProgram = 20_000_000;
+
+    private readonly GuestRunner oracle, translated;
+    private readonly byte[] window = new byte[Layout.WindowSize], far = new byte[Layout.WindowSize];
+    private int faults, flagsDiffer;
+
+    public TranslationRandomTests()
+    {
+        Assert.SkipUnless(TranslatorHypervisor.IsSupported, "the host is not x86-64");
+        var cpuid = CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none");
+        oracle = new GuestRunner(m => new InterpreterHypervisor(m), cpuid);
+        translated = new GuestRunner(m => new TranslatorHypervisor(m, threshold: 0), cpuid);
+    }
+
+    public void Dispose()
+    {
+        oracle.Dispose();
+        translated.Dispose();
+    }
 
     private static ulong Seed => ulong.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_SEED"), CultureInfo.InvariantCulture, out ulong s) ? s : 1;
 
@@ -24,13 +43,8 @@ public sealed unsafe class TranslationRandomTests
     public void RandomProgramsAgreeWithTheInterpreter()
     {
         int count = int.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_PROGRAMS"), CultureInfo.InvariantCulture, out int c) ? c : DefaultPrograms;
-        Assert.SkipUnless(TranslatorHypervisor.IsSupported, "the host is not x86-64");
-        var cpuid = CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none");
-        using var oracle = new GuestRunner(m => new InterpreterHypervisor(m), cpuid);
-        using var translated = new GuestRunner(m => new TranslatorHypervisor(m, threshold: 0), cpuid);
         var failures = new StringBuilder();
-        int flagsDiffer = 0, failed = 0, faults = 0, skipped = 0;
-        byte[] window = new byte[Layout.WindowSize], far = new byte[Layout.WindowSize];
+        int failed = 0, skipped = 0, firstChanges = 0;
         var time = Stopwatch.StartNew();
         // A program that has changed its own return address may run for ever: such a one is skipped when the interpreter does not end either.
         ulong current = 0, seen = ulong.MaxValue;
@@ -66,50 +80,24 @@ public sealed unsafe class TranslationRandomTests
             MemoryMarshal.AsBytes<ulong>(program.Pieces).CopyTo(far.AsSpan(Layout.PointerOffset));
             TestState start = TestState.Clean();
             program.FillState(ref start);
-            TestState a = start, b = start;
-            Load(oracle, code, window, far);
-            Load(translated, code, window, far);
             if (Environment.GetEnvironmentVariable("AEROSTAT_TRACE") != null)
             {
                 Console.Error.WriteLine($"program {seed:x}");
                 foreach (Instruction i in program.Listing)
                     Console.Error.WriteLine($"    {i.IP:x} {i}");
             }
-            long counted = oracle.Instructions - translated.Instructions;
-            SystemResult left, leftTranslated = default;
-            try
-            {
-                left = oracle.Run(ref a, code[0].Length, program.System);
-            }
-            catch (InvalidOperationException)
+            translated.ForgetSelfModifying();
+            if (!Run(program, code, start, out string difference))
             {
                 skipped++;
                 continue;
             }
-            try
+            // Flags from before a block are lost the first time that code changes itself so as to read them (docs/translator.md), not the second.
+            if (difference.Length != 0 && translated.HasModifiedItself && Run(program, code, start, out string again) && again.Length == 0)
             {
-                leftTranslated = translated.Run(ref b, code[0].Length, program.System);
+                firstChanges++;
+                difference = "";
             }
-            catch (InvalidOperationException e)
-            {
-                b.Vector = -2;
-                failures.AppendLine(e.Message);
-            }
-            if (a.Vector >= 0)
-                faults++;
-            string difference = Compare(a, b);
-            counted -= oracle.Instructions - translated.Instructions;
-            if (counted != 0)
-                difference += string.Create(CultureInfo.InvariantCulture, $" {counted} instructions too many");
-            if (left != leftTranslated)
-                difference += $" system {left}, translated {leftTranslated}";
-            if (a.Vector >= 0 && ((a.Rflags ^ b.Rflags) & RFlags.Status & ~RFlags.Af) != 0)
-                flagsDiffer++;
-            // A call to an address that is not canonical has pushed its return address when that is found out (docs/translator.md).
-            ulong below = a.Gpr[4] - 8 - Layout.Window;
-            if (a.Vector == Vector.GeneralProtection && below <= Layout.WindowSize - 8)
-                oracle.Window(false).Slice((int)below, 8).CopyTo(translated.Window(false)[(int)below..]);
-            difference += Compare(" memory", oracle.Window(false), translated.Window(false)) + Compare(" far memory", oracle.FarWindow, translated.FarWindow);
             if (n % 100_000 == 99_999)
                 Console.Error.WriteLine(FormattableString.Invariant($"{n + 1} programs, up to seed {seed:x}, {failed} failures, {(n + 1) / time.Elapsed.TotalSeconds:0} a second"));
             if (difference.Length == 0)
@@ -121,9 +109,57 @@ public sealed unsafe class TranslationRandomTests
             foreach (Instruction i in program.Listing)
                 failures.AppendLine(CultureInfo.InvariantCulture, $"    {i.IP:x} {i}");
         }
-        Console.WriteLine($"{count} programs, {faults} of them ended in an exception ({flagsDiffer} with other flags than the interpreter's), {skipped} did not end; {string.Join(", ", translated.Processor.Counters.Named.Select(x => $"{x.Key}={x.Value}"))}");
+        Console.WriteLine($"{count} programs, {faults} of them ended in an exception ({flagsDiffer} with other flags than the interpreter's), {skipped} did not end, {firstChanges} read flags lost at their first change of themselves; {string.Join(", ", translated.Processor.Counters.Named.Select(x => $"{x.Key}={x.Value}"))}");
         Assert.True(failed == 0, failures.ToString());
+        Assert.True(firstChanges <= kept.Length + 1 + (count / 100_000), $"{firstChanges} programs agree only the second time: more than code that changes itself explains");
         Assert.True(skipped * 100 <= count, $"{skipped} of {count} programs did not end: nothing was compared");
+    }
+
+    /// <summary>A program on both; false: it does not end, or not soon.</summary>
+    private bool Run(ProgramGenerator program, byte[][] code, in TestState start, out string difference)
+    {
+        TestState a = start, b = start;
+        Load(oracle, code, window, far);
+        Load(translated, code, window, far);
+        long begin = oracle.Instructions, counted = begin - translated.Instructions;
+        difference = "";
+        SystemResult left, leftTranslated = default;
+        try
+        {
+            left = oracle.Run(ref a, code[0].Length, program.System);
+        }
+        catch (InvalidOperationException)
+        {
+            return false;
+        }
+        // So near to the watchdog's patience that it might wake the other instead.
+        if (oracle.Instructions - begin > LongestProgram)
+            return false;
+        try
+        {
+            leftTranslated = translated.Run(ref b, code[0].Length, program.System);
+        }
+        catch (InvalidOperationException e)
+        {
+            b.Vector = -2;
+            difference = " " + e.Message;
+        }
+        if (a.Vector >= 0)
+            faults++;
+        difference += Compare(a, b);
+        counted -= oracle.Instructions - translated.Instructions;
+        if (counted != 0)
+            difference += string.Create(CultureInfo.InvariantCulture, $" {counted} instructions too many");
+        if (left != leftTranslated)
+            difference += $" system {left}, translated {leftTranslated}";
+        if (a.Vector >= 0 && ((a.Rflags ^ b.Rflags) & RFlags.Status & ~RFlags.Af) != 0)
+            flagsDiffer++;
+        // A call to an address that is not canonical has pushed its return address when that is found out (docs/translator.md).
+        ulong below = a.Gpr[4] - 8 - Layout.Window;
+        if (a.Vector == Vector.GeneralProtection && below <= Layout.WindowSize - 8)
+            oracle.Window(false).Slice((int)below, 8).CopyTo(translated.Window(false)[(int)below..]);
+        difference += Compare(" memory", oracle.Window(false), translated.Window(false)) + Compare(" far memory", oracle.FarWindow, translated.FarWindow);
+        return true;
     }
 
     private static void Load(GuestRunner guest, byte[][] code, byte[] window, byte[] far)

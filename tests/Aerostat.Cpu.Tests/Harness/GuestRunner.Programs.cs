@@ -16,6 +16,12 @@ internal sealed unsafe partial class GuestRunner
     /// <summary>Instructions executed so far; <see cref="Aerostat.Processors.IVirtualProcessor.Counters"/> takes longer than a program.</summary>
     public long Instructions => _cpu!.instructions + _cpu.State->Executed;
 
+    /// <summary>Forgets which pages have written to themselves, as if this were another machine.</summary>
+    public void ForgetSelfModifying() => _cpu!.SelfModifyingPages!.Clear();
+
+    /// <summary>Whether code has written to its own page since.</summary>
+    public bool HasModifiedItself => _cpu!.SelfModifyingPages!.Count != 0;
+
     public Span<byte> FarWindow => new(_memory.HostBase + FarWindowGpa, Layout.WindowSize);
 
     /// <summary>As <see cref="Run"/>, for 64-bit code with system registers as <paramref name="system"/> says.</summary>
