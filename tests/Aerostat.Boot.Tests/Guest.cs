@@ -66,19 +66,20 @@ internal static class Guest
     /// <param name="companion">Runs beside the guest.</param>
     /// <param name="accelerator">Which processor.</param>
     /// <param name="devices">Devices besides those of every PC.</param>
+    /// <param name="personality">Which hypervisor the guest sees.</param>
     public static async Task<BootOutcome> BootAsync(
         string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter",
-        IReadOnlyList<DeviceOptions>? devices = null)
+        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm")
     {
         string busybox = Path.Combine(Cache, "busybox", "bin", "busybox");
         Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
-        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? []) }, companion, devices);
+        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? []) }, companion, devices, personality);
     }
 
     /// <summary>As <see cref="BootAsync"/>, with an initramfs of the caller's; of <paramref name="initrd"/> only that is used.</summary>
     public static async Task<BootOutcome> RunAsync(
         string kernel, string append, int cpus, ulong memory, string accelerator, KernelBootOptions initrd, Func<VirtualMachine, SerialTranscript, Task>? companion = null,
-        IReadOnlyList<DeviceOptions>? devices = null)
+        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm")
     {
         string boot = Path.Combine(Cache, kernel, "boot");
         string? path = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
@@ -90,6 +91,7 @@ internal static class Guest
             MemoryBytes = memory,
             Cpus = cpus,
             Accelerator = accelerator,
+            Personality = personality,
             NoReboot = true,
             Serial = console.Append,
             Devices = devices ?? [],

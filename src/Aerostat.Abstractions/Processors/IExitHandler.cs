@@ -42,6 +42,37 @@ public interface IExitHandler
     /// </summary>
     bool Hypercall(IVirtualProcessor processor, Span<ulong> registers);
 
+    /// <summary>
+    /// Whether a hypervisor may answer at this port in the guest's registers, as VMware's does: such an access goes to <see cref="CallBackdoor"/> or
+    /// <see cref="TransferBackdoor"/> first, before the guest's right to use the port is looked at. Costs next to nothing; asked before every access.
+    /// </summary>
+    bool IsBackdoor(ushort port) => false;
+
+    /// <summary>
+    /// A 32-bit IN from a port that <see cref="IsBackdoor"/> named. False: not a call to the hypervisor, and an ordinary access to the port after all.
+    /// </summary>
+    /// <param name="port">The port.</param>
+    /// <param name="privilege">The caller's privilege level.</param>
+    /// <param name="registers">RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8..R15; results go there too, that in RAX included.</param>
+    bool CallBackdoor(ushort port, int privilege, Span<ulong> registers) => false;
+
+    /// <summary>
+    /// A part of what a byte-wise INS or OUTS with a REP prefix moves through a port that <see cref="IsBackdoor"/> named, in order. False: as for
+    /// <see cref="CallBackdoor"/>; nothing has been moved.
+    /// </summary>
+    /// <param name="port">The port.</param>
+    /// <param name="output">OUTS; else INS.</param>
+    /// <param name="bytes">What is put out, or to be filled.</param>
+    /// <param name="registers">As for <see cref="CallBackdoor"/>, as they are before this part is moved.</param>
+    bool TransferBackdoor(ushort port, bool output, Span<byte> bytes, Span<ulong> registers) => false;
+
+    /// <summary>RDPMC of an index that the processor has no counter for, at any privilege level. False: #GP.</summary>
+    bool ReadPseudoCounter(uint index, out ulong value)
+    {
+        value = 0;
+        return false;
+    }
+
     /// <summary>Polled after each call above: true makes Run return <see cref="ExitReason.HandlerRequest"/> once the instruction is complete.</summary>
     bool LeaveRequested { get; }
 }

@@ -34,10 +34,23 @@ internal static class CpuFlags
     };
 
     /// <summary>The accelerator with its CPUID changed as the entry asks. <paramref name="widest"/> is the accelerator with its widest model.</summary>
-    public static Accelerator Apply(UnitTest test, Accelerator accelerator, Accelerator widest)
+    /// <param name="test">The entry.</param>
+    /// <param name="accelerator">Where to start.</param>
+    /// <param name="widest">What features are taken from.</param>
+    /// <param name="pseudoCounters">
+    /// Whether RDPMC has something to read: the tests look for that only where CPUID announces performance monitoring. Version 1 without counters does.
+    /// </param>
+    public static Accelerator Apply(UnitTest test, Accelerator accelerator, Accelerator widest, bool pseudoCounters = false)
     {
         Accelerator start = test.CpuModel is "max" or "host" ? widest : accelerator;
-        return start with { Cpuid = (index, count) => Change(test.CpuFlags, start.Cpuid(index, count), widest.Cpuid(index, count)) };
+        return start with
+        {
+            Cpuid = (index, count) =>
+            {
+                CpuidTable table = Change(test.CpuFlags, start.Cpuid(index, count), widest.Cpuid(index, count));
+                return pseudoCounters ? table.Set(0xA, 0, new CpuidResult(1, 0, 0, 0), anySubleaf: true) : table;
+            },
+        };
     }
 
     private static CpuidTable Change(IReadOnlyList<string> flags, CpuidTable table, CpuidTable widest)

@@ -83,6 +83,32 @@ internal sealed class GuestHandler(Interpreter cpu, ExecutionGate gate) : IExitH
         return known;
     }
 
+    public bool IsBackdoor(ushort port) => Inner.IsBackdoor(port);
+
+    public bool CallBackdoor(ushort port, int privilege, Span<ulong> registers)
+    {
+        ExecutionGate.Leave(cpu);
+        bool served = Inner.CallBackdoor(port, privilege, registers);
+        After();
+        return served;
+    }
+
+    public bool TransferBackdoor(ushort port, bool output, Span<byte> bytes, Span<ulong> registers)
+    {
+        ExecutionGate.Leave(cpu);
+        bool served = Inner.TransferBackdoor(port, output, bytes, registers);
+        After();
+        return served;
+    }
+
+    public bool ReadPseudoCounter(uint index, out ulong value)
+    {
+        ExecutionGate.Leave(cpu);
+        bool known = Inner.ReadPseudoCounter(index, out value);
+        After();
+        return known;
+    }
+
     public bool LeaveRequested => Inner.LeaveRequested;
 
     private void After()

@@ -127,8 +127,14 @@ internal static unsafe class ModelRegisters
         return Outcome.Next;
     }
 
-    // There are no counters, so every index is invalid.
-    private static Outcome Rdpmc(Interpreter cpu, CpuState* s, MicroOp* op) => cpu.RaiseGp();
+    // There are no counters of ours, so every index is invalid but those that the machine answers.
+    private static Outcome Rdpmc(Interpreter cpu, CpuState* s, MicroOp* op)
+    {
+        if (!cpu.Handler.ReadPseudoCounter((uint)s->Gpr[1], out ulong value))
+            return cpu.RaiseGp();
+        SetEdxEax(s, value);
+        return s->Request != 0 ? Outcome.Stop : Outcome.Next;
+    }
 
     private static Outcome Xgetbv(Interpreter cpu, CpuState* s, MicroOp* op)
     {

@@ -99,7 +99,20 @@ internal static unsafe class Ports
         where T : unmanaged => In<T>(cpu, s, (byte)op->Immediate);
 
     private static Outcome InDx<T>(Interpreter cpu, CpuState* s, MicroOp* op)
-        where T : unmanaged => In<T>(cpu, s, (ushort)s->Gpr[2]);
+        where T : unmanaged
+    {
+        ushort port = (ushort)s->Gpr[2];
+        if (sizeof(T) == 4 && cpu.Handler.IsBackdoor(port) && cpu.Handler.CallBackdoor(port, s->Cpl, Registers(s)))
+        {
+            cpu.CheckPortBreakpoints(s, port, sizeof(T));
+            // The hypervisor may have changed any register, and guest memory.
+            return Outcome.Stop;
+        }
+        return In<T>(cpu, s, port);
+    }
+
+    // SAFETY: the general registers are the first 16 elements of the state.
+    private static Span<ulong> Registers(CpuState* s) => new(s->Gpr, 16);
 
     private static Outcome OutImmediate<T>(Interpreter cpu, CpuState* s, MicroOp* op)
         where T : unmanaged => Out<T>(cpu, s, (byte)op->Immediate);
@@ -118,15 +131,20 @@ internal static unsafe class Ports
 
     private static bool IsRepeated(MicroOp* op) => (op->Flags & (MicroOpFlags.Rep | MicroOpFlags.RepNe)) != 0;
 
+    // Moving nothing asks whether something may be moved.
+    private static bool IsTransfer(Interpreter cpu, CpuState* s, ushort port, bool output) =>
+        cpu.Handler.IsBackdoor(port) && cpu.Handler.TransferBackdoor(port, output, [], Registers(s));
+
     private static Outcome Ins<T>(Interpreter cpu, CpuState* s, MicroOp* op)
         where T : unmanaged
     {
         ushort port = (ushort)s->Gpr[2];
-        if (!cpu.MayUsePort(s, port, sizeof(T)))
+        bool repeated = IsRepeated(op);
+        bool backdoor = sizeof(T) == 1 && repeated && IsTransfer(cpu, s, port, output: false);
+        if (!backdoor && !cpu.MayUsePort(s, port, sizeof(T)))
             return Outcome.Fault;
         ulong mask = AddressMask(op);
         long step = (s->SystemFlags & RFlags.Df) != 0 ? -sizeof(T) : sizeof(T);
-        bool repeated = IsRepeated(op);
         for (int n = 0; n < Chunk; n++)
         {
             if (repeated && (s->Gpr[1] & mask) == 0)
@@ -136,7 +154,8 @@ internal static unsafe class Ports
             byte* p = cpu.MapRmwAt<T>(s, linear, Seg.Es);
             if (p == null)
                 return Outcome.Fault;
-            Interpreter.WriteAs<T>(p, cpu.Handler.ReadPort(port, sizeof(T)));
+            byte moved = 0;
+            Interpreter.WriteAs<T>(p, backdoor && cpu.Handler.TransferBackdoor(port, false, new Span<byte>(ref moved), Registers(s)) ? moved : cpu.Handler.ReadPort(port, sizeof(T)));
             cpu.CheckPortBreakpoints(s, port, sizeof(T));
             Outcome o = cpu.FinishRmw(s);
             Advance(s, 7, mask, step);
@@ -153,11 +172,12 @@ internal static unsafe class Ports
         where T : unmanaged
     {
         ushort port = (ushort)s->Gpr[2];
-        if (!cpu.MayUsePort(s, port, sizeof(T)))
+        bool repeated = IsRepeated(op);
+        bool backdoor = sizeof(T) == 1 && repeated && IsTransfer(cpu, s, port, output: true);
+        if (!backdoor && !cpu.MayUsePort(s, port, sizeof(T)))
             return Outcome.Fault;
         ulong mask = AddressMask(op);
         long step = (s->SystemFlags & RFlags.Df) != 0 ? -sizeof(T) : sizeof(T);
-        bool repeated = IsRepeated(op);
         for (int n = 0; n < Chunk; n++)
         {
             if (repeated && (s->Gpr[1] & mask) == 0)
@@ -165,7 +185,9 @@ internal static unsafe class Ports
             ulong linear = cpu.SegmentLinear(s, op->Segment, s->Gpr[6] & mask, sizeof(T), write: false);
             if (!cpu.Load<T>(s, linear, op->Segment, out ulong value))
                 return Outcome.Fault;
-            cpu.Handler.WritePort(port, sizeof(T), (uint)value);
+            byte moved = (byte)value;
+            if (!backdoor || !cpu.Handler.TransferBackdoor(port, true, new Span<byte>(ref moved), Registers(s)))
+                cpu.Handler.WritePort(port, sizeof(T), (uint)value);
             cpu.CheckPortBreakpoints(s, port, sizeof(T));
             Advance(s, 6, mask, step);
             if (!repeated)

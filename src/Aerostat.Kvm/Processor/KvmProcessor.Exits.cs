@@ -71,6 +71,8 @@ internal sealed unsafe partial class KvmProcessor
         }
         // SAFETY: just checked to be inside the shared pages.
         byte* data = (byte*)run + run->IoDataOffset;
+        if (size == 4 && run->IoCount == 1 && run->IoIsOut == 0 && handler.IsBackdoor(port) && processor.CallBackdoor(handler, port, (uint*)data))
+            return false;
         for (byte* end = data + bytes; data != end; data += size)
         {
             if (run->IoIsOut != 0)
@@ -93,6 +95,25 @@ internal sealed unsafe partial class KvmProcessor
             }
         }
         return false;
+    }
+
+    /// <summary>
+    /// IN from a port where the machine answers in registers. The kernel puts the four bytes into RAX when the guest is entered next; the others are
+    /// changed here. Code that may not use the port gets here only where the kernel lets it (module parameter enable_vmware_backdoor).
+    /// </summary>
+    private bool CallBackdoor(IExitHandler handler, ushort port, uint* data)
+    {
+        KvmRegisters r = default;
+        KvmSpecialRegisters special;
+        if (KvmCalls.Control(fd, KvmIoctl.GetRegisters, &r) < 0 || KvmCalls.Control(fd, KvmIoctl.GetSpecialRegisters, &special) < 0)
+            return false;
+        Span<ulong> registers = [r.Rax, r.Rcx, r.Rdx, r.Rbx, r.Rsp, r.Rbp, r.Rsi, r.Rdi, r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15];
+        if (!handler.CallBackdoor(port, special.Ss.Dpl, registers))
+            return false;
+        *data = (uint)registers[0];
+        (r.Rcx, r.Rdx, r.Rbx, r.Rbp, r.Rsi, r.Rdi) = (registers[1], registers[2], registers[3], registers[5], registers[6], registers[7]);
+        KvmException.Check(KvmCalls.Control(fd, KvmIoctl.SetRegisters, &r), "its registers");
+        return true;
     }
 
     private static bool Mmio(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)

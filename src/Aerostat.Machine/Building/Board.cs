@@ -5,6 +5,7 @@ using Aerostat.Memory;
 using Aerostat.Platform;
 using Aerostat.Processors;
 using Aerostat.State;
+using Aerostat.VMware;
 
 namespace Aerostat.Machine;
 
@@ -105,6 +106,13 @@ internal sealed class Board
         devices.AddRange(virtio.Parts);
         elements.AddRange(virtio.Elements);
 
+        if (options.Personality == VmwarePersonality.Name)
+        {
+            Vmware = new VmwareParts(options, memory, clock, processors[0].Timestamp, x2Apic);
+            AddStateless(Vmware.Backdoor);
+            Add(Vmware.Balloon, VmwareStates.Default.VmwareBalloonSavedState);
+        }
+
         foreach (DeviceOptions device in options.Devices)
         {
             switch (device)
@@ -146,6 +154,9 @@ internal sealed class Board
     /// What takes memory from the guest: the virtio balloon, or else that of a personality (any part of the board that is one); null: nothing.
     /// </summary>
     public IBalloon? Balloon => devices.OfType<IBalloon>().OrderBy(b => b is Aerostat.Virtio.VirtioBalloon ? 0 : 1).FirstOrDefault();
+
+    /// <summary>What belongs to the VMware personality; null: the machine has another.</summary>
+    public VmwareParts? Vmware { get; }
 
     /// <summary>COM1, the host's end.</summary>
     public SerialPort Serial { get; }

@@ -60,7 +60,9 @@ internal sealed class BootImage : IDisposable
         switch (options.Boot)
         {
             case KernelBootOptions boot:
-                SmbiosTables.Write(memory, new SmbiosOptions { Processors = options.Cpus, MemoryBytes = options.MemoryBytes });
+                SmbiosTables.Write(memory, options.Personality == VmwarePersonality.Name
+                    ? VmwareParts.Describe(options)
+                    : new SmbiosOptions { Processors = options.Cpus, MemoryBytes = options.MemoryBytes });
                 ulong identityAddress = E820Map.GenerationIdAddress(memory);
                 ulong rsdp = AcpiTables.Write(memory, DescribeBoard(identityAddress));
                 identity.Publish(identityAddress);

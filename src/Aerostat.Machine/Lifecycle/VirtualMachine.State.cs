@@ -61,10 +61,9 @@ public sealed partial class VirtualMachine
     {
         elements.AddRange(processors.Select(p => StateElement.Of(VcpuElement.NameOf(p.Index), new VcpuElement(p), MachineStates.Default.VcpuSavedState)));
         elements.AddRange(board.Elements);
-        if (personalities.Length == 0)
-            return;
-        elements.Add(StateElement.Of("kvm-clock", kvmClock, MachineStates.Default.KvmClockSavedState));
-        elements.AddRange(personalities.Select((p, i) => StateElement.Of($"kvm{i}", (KvmPersonality)p, MachineStates.Default.KvmPersonalitySavedState)));
+        if (Options.Personality == KvmPersonality.Name)
+            elements.Add(StateElement.Of("kvm-clock", kvmClock, MachineStates.Default.KvmClockSavedState));
+        elements.AddRange(personalities.SelectMany(p => p.Elements));
     }
 
     // Backwards: a device that catches up with the time may still raise an interrupt, and a local APIC may hand one to its processor.

@@ -95,9 +95,12 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog) }, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake));
             built.Push(board.Virtio);
             kvmClock = new KvmMasterClock(clock);
-            personalities = options.Personality == KvmPersonality.Name
-                ? [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, board.LocalApics[p.Index], kvmClock))]
-                : [];
+            personalities = options.Personality switch
+            {
+                KvmPersonality.Name => [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, board.LocalApics[p.Index], kvmClock))],
+                VmwarePersonality.Name => [.. processors.Select(p => new VmwarePersonality(p, board.Vmware!.Connect(p, () => vcpus?[p.Index].HostThreadId ?? 0)))],
+                _ => [],
+            };
             handlers = [.. board.LocalApics.Select((apic, i) => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate, personalities.ElementAtOrDefault(i)))];
             CollectElements();
             if (origin is null)
@@ -211,6 +214,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 Add(counters, name, count);
         }
         board.Virtio.AddCounters(counters);
+        board.Vmware?.AddCounters(counters);
         return new MachineStatistics(
             accelerator.Name, accelerator.CpuModel, instructions, exits, handled, exitTimes, handledTimes, counters,
             board.Ports.UnclaimedAccesses, board.Mmio.UnclaimedAccesses, Volatile.Read(ref resets), clock.GetElapsedTime(0));

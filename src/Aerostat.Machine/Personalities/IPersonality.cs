@@ -1,4 +1,5 @@
 using Aerostat.Processors;
+using Aerostat.State;
 
 namespace Aerostat.Machine;
 
@@ -17,13 +18,36 @@ internal interface IPersonality
     /// <summary>A hypercall at privilege level 0; false: the instruction does not exist.</summary>
     bool Hypercall(Span<ulong> registers);
 
+    /// <summary>As <see cref="IExitHandler.IsBackdoor"/>.</summary>
+    bool IsBackdoor(ushort port) => false;
+
+    /// <summary>As <see cref="IExitHandler.CallBackdoor"/>.</summary>
+    bool CallBackdoor(ushort port, int privilege, Span<ulong> registers) => false;
+
+    /// <summary>As <see cref="IExitHandler.TransferBackdoor"/>.</summary>
+    bool TransferBackdoor(ushort port, bool output, Span<byte> bytes, Span<ulong> registers) => false;
+
+    /// <summary>As <see cref="IExitHandler.ReadPseudoCounter"/>.</summary>
+    bool ReadPseudoCounter(uint index, out ulong value)
+    {
+        value = 0;
+        return false;
+    }
+
     /// <summary>Back to the power-on state.</summary>
     void Reset();
+
+    /// <summary>What is to be saved of it, under the machine-wide unique name of each part.</summary>
+    IEnumerable<StateElement> Elements { get; }
 
     /// <summary>Adds what a personality announces to a vCPU's CPUID.</summary>
     /// <param name="personality">Its name.</param>
     /// <param name="table">The CPU model's CPUID.</param>
     /// <param name="hypercalls">Whether hypercalls reach the personality.</param>
-    static CpuidTable AddCpuid(string personality, CpuidTable table, bool hypercalls) =>
-        personality == KvmPersonality.Name ? KvmPersonality.AddCpuid(table, hypercalls) : table;
+    static CpuidTable AddCpuid(string personality, CpuidTable table, bool hypercalls) => personality switch
+    {
+        KvmPersonality.Name => KvmPersonality.AddCpuid(table, hypercalls),
+        VmwarePersonality.Name => VmwarePersonality.AddCpuid(table),
+        _ => table,
+    };
 }

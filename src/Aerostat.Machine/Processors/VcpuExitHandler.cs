@@ -112,6 +112,30 @@ internal sealed class VcpuExitHandler(LocalApic apic, PortBus ports, MmioBus mmi
         return known;
     }
 
+    /// <inheritdoc/>
+    public bool IsBackdoor(ushort port) => personality is not null && personality.IsBackdoor(port);
+
+    /// <inheritdoc/>
+    public bool CallBackdoor(ushort port, int privilege, Span<ulong> registers)
+    {
+        long begun = tally.Begin(HandledExit.PortRead);
+        bool served = personality is not null && personality.CallBackdoor(port, privilege, registers);
+        if (served)
+            tally.End(HandledExit.PortRead, begun);
+        return served;
+    }
+
+    /// <inheritdoc/>
+    public bool TransferBackdoor(ushort port, bool output, Span<byte> bytes, Span<ulong> registers) =>
+        personality is not null && personality.TransferBackdoor(port, output, bytes, registers);
+
+    /// <inheritdoc/>
+    public bool ReadPseudoCounter(uint index, out ulong value)
+    {
+        value = 0;
+        return personality is not null && personality.ReadPseudoCounter(index, out value);
+    }
+
     /// <summary>What was served in place, by name.</summary>
     public IEnumerable<(string Name, long Count)> Counters =>
         tally.Read().Select(t => (t.Name, t.Count)).Append(("msr-unknown", unknownMsrs)).Append(("interrupts", interrupts));

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Threading.Channels;
+using Aerostat.Platform;
 using Aerostat.Processors;
 
 namespace Aerostat.Machine;
@@ -60,6 +61,9 @@ internal sealed class VcpuThread : IDisposable
     /// <summary>Running, Paused or Stopped.</summary>
     public VcpuState State => state;
 
+    /// <summary>The host's number of the thread; 0: it has not begun.</summary>
+    public int HostThreadId { get; private set; }
+
     /// <summary>Completes when the thread has ended.</summary>
     public Task Ended => ended.Task;
 
@@ -115,6 +119,7 @@ internal sealed class VcpuThread : IDisposable
 
     private void Loop()
     {
+        HostThreadId = HostThread.CurrentId;
         Exception? failure = null;
         try
         {

@@ -36,6 +36,22 @@ public static unsafe partial class HostThread
         }
     }
 
+    /// <summary>How long a thread of this process has been ready to run and had to wait for a processor; null: it has ended, or the host does not say.</summary>
+    /// <param name="id">Its <see cref="CurrentId"/>.</param>
+    public static TimeSpan? WaitOf(int id)
+    {
+        try
+        {
+            // Nanoseconds on a processor, nanoseconds of waiting for one, times run.
+            string[] figures = File.ReadAllText($"/proc/self/task/{id}/schedstat").Split(' ');
+            return figures.Length >= 2 && long.TryParse(figures[1], out long nanoseconds) ? TimeSpan.FromTicks(nanoseconds / TimeSpan.NanosecondsPerTick) : null;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            return null;
+        }
+    }
+
     /// <summary>Confines the calling thread to some of the host's processors. False: none of them may be used.</summary>
     /// <exception cref="ArgumentOutOfRangeException">A number is not 0 to 1023.</exception>
     public static bool SetAffinity(params ReadOnlySpan<int> processors)
