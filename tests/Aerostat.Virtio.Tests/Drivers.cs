@@ -189,6 +189,9 @@ internal sealed class DriverQueue
 
     public ushort Size { get; }
 
+    /// <summary>Descriptors that no chain has.</summary>
+    public int FreeDescriptors => _free.Count;
+
     public ulong Descriptors { get; }
 
     public ulong DriverArea { get; }

@@ -10,7 +10,7 @@ namespace Aerostat.Cli;
 /// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
 internal static class BenchCommand
 {
-    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreatePrograms(), CreateSnapshots(), CreateSoak() };
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreateMemory(), CreatePrograms(), CreateSoak() };
 
     private static Command CreateBoot()
     {
@@ -37,22 +37,70 @@ internal static class BenchCommand
         return command;
     }
 
-    private static Command CreateSnapshots()
+    private static Command CreateMemory()
     {
         Option<string> kernel = Kernel(), busybox = Busybox(), accelerator = MachineArguments.Accelerator();
         Option<string> memory = new("--memory") { HelpName = "SIZE", Description = "Guest memory", DefaultValueFactory = _ => "2G" };
         Option<string> runs = new("--runs") { HelpName = "N", Description = "How often the guest is restored", DefaultValueFactory = _ => "10" };
+        Option<string> balloonRuns = new("--balloon-runs") { HelpName = "N", Description = "How many guests inflate a balloon", DefaultValueFactory = _ => "3" };
+        Option<string> idle = new("--idle-seconds") { HelpName = "N", Description = "How long an idle guest is left alone", DefaultValueFactory = _ => "60" };
+        Option<string> only = new("--only") { HelpName = "snapshots|balloon", Description = "One of the two" };
         Option<bool> json = new("--json") { Description = "Machine-readable output" };
-        Command command = new("snapshots", "Save an idle guest with a stock kernel, and restore it.") { kernel, busybox, memory, accelerator, runs, json };
-        command.SetAction((result, _) => WithInitramfs(null, Busybox(result, busybox, SnapshotBenchmark.Script), (path, stopping) => new SnapshotBenchmark
+        Command command = new("memory", "Save and restore an idle guest with a stock kernel; inflate and deflate its balloon, in turn with QEMU's software processor when that is installed.")
         {
-            Kernel = StockKernel.Kernel(result.GetValue(kernel)),
-            Initrd = path,
-            MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
-            Accelerator = result.GetRequiredValue(accelerator),
-            Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
-            Json = result.GetValue(json),
-        }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
+            kernel, busybox, memory, accelerator, runs, balloonRuns, idle, only, json,
+        };
+        command.SetAction(async (result, _) =>
+        {
+            string path = StockKernel.Kernel(result.GetValue(kernel)), program = StockKernel.Busybox(result.GetValue(busybox));
+            ulong bytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory));
+            (string Name, Action<string> Build, Func<string, TextWriter, CancellationToken, Task<int>> Run)[] parts =
+            [
+                ("snapshots", Busybox(result, busybox, SnapshotBenchmark.Script), (initrd, output, stopping) => new SnapshotBenchmark
+                {
+                    Kernel = path,
+                    Initrd = initrd,
+                    MemoryBytes = bytes,
+                    Accelerator = result.GetRequiredValue(accelerator),
+                    Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
+                    Json = result.GetValue(json),
+                }.RunAsync(output, result.InvocationConfiguration.Error, stopping)),
+                ("balloon", file => new InitramfsBuilder
+                {
+                    BusyboxPath = program,
+                    InitScript = BalloonBenchmark.Script,
+                    Modules = StockKernel.Modules(null, path),
+                    ModuleNames = BalloonBenchmark.Modules,
+                }.Build(file), (initrd, output, stopping) => new BalloonBenchmark
+                {
+                    Kernel = path,
+                    Initrd = initrd,
+                    MemoryBytes = bytes,
+                    Accelerator = result.GetRequiredValue(accelerator),
+                    Runs = ParseCount("--balloon-runs", result.GetRequiredValue(balloonRuns), 1000),
+                    IdleSeconds = ParseCount("--idle-seconds", result.GetRequiredValue(idle), 86400),
+                    Json = result.GetValue(json),
+                }.RunAsync(output, result.InvocationConfiguration.Error, stopping)),
+            ];
+            string? wanted = result.GetValue(only);
+            if (wanted is not null && parts.All(p => p.Name != wanted))
+                throw new ConfigurationException($"--only: there is no '{wanted}'; there are snapshots and balloon");
+            List<string> documents = [];
+            foreach ((string name, Action<string> build, Func<string, TextWriter, CancellationToken, Task<int>> run) in parts.Where(p => wanted is null || p.Name == wanted))
+            {
+                using StringWriter text = new();
+                int status = await WithInitramfs(null, build, (initrd, stopping) => run(initrd, text, stopping)).ConfigureAwait(false);
+                if (status != ExitStatus.Success)
+                    return status;
+                if (result.GetValue(json))
+                    documents.Add($"\"{name}\": {text.ToString().Trim().ReplaceLineEndings("\n  ")}");
+                else
+                    await result.InvocationConfiguration.Output.WriteAsync(text.ToString()).ConfigureAwait(false);
+            }
+            if (result.GetValue(json))
+                await result.InvocationConfiguration.Output.WriteLineAsync($"{{\n  {string.Join(",\n  ", documents)}\n}}").ConfigureAwait(false);
+            return ExitStatus.Success;
+        });
         return command;
     }
 

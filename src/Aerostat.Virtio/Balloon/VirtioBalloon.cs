@@ -228,10 +228,10 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
                     switch (role)
                     {
                         case Role.Inflate:
-                            TakeFrames(given: true);
+                            keep = TakeFrames(queue, given: true);
                             break;
                         case Role.Deflate:
-                            TakeFrames(given: false);
+                            keep = TakeFrames(queue, given: false);
                             break;
                         case Role.Statistics:
                             keep = TakeStatistics(queue);
@@ -288,15 +288,27 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
             TellHintsFinished(complete: false);
     }
 
-    // An array of page frame numbers, usually from the highest down.
-    private void TakeFrames(bool given)
+    // An array of page frame numbers, usually from the highest down. True: the driver has its buffer back already.
+    //
+    // A driver that has promised to ask before it uses a page again (MUST_TELL_HOST, 5.5.6.1) gets its buffer back before the pages are gone, so
+    // that it looks for further ones meanwhile: it will ask on the other queue, and this thread takes that up when it is done here. A reset waits too.
+    private bool TakeFrames(Virtqueue queue, bool given)
     {
         ulong length = Math.Min(_chain.ReadableLength / sizeof(uint), MostFrames) * sizeof(uint);
+        bool early = given && length <= FramesAtOnce * sizeof(uint) && HasFeature(FeatureMustTellHost);
         for (ulong at = 0; at < length;)
         {
             Span<uint> frames = _frames.AsSpan(0, (int)Math.Min(FramesAtOnce, (length - at) / sizeof(uint)));
             if (_chain.Read(Memory, at, MemoryMarshal.AsBytes(frames)) < frames.Length * sizeof(uint))
-                return;
+                return false;
+            if (early)
+            {
+                lock (Gate)
+                {
+                    queue.Complete(_chain, 0);
+                    queue.Signal();
+                }
+            }
             at += (ulong)frames.Length * sizeof(uint);
             frames.Sort();
             for (int i = 0; i < frames.Length;)
@@ -307,6 +319,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
                 Move(first, last - first + 1, given);
             }
         }
+        return early && length > 0;
     }
 
     // Pages that the guest gives (or takes back), as one run.
@@ -321,7 +334,6 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         }
         if (!whole)
             return;
-        // First the memory, then the buffer goes back: the driver may use the page as soon as it has that.
         DiscardResult result = given ? Memory.Discard(new GuestAddress(first << PageShift), count << PageShift) : DiscardResult.Done;
         lock (Gate)
         {
