@@ -94,7 +94,9 @@ public sealed class HostileBalloonTests
             {
                 if (i % 60 == 0 || (!balloon.IsRunning && random.Next(6) == 0))
                     Restart(driver, random);
-                if (random.Next(10) == 0)
+                if (i % 250 == 100)
+                    HintRun(balloon, driver, taker, random);
+                else if (random.Next(10) == 0)
                     Host(balloon, taker, random);
                 else
                     Guest(driver, random);
@@ -181,6 +183,31 @@ public sealed class HostileBalloonTests
                 balloon.Resume();
                 break;
         }
+    }
+
+    // A run of hints that begins as it should, for random acts rarely do, and whose hints are anything.
+    private static void HintRun(VirtioBalloon balloon, Driver driver, Taker taker, Random random)
+    {
+        balloon.StopHints(release: false);
+        driver.Write(0x70, 0);
+        driver.Settle();
+        driver.Start(driver.Offered & ~(random.Next(2) == 0 ? VirtioFeatures.RingPacked : 0), 64);
+        Assert.True(balloon.TryStartHints(taker));
+        DriverQueue queue = driver.Queues[3];
+        bool addresses = random.Next(2) == 0;
+        driver.Memory.Write(new GuestAddress(Buffers), (uint)driver.Registers.ReadMmio(0x108, 4) | ((ulong)(4096u << random.Next(4)) << 32));
+        Offer(queue, random, [new Buffer(Buffers, addresses ? 8u : 4, false)]);
+        for (int i = 0; i < 8; i++)
+        {
+            if (addresses)
+                driver.Memory.Write(new GuestAddress(Buffers + 4096 + ((ulong)i * 8)), Address(random));
+            else
+                Offer(queue, random, [new Buffer(Address(random), Length(random), true)]);
+        }
+        if (addresses)
+            Offer(queue, random, [new Buffer(Buffers + 4096, Length(random) % 100, true)]);
+        queue.Kick();
+        driver.Settle();
     }
 
     private static void Guest(Driver driver, Random random)
