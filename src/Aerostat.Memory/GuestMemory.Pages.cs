@@ -103,6 +103,13 @@ public sealed unsafe partial class GuestMemory
     public IEnumerable<PageRange> GetPageRanges(GuestAddress address, ulong length)
     {
         CollectPendingWrites();
+        foreach (PageRange range in GetPageRangesAsKnown(address, length))
+            yield return range;
+    }
+
+    /// <summary>As <see cref="GetPageRanges(GuestAddress, ulong)"/>, without asking for writes that were not notified of yet: for who has just done that.</summary>
+    public IEnumerable<PageRange> GetPageRangesAsKnown(GuestAddress address, ulong length)
+    {
         ulong from = address.Value & ~4095UL;
         ulong to = length >= end - Math.Min(from, end) ? end : (address.Value + length + 4095) & ~4095UL;
         foreach (Extent e in extents)
@@ -195,7 +202,7 @@ public sealed unsafe partial class GuestMemory
             return new PageRange(new GuestAddress(address), (EndOfRun(hintedPages, first, stop >> 12, hinted) << 12) - address, hinted ? PageState.Hinted : PageState.Data);
         }
         ulong dataStart = stop, dataStop = stop;
-        if (file.NextData(e.FileOffset + (address - e.Start), out ulong start, out ulong until))
+        if (file.NextData(e.FileOffset + (address - e.Start), e.FileOffset + (stop - e.Start), out ulong start, out ulong until))
         {
             dataStart = Math.Min(stop, start - e.FileOffset + e.Start);
             dataStop = Math.Min(stop, until - e.FileOffset + e.Start);

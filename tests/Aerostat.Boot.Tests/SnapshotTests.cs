@@ -86,9 +86,9 @@ public sealed class SnapshotTests
                 using MachineSnapshots snapshots = new(original);
                 await original.StartAsync();
                 await ReachAsync(original, console, "ROUND b 3");
-                await snapshots.SaveAsync(full, new SnapshotOptions { Durable = false });
+                await snapshots.SaveAsync(full, new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
                 await ReachAsync(original, console, "ROUND b 6");
-                SnapshotResult result = await snapshots.SaveAsync(changes, new SnapshotOptions { Differential = true, Durable = false });
+                SnapshotResult result = await snapshots.SaveAsync(changes, new SnapshotOptions { Differential = true, Durable = false }, TestContext.Current.CancellationToken);
                 Assert.True(result.UnchangedBytes > result.DataBytes, $"{result.DataBytes} bytes changed in three rounds");
                 // The original is none the worse for it.
                 await ReachAsync(original, console, "ROUND b 8");

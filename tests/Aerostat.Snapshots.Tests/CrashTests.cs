@@ -86,7 +86,7 @@ public sealed class CrashTests
         for (int i = 0; ; i++)
         {
             SmallMachine.Fill(machine.Memory, new Random(i), 1, 900);
-            snapshots.SaveAsync(target, new SnapshotOptions { Durable = false, Track = false }).GetAwaiter().GetResult();
+            snapshots.SaveAsync(target, new SnapshotOptions { Durable = false, Track = false }, TestContext.Current.CancellationToken).GetAwaiter().GetResult();
             Console.WriteLine($"saved {i}");
         }
     }

@@ -93,7 +93,7 @@ public sealed class MachineRoundTripTests
             try
             {
                 await machine.PauseAsync();
-                await snapshots.SaveAsync(place, new SnapshotOptions { Differential = differential, Durable = false });
+                await snapshots.SaveAsync(place, new SnapshotOptions { Differential = differential, Durable = false }, TestContext.Current.CancellationToken);
             }
             catch (SnapshotException) when (machine.State == MachineState.Ended)
             {

@@ -36,7 +36,7 @@ public sealed class SeriesTests
                             break;
                     }
                 }
-                SnapshotResult result = await snapshots.SaveAsync(folder[$"s{i}"], new SnapshotOptions { Differential = i > 0 && i != 4, Durable = false });
+                SnapshotResult result = await snapshots.SaveAsync(folder[$"s{i}"], new SnapshotOptions { Differential = i > 0 && i != 4, Durable = false }, TestContext.Current.CancellationToken);
                 Assert.Equal(SmallMachine.Bytes, result.DataBytes + result.ZeroBytes + result.HintedBytes + result.UnchangedBytes);
                 Assert.Equal(i is 0 or 4, result.UnchangedBytes == 0);
                 states.Add(SmallMachine.Contents(machine));
@@ -71,7 +71,7 @@ public sealed class SeriesTests
         machine.Memory.MarkHinted(new GuestAddress(130 << 12), 10 << 12);
         machine.Memory.Write(new GuestAddress(135 << 12), [1]);
         using MachineSnapshots snapshots = new(machine);
-        await snapshots.SaveAsync(folder["s"], new SnapshotOptions { Durable = false });
+        await snapshots.SaveAsync(folder["s"], new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
         SnapshotMemory memory = Snapshot.Open(folder["s"]).Manifest.Memory;
         Assert.Equal(10UL, memory.DiscardedPages);
         Assert.Equal(9UL, memory.HintedPages);
@@ -90,17 +90,17 @@ public sealed class SeriesTests
         await using VirtualMachine machine = SmallMachine.Create();
         using MachineSnapshots snapshots = new(machine);
         SnapshotOptions full = new() { Durable = false }, changes = new() { Durable = false, Differential = true };
-        Assert.Contains("take a full one first", (await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["a"], changes))).Message, StringComparison.Ordinal);
-        await snapshots.SaveAsync(folder["a"], full);
-        Assert.Contains("give another name", (await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["a"], changes))).Message, StringComparison.Ordinal);
-        await snapshots.SaveAsync(folder["b"], changes);
+        Assert.Contains("take a full one first", (await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["a"], changes, TestContext.Current.CancellationToken))).Message, StringComparison.Ordinal);
+        await snapshots.SaveAsync(folder["a"], full, TestContext.Current.CancellationToken);
+        Assert.Contains("give another name", (await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["a"], changes, TestContext.Current.CancellationToken))).Message, StringComparison.Ordinal);
+        await snapshots.SaveAsync(folder["b"], changes, TestContext.Current.CancellationToken);
         await SmallMachine.SaveAsync(folder["a"]);
         Assert.Contains("has been replaced", Assert.Throws<SnapshotException>(() => Snapshot.Open(folder["b"])).Message, StringComparison.Ordinal);
-        Assert.Contains("take a full one", (await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["c"], changes))).Message, StringComparison.Ordinal);
+        Assert.Contains("take a full one", (await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["c"], changes, TestContext.Current.CancellationToken))).Message, StringComparison.Ordinal);
         // What was not saved then is in the next.
         SmallMachine.Fill(machine.Memory, new Random(4), 300, 5);
-        await snapshots.SaveAsync(folder["d"], full);
-        await snapshots.SaveAsync(folder["e"], changes);
+        await snapshots.SaveAsync(folder["d"], full, TestContext.Current.CancellationToken);
+        await snapshots.SaveAsync(folder["e"], changes, TestContext.Current.CancellationToken);
         Assert.Equal(SmallMachine.Contents(machine)[(300 << 12)..(305 << 12)], await ContentsOf(folder["e"], 300 << 12, 5 << 12));
         Directory.Delete(folder["d"], recursive: true);
         Assert.Contains("there is no snapshot", Assert.Throws<SnapshotException>(() => Snapshot.Open(folder["e"])).Message, StringComparison.Ordinal);
@@ -112,13 +112,13 @@ public sealed class SeriesTests
         using TestFolder folder = new();
         await using VirtualMachine machine = SmallMachine.Create();
         using MachineSnapshots snapshots = new(machine);
-        await snapshots.SaveAsync(folder["a"], new SnapshotOptions { Durable = false });
+        await snapshots.SaveAsync(folder["a"], new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
         SmallMachine.Fill(machine.Memory, new Random(9), 500, 7);
         File.WriteAllText(folder["taken"], "");
-        await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["taken"], new SnapshotOptions { Differential = true }));
-        await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["b"], new SnapshotOptions { Differential = true, BeforePause = () => throw new IOException("no") }));
+        await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["taken"], new SnapshotOptions { Differential = true }, TestContext.Current.CancellationToken));
+        await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["b"], new SnapshotOptions { Differential = true, BeforePause = () => throw new IOException("no") }, TestContext.Current.CancellationToken));
         Assert.False(Directory.Exists(folder["b"]));
-        SnapshotResult result = await snapshots.SaveAsync(folder["c"], new SnapshotOptions { Differential = true, Durable = false });
+        SnapshotResult result = await snapshots.SaveAsync(folder["c"], new SnapshotOptions { Differential = true, Durable = false }, TestContext.Current.CancellationToken);
         Assert.Equal(7UL << 12, result.DataBytes);
         Assert.Equal(["a", "c", "taken"], Directory.EnumerateFileSystemEntries(folder.Path).Select(Path.GetFileName).Order(StringComparer.Ordinal)!);
     }
@@ -132,7 +132,7 @@ public sealed class SeriesTests
         await using (VirtualMachine machine = Machines.Create(ChecksumGuest.Options("interpreter", output.Append, kernel)))
         {
             using MachineSnapshots snapshots = new(machine);
-            await snapshots.SaveAsync(folder["s"], new SnapshotOptions { Durable = false });
+            await snapshots.SaveAsync(folder["s"], new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
         }
         HashSet<Guid> seen = [];
         const ulong Identity = (32 << 20) - 2048;

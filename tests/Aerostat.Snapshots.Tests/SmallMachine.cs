@@ -1,6 +1,7 @@
 using Aerostat.Hosting;
 using Aerostat.Machine;
 using Aerostat.Memory;
+using Xunit;
 
 namespace Aerostat.Snapshots.Tests;
 
@@ -44,7 +45,7 @@ internal static class SmallMachine
         Fill(machine.Memory, random, 250, 20);
         Fill(machine.Memory, random, 600, 300);
         using MachineSnapshots snapshots = new(machine);
-        await snapshots.SaveAsync(directory, new SnapshotOptions { Durable = false });
+        await snapshots.SaveAsync(directory, new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
         return Contents(machine);
     }
 }

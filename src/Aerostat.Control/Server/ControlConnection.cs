@@ -11,6 +11,9 @@ internal sealed class ControlConnection(Socket socket, ControlServer server) : I
     // A client that takes nothing for so long is cut off; one that follows a stream may take its time, for events are dropped, not kept.
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(10);
 
+    // How soon it is noticed that a client has gone.
+    private static readonly TimeSpan s_watchInterval = TimeSpan.FromMilliseconds(200);
+
     private static readonly JsonWriterOptions s_compact = new() { MaxDepth = ControlRequest.MaxDepth };
     private static readonly JsonDocumentOptions s_strict = new() { MaxDepth = ControlRequest.MaxDepth, AllowDuplicateProperties = false };
 
@@ -105,7 +108,7 @@ internal sealed class ControlConnection(Socket socket, ControlServer server) : I
             (id, string name, JsonElement arguments) = Envelope(document.RootElement, ref id);
             if (!server.Verbs.TryGetValue(name, out ControlVerb? verb))
                 throw new ControlException(ControlErrorKind.Usage, $"there is no verb '{ControlRequest.Shorten(name)}'; there are {string.Join(", ", server.Hello.Verbs)}");
-            ControlAnswer answer = await verb.AnswerAsync(new ControlRequest(server.Machine, name, arguments), server.Aborting).ConfigureAwait(false);
+            ControlAnswer answer = await AskAsync(verb, new ControlRequest(server.Machine, name, arguments)).ConfigureAwait(false);
             return (Answer(id, answer), answer.Continue);
         }
         catch (ControlException e)
@@ -116,14 +119,53 @@ internal sealed class ControlConnection(Socket socket, ControlServer server) : I
         {
             return (Error(id, ControlErrorKind.Usage, $"a request is one line with one JSON object, such as {{\"verb\":\"show\"}}; this line is none ({ControlRequest.Shorten(e.Message)})"), null);
         }
-        catch (OperationCanceledException) when (server.Aborting.IsCancellationRequested)
+        catch (OperationCanceledException)
         {
-            return (Error(id, ControlErrorKind.Failed, "the machine is over"), null);
+            return (Error(id, ControlErrorKind.Failed, server.Aborting.IsCancellationRequested ? "the machine is over" : "it was given up"), null);
         }
         catch (Exception e) when (e is not (SocketException or ObjectDisposedException))
         {
             // Nothing a client sends may end the machine.
             return (Error(id, ControlErrorKind.Failed, $"the monitor failed, please report it: {ControlRequest.Shorten(e.GetType().Name + ": " + e.Message)}"), null);
+        }
+    }
+
+    private async Task<ControlAnswer> AskAsync(ControlVerb verb, ControlRequest request)
+    {
+        if (!verb.EndsWithClient)
+            return await verb.AnswerAsync(request, server.Aborting).ConfigureAwait(false);
+        using CancellationTokenSource over = CancellationTokenSource.CreateLinkedTokenSource(server.Aborting);
+        Task watch = WatchAsync(over);
+        try
+        {
+            return await verb.AnswerAsync(request, over.Token).ConfigureAwait(false);
+        }
+        finally
+        {
+            await over.CancelAsync().ConfigureAwait(false);
+            await watch.ConfigureAwait(false);
+        }
+    }
+
+    // Cancels when the client has gone. One that has only closed its sending side still waits for the answer, so reading does not tell.
+    private async Task WatchAsync(CancellationTokenSource over)
+    {
+        using PeriodicTimer timer = new(s_watchInterval);
+        try
+        {
+            while (await timer.WaitForNextTickAsync(over.Token).ConfigureAwait(false))
+            {
+                // Nothing is sent, but there must be somebody to send it to (EPIPE).
+                socket.Send(ReadOnlySpan<byte>.Empty);
+            }
+        }
+        catch (OperationCanceledException)
+        {
+            // There is an answer.
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        {
+            await over.CancelAsync().ConfigureAwait(false);
         }
     }
 

@@ -12,9 +12,14 @@ public abstract class ControlVerb
     /// <summary>The name, lower case with dashes.</summary>
     public abstract string Name { get; }
 
+    /// <summary>Whether a request is given up when its client goes away before it has the answer.</summary>
+    public virtual bool EndsWithClient => false;
+
     /// <summary>Carries a request out.</summary>
     /// <param name="request">Which machine, and the arguments.</param>
-    /// <param name="cancellation">The machine's process is about to end: there is a second or two left for an answer.</param>
+    /// <param name="cancellation">
+    /// The machine's process is about to end: there is a second or two left for an answer. Or the client has gone (<see cref="EndsWithClient"/>).
+    /// </param>
     /// <exception cref="ControlException">It cannot be done; the client gets the message.</exception>
     public abstract Task<ControlAnswer> AnswerAsync(ControlRequest request, CancellationToken cancellation);
 }

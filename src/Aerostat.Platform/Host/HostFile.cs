@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using Microsoft.Win32.SafeHandles;
 
 namespace Aerostat.Platform;
 
@@ -26,6 +27,8 @@ public static unsafe partial class HostFile
     private const int WriteAccess = 2;
     private const int Interrupted = 4, TryAgain = 11, BrokenPipe = 32;
     private const short PollOut = 4;
+    // fallocate(2): FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE; ENOSYS.
+    private const int PunchHoleKeepSize = 3, NoSuchCall = 38;
     private const int LastStandard = 2, BadDescriptor = 9, GetDescriptorFlags = 1, ClosedOnExec = 1;
 
     /// <summary>What is at <paramref name="path"/>, links followed.</summary>
@@ -90,6 +93,35 @@ public static unsafe partial class HostFile
         return null;
     }
 
+    /// <summary>Makes a range within a file read as zeros and take no space, where the file system can; elsewhere zeros are written.</summary>
+    /// <exception cref="IOException">The host refuses.</exception>
+    public static void Clear(SafeFileHandle file, long offset, long length)
+    {
+        ArgumentNullException.ThrowIfNull(file);
+        bool added = false;
+        try
+        {
+            file.DangerousAddRef(ref added);
+            while (fallocate((int)file.DangerousGetHandle(), PunchHoleKeepSize, (nint)offset, (nint)length) != 0)
+            {
+                int error = Marshal.GetLastPInvokeError();
+                if (error == Interrupted)
+                    continue;
+                if (error is not (DiskFile.NotSupported or NoSuchCall))
+                    throw new IOException($"a range of a file cannot be cleared: {Marshal.GetPInvokeErrorMessage(error)}");
+                byte[] zeros = new byte[(int)Math.Min(length, 1 << 20)];
+                for (long done = 0; done < length; done += zeros.Length)
+                    RandomAccess.Write(file, zeros.AsSpan(0, (int)Math.Min(zeros.Length, length - done)), offset + done);
+                return;
+            }
+        }
+        finally
+        {
+            if (added)
+                file.DangerousRelease();
+        }
+    }
+
     /// <summary>What is wrong with a descriptor that is not usable.</summary>
     internal static string NotOpen => Marshal.GetPInvokeErrorMessage(BadDescriptor);
 
@@ -103,6 +135,9 @@ public static unsafe partial class HostFile
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint write(int descriptor, void* buffer, nuint count);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int fallocate(int descriptor, int mode, nint offset, nint length);
 
     [LibraryImport("libc")]
     private static partial int fcntl(int descriptor, int command);

@@ -81,21 +81,44 @@ public sealed unsafe partial class MemoryFile : IDisposable
     /// Finds the next stretch of allocated pages at or after <paramref name="offset"/> (lseek(2), SEEK_DATA and SEEK_HOLE).
     /// False: only holes up to the end. The file may change meanwhile; the answer is a snapshot.
     /// </summary>
-    public bool NextData(ulong offset, out ulong start, out ulong stop)
+    public bool NextData(ulong offset, out ulong start, out ulong stop) => NextData(offset, Length, out start, out stop);
+
+    /// <summary>
+    /// As <see cref="NextData(ulong, out ulong, out ulong)"/>, for who does not look beyond <paramref name="limit"/>: the stretch may go on there. For the
+    /// end of a stretch the host walks it page by page, however long it is, which is slow for many short looks.
+    /// </summary>
+    public bool NextData(ulong offset, ulong limit, out ulong start, out ulong stop)
     {
+        const ulong Page = 4096, FewBytes = 32 * Page;
         start = stop = Length;
+        if (!FindData(offset, out ulong data))
+            return false;
+        start = stop = data;
+        if (limit <= data || limit - data > FewBytes)
+        {
+            nint hole = lseek(descriptor, (nint)data, SeekHole);
+            stop = hole < 0 ? Length : Math.Min((ulong)hole, Length);
+            return start < Length;
+        }
+        do
+            stop = (stop | (Page - 1)) + 1;
+        while (stop < limit && FindData(stop, out data) && data == stop);
+        return true;
+    }
+
+    private bool FindData(ulong offset, out ulong data)
+    {
+        data = Length;
         if (offset >= Length)
             return false;
-        nint data = lseek(descriptor, (nint)offset, SeekData);
-        if (data < 0)
+        nint found = lseek(descriptor, (nint)offset, SeekData);
+        if (found < 0)
         {
             int error = Marshal.GetLastPInvokeError();
             return error == NoSuchData ? false : throw new Win32Exception(error, "lseek of a memory file failed");
         }
-        start = (ulong)data;
-        nint hole = lseek(descriptor, data, SeekHole);
-        stop = hole < 0 ? Length : Math.Min((ulong)hole, Length);
-        return start < Length;
+        data = (ulong)found;
+        return data < Length;
     }
 
     /// <inheritdoc/>

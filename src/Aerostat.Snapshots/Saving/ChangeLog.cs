@@ -9,7 +9,7 @@ internal sealed class ChangeLog : IDisposable
     private readonly ulong[][] pending;
     private readonly ulong[][] fresh;
 
-    /// <summary>Starts to log. The machine stands still.</summary>
+    /// <summary>Starts to log. What was written before is in memory when this returns, what is written from now on is in the log.</summary>
     public ChangeLog(GuestMemory memory)
     {
         logs = [.. memory.Regions.Select(memory.StartDirtyLog)];
@@ -17,7 +17,10 @@ internal sealed class ChangeLog : IDisposable
         fresh = [.. logs.Select(l => new ulong[l.WordCount])];
     }
 
-    /// <summary>The pages written so far, by region. The machine stands still.</summary>
+    /// <summary>The pages written since the last snapshot, by region, as far as was collected.</summary>
+    public IReadOnlyList<ulong[]> Pending => pending;
+
+    /// <summary>The pages written since the last call, by region, good until the next. Their contents are to be looked at afterwards.</summary>
     public IReadOnlyList<ulong[]> Collect()
     {
         for (int i = 0; i < logs.Length; i++)
@@ -27,7 +30,7 @@ internal sealed class ChangeLog : IDisposable
             for (int word = 0; word < fresh[i].Length; word++)
                 pending[i][word] |= fresh[i][word];
         }
-        return pending;
+        return fresh;
     }
 
     /// <summary>What <see cref="Collect"/> has answered is in a snapshot now.</summary>

@@ -8,12 +8,17 @@ namespace Aerostat.Snapshots;
 
 /// <summary>
 /// Takes the snapshots of one machine, and remembers for differential ones what they change. One at a time. To be disposed of before the
-/// machine.
+/// machine: that ends a snapshot under way.
 /// </summary>
 public sealed class MachineSnapshots : IDisposable
 {
+    // So little is copied in the pause in a few milliseconds; and a guest that writes faster than we copy is not chased for ever.
+    private const ulong FewPages = 1024;
+    private const int MostLiveRounds = 8;
+
     private readonly VirtualMachine machine;
     private readonly SemaphoreSlim turn = new(1, 1);
+    private readonly CancellationTokenSource over = new();
     private ChangeLog? changes;
     private (string Directory, Guid Id)? last;
 
@@ -40,18 +45,25 @@ public sealed class MachineSnapshots : IDisposable
         last = (from.Path, from.Manifest.Id);
     }
 
-    /// <summary>Takes a snapshot. The machine is paused while its memory is copied, and goes on if it ran.</summary>
+    /// <summary>
+    /// Takes a snapshot. A machine that runs goes on while most of its memory is copied, is paused for the rest, and goes on before the files are
+    /// complete.
+    /// </summary>
     /// <param name="directory">The snapshot's directory. A snapshot that is there already is replaced once the new one is whole.</param>
     /// <param name="options">How.</param>
+    /// <param name="cancellation">Gives up, if the snapshot is not complete yet.</param>
     /// <exception cref="SnapshotException">It cannot be taken; the machine goes on, and what was in the directory is still there.</exception>
-    public async Task<SnapshotResult> SaveAsync(string directory, SnapshotOptions options)
+    /// <exception cref="OperationCanceledException">Given up, or this was disposed of; the machine goes on, and what was in the directory is still there.</exception>
+    public async Task<SnapshotResult> SaveAsync(string directory, SnapshotOptions options, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(directory);
         ArgumentNullException.ThrowIfNull(options);
-        await turn.WaitAsync().ConfigureAwait(false);
+        using CancellationTokenSource either = CancellationTokenSource.CreateLinkedTokenSource(cancellation, over.Token);
+        await turn.WaitAsync(either.Token).ConfigureAwait(false);
         try
         {
-            return await Save(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory)), options).ConfigureAwait(false);
+            either.Token.ThrowIfCancellationRequested();
+            return await Save(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory)), options, either.Token).ConfigureAwait(false);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or SavedStateException or InvalidOperationException)
         {
@@ -63,37 +75,77 @@ public sealed class MachineSnapshots : IDisposable
         }
     }
 
-    /// <summary>Ends the logging of writes.</summary>
+    /// <summary>Ends a snapshot that is being taken, and the logging of writes.</summary>
     public void Dispose()
+    {
+        if (over.IsCancellationRequested)
+            return;
+        over.Cancel();
+        // Whoever takes a snapshot reads the machine's memory until it sees that.
+        turn.Wait();
+        StopLog();
+        turn.Release();
+    }
+
+    private void StopLog()
     {
         changes?.Dispose();
         changes = null;
+        last = null;
     }
 
-    private async Task<SnapshotResult> Save(string directory, SnapshotOptions options)
+    private async Task<SnapshotResult> Save(string directory, SnapshotOptions options, CancellationToken cancellation)
     {
         Stopwatch elapsed = Stopwatch.StartNew();
         SnapshotParent? parent = options.Differential ? FindParent(directory) : null;
         SnapshotMachine description = Describe(machine.Options);
         using SnapshotDirectory target = SnapshotDirectory.Create(directory);
+        bool logged = changes is not null;
+        try
+        {
+            return await Save(target, directory, parent, description, options, elapsed, cancellation).ConfigureAwait(false);
+        }
+        catch when (!logged)
+        {
+            // Nothing builds on it.
+            StopLog();
+            throw;
+        }
+    }
+
+    private async Task<SnapshotResult> Save(
+        SnapshotDirectory target, string directory, SnapshotParent? parent, SnapshotMachine description, SnapshotOptions options, Stopwatch elapsed, CancellationToken cancellation)
+    {
+        bool running = machine.State is MachineState.Running or MachineState.Suspended;
+        if (running && (options.Live || options.Hints))
+            changes ??= new ChangeLog(machine.Memory);
+        changes?.Collect();
+        MemoryWriter writer = new(machine.Memory, target.MemoryFile, options.Differential ? changes!.Pending : null);
+        // From here on the log's answers go to the writer as well, and hints count that are asked for.
+        using HintPass hints = await AskAsync(writer, options, cancellation).ConfigureAwait(false);
+        int rounds = running && options.Live ? await Task.Run(() => CopyLive(writer, cancellation), CancellationToken.None).ConfigureAwait(false) : 0;
         if (options.BeforePause is { } before)
             await before().ConfigureAwait(false);
+        cancellation.ThrowIfCancellationRequested();
         SnapshotManifest? manifest = null;
-        PageMap? map = null;
         TimeSpan paused = default;
+        ulong rest = 0;
         Stopwatch pause = Stopwatch.StartNew();
         await machine.SaveAsync(state =>
         {
             // What was written so far is in the snapshot, or in the next one should this one fail.
-            IReadOnlyList<ulong[]>? written = changes?.Collect();
-            map = new MemoryWriter(machine.Memory, target.MemoryFile).Write(options.Differential ? written : null);
+            if (changes?.Collect() is { } fresh)
+                writer.Wrote(fresh);
+            rest = writer.CountToDo();
+            writer.WriteRound(cancellation);
             if (options.Track)
                 changes ??= new ChangeLog(machine.Memory);
             manifest = Compose(description, state, parent);
             paused = pause.Elapsed;
             return Task.CompletedTask;
         }).ConfigureAwait(false);
-        manifest = await Task.Run(() => Finish(target, manifest!, map!, options.Durable)).ConfigureAwait(false);
+        hints.Dispose();
+        manifest = await Task.Run(() => Finish(target, manifest!, writer.Finish(), options.Durable, cancellation), CancellationToken.None).ConfigureAwait(false);
         if (options.Track)
         {
             // Writes since the pause are in the log's own bits, not among these.
@@ -101,17 +153,37 @@ public sealed class MachineSnapshots : IDisposable
             last = (directory, manifest.Id);
         }
         else
-        {
-            Dispose();
-            last = null;
-        }
+            StopLog();
         SnapshotMemory memory = manifest.Memory;
         return new SnapshotResult(
             directory, manifest.Id, memory.DataPages * PageMap.PageSize, memory.ZeroPages * PageMap.PageSize,
-            (memory.HintedPages + memory.DiscardedPages) * PageMap.PageSize, memory.UnchangedPages * PageMap.PageSize, paused, elapsed.Elapsed);
+            (memory.HintedPages + memory.DiscardedPages) * PageMap.PageSize, memory.UnchangedPages * PageMap.PageSize, paused, elapsed.Elapsed,
+            hints.Report, rounds + 1, rest * PageMap.PageSize);
     }
 
-    private static SnapshotManifest Finish(SnapshotDirectory target, SnapshotManifest manifest, PageMap map, bool durable)
+    private async Task<HintPass> AskAsync(MemoryWriter writer, SnapshotOptions options, CancellationToken cancellation) =>
+        !options.Hints ? HintPass.None(writer, HintOutcome.NotWanted)
+        : machine.State != MachineState.Running ? HintPass.None(writer, HintOutcome.NotRunning)
+        : await HintPass.RunAsync(machine, writer, options.HintLimit, cancellation).ConfigureAwait(false);
+
+    // Copies while the guest runs, as long as that leaves less for the pause. What the log has is left to the caller.
+    private int CopyLive(MemoryWriter writer, CancellationToken cancellation)
+    {
+        ulong before = ulong.MaxValue;
+        int rounds = 0;
+        while (true)
+        {
+            writer.Wrote(changes!.Collect());
+            ulong left = writer.CountToDo();
+            if (rounds >= MostLiveRounds || left <= FewPages || (rounds > 1 && left > before - (before / 4)))
+                return rounds;
+            before = left;
+            writer.WriteRound(cancellation);
+            rounds++;
+        }
+    }
+
+    private static SnapshotManifest Finish(SnapshotDirectory target, SnapshotManifest manifest, PageMap map, bool durable, CancellationToken cancellation)
     {
         byte[] mapFile = map.ToArray();
         SnapshotManifest whole = manifest with
@@ -120,6 +192,7 @@ public sealed class MachineSnapshots : IDisposable
         };
         target.Write(SnapshotDirectory.PageMap, mapFile, durable);
         target.Write(SnapshotDirectory.Manifest, ManifestFile.Write(whole), durable);
+        cancellation.ThrowIfCancellationRequested();
         target.Commit(durable);
         return whole;
     }

@@ -1,89 +1,173 @@
 using Aerostat.Memory;
+using Aerostat.Platform;
 using Microsoft.Win32.SafeHandles;
 
 namespace Aerostat.Snapshots;
 
 /// <summary>
 /// Writes guest memory: each page at its place in the memory file, counted over all regions, so that the file can be mapped. What has no
-/// contents of its own is a hole. The machine stands still.
+/// contents of its own is a hole. In rounds while the machine goes on, each of which writes what was on the list; the last while it stands still.
 /// </summary>
-internal sealed class MemoryWriter(GuestMemory memory, SafeFileHandle file)
+internal sealed class MemoryWriter
 {
-    private readonly PageMap.Builder map = new();
+    private readonly GuestMemory memory;
+    private readonly SafeFileHandle file;
+    private readonly PassPages[] regions;
+    private readonly PageKind[] kinds;
+    // Blocks that a later round has changed, and checksums of pieces that the first round wrote: others are made when the machine goes on again.
+    private readonly bool[] stale;
+    private readonly Dictionary<ulong, (int Pages, Checksum Checksum)> known = [];
+    private readonly List<PageRun> emptied = [];
+    private int rounds;
     // Pages that wait to be written: they follow each other, and are within one block.
     private ulong waitingFrom, waitingAddress;
     private int waiting;
 
-    /// <summary>Writes everything, or of each region the pages whose bits are set.</summary>
-    public PageMap Write(IReadOnlyList<ulong[]>? changed)
+    /// <summary>Begins a file.</summary>
+    /// <param name="memory">What is written.</param>
+    /// <param name="file">Where.</param>
+    /// <param name="changed">By region the pages that are to be in it; null: all.</param>
+    public MemoryWriter(GuestMemory memory, SafeFileHandle file, IReadOnlyList<ulong[]>? changed)
     {
+        this.memory = memory;
+        this.file = file;
+        ulong pages = memory.TotalBytes / PageMap.PageSize;
+        kinds = new PageKind[pages];
+        Array.Fill(kinds, PageKind.Unchanged);
+        stale = new bool[(pages + PageMap.BlockPages - 1) / PageMap.BlockPages];
+        regions = [.. memory.Regions.Select(r => new PassPages(r.Size >> 12))];
+        foreach ((int i, PassPages region) in regions.Index())
+            region.Begin(changed?[i], all: changed is null);
         RandomAccess.SetLength(file, (long)memory.TotalBytes);
-        for (int i = 0; i < memory.Regions.Count; i++)
+    }
+
+    /// <summary>The pages by region.</summary>
+    public IReadOnlyList<PassPages> Regions => regions;
+
+    /// <summary>How many pages are to be written still.</summary>
+    public ulong CountToDo() => regions.Aggregate(0UL, (sum, r) => sum + r.CountToDo());
+
+    /// <summary>Notes what the log of writes says; the pages are on the list again.</summary>
+    public void Wrote(IReadOnlyList<ulong[]> fresh)
+    {
+        for (int i = 0; i < regions.Length; i++)
+            regions[i].Wrote(fresh[i]);
+    }
+
+    /// <summary>Takes a hint, on any thread.</summary>
+    public void Hint(GuestAddress address, ulong length)
+    {
+        for (int i = 0; i < regions.Length; i++)
         {
             MemoryRegion region = memory.Regions[i];
-            foreach (PageRange range in memory.GetPageRanges(region.Base, region.Size))
+            ulong from = Math.Max(address.Value, region.Base.Value), to = Math.Min(address.Value + length, region.End);
+            if (from < to)
+                regions[i].Hint((from - region.Base.Value) >> 12, (to - from) >> 12);
+        }
+    }
+
+    /// <summary>Forgets all hints.</summary>
+    public void DropHints()
+    {
+        foreach (PassPages region in regions)
+            region.DropHints();
+    }
+
+    /// <summary>Writes what is on the list. The log of writes was looked at before.</summary>
+    public void WriteRound(CancellationToken cancellation)
+    {
+        ulong before = 0;
+        for (int i = 0; i < regions.Length; i++)
+        {
+            PassPages region = regions[i];
+            ulong start = memory.Regions[i].Base.Value;
+            for (ulong page = 0; region.TryTake(ref page, out ulong count); page += count)
             {
-                if (changed is null)
+                for (ulong at = page, stop = page + count; at < stop;)
                 {
-                    Add(range.Start.Value, range.Length >> 12, range.State);
-                    continue;
-                }
-                ulong page = (range.Start.Value - region.Base.Value) >> 12, last = page + (range.Length >> 12);
-                while (page < last)
-                {
-                    ulong stop = EndOfRun(changed[i], page, last, out bool written);
-                    if (written)
-                        Add(region.Base.Value + (page << 12), stop - page, range.State);
+                    bool disowned = region.IsDisowned(at);
+                    ulong end = region.FindDisowned(at, stop, wanted: !disowned);
+                    if (disowned)
+                        Set(before + at, end - at, PageKind.Hinted);
                     else
-                        AddEmpty(PageKind.Unchanged, stop - page);
-                    page = stop;
+                        Classify(before + at, start + (at << 12), end - at, cancellation);
+                    at = end;
                 }
             }
             Flush();
+            before += region.Count;
         }
-        return map.Build();
+        rounds++;
     }
 
-    private void Add(ulong address, ulong pages, PageState state)
+    private void Classify(ulong number, ulong address, ulong pages, CancellationToken cancellation)
     {
-        switch (state)
+        foreach (PageRange range in memory.GetPageRangesAsKnown(new GuestAddress(address), pages << 12))
         {
-            case PageState.Zero:
-                AddEmpty(PageKind.Zero, pages);
-                break;
-            case PageState.Discarded:
-                AddEmpty(PageKind.Discarded, pages);
-                break;
-            case PageState.Hinted:
-                AddEmpty(PageKind.Hinted, pages);
-                break;
-            default:
-                for (; pages > 0; pages--, address += PageMap.PageSize)
-                    AddPage(address);
-                break;
+            ulong count = range.Length >> 12;
+            switch (range.State)
+            {
+                case PageState.Zero:
+                    Set(number, count, PageKind.Zero);
+                    break;
+                case PageState.Discarded:
+                    Set(number, count, PageKind.Discarded);
+                    break;
+                case PageState.Hinted:
+                    Set(number, count, PageKind.Hinted);
+                    break;
+                default:
+                    for (ulong i = 0; i < count; i++)
+                    {
+                        if ((i & 255) == 0)
+                            cancellation.ThrowIfCancellationRequested();
+                        AddPage(number + i, range.Start.Value + (i << 12));
+                    }
+                    break;
+            }
+            number += count;
         }
     }
 
-    private void AddPage(ulong address)
+    private void AddPage(ulong number, ulong address)
     {
         if (!memory.TryGetSpan(new GuestAddress(address), PageMap.PageSize, out Span<byte> page))
             throw new InvalidOperationException($"there is no guest memory at 0x{address:x}");
         if (!page.ContainsAnyExcept((byte)0))
         {
-            AddEmpty(PageKind.Zero, 1);
+            Set(number, 1, PageKind.Zero);
             return;
         }
+        if (waiting > 0 && waitingFrom + (ulong)waiting != number)
+            Flush();
         if (waiting == 0)
-            (waitingFrom, waitingAddress) = (map.PageCount, address);
+            (waitingFrom, waitingAddress) = (number, address);
         waiting++;
-        if ((waitingFrom + (ulong)waiting) % PageMap.BlockPages == 0)
+        if ((number + 1) % PageMap.BlockPages == 0)
             Flush();
     }
 
-    private void AddEmpty(PageKind kind, ulong pages)
+    private void Set(ulong first, ulong count, PageKind kind)
     {
         Flush();
-        map.Add(kind, pages);
+        Span<PageKind> pages = kinds.AsSpan((int)first, (int)count);
+        if (rounds > 0)
+        {
+            Touch(first, count);
+            // What an earlier round has written there is to be a hole.
+            for (int at = 0; at < pages.Length;)
+            {
+                int data = pages[at..].IndexOf(PageKind.Data);
+                if (data < 0)
+                    break;
+                at += data;
+                int length = pages[at..].IndexOfAnyExcept(PageKind.Data);
+                length = length < 0 ? pages.Length - at : length;
+                emptied.Add(new PageRun(first + (ulong)at, (ulong)length, kind));
+                at += length;
+            }
+        }
+        pages.Fill(kind);
     }
 
     private void Flush()
@@ -92,22 +176,60 @@ internal sealed class MemoryWriter(GuestMemory memory, SafeFileHandle file)
             return;
         memory.TryGetSpan(new GuestAddress(waitingAddress), waiting * PageMap.PageSize, out Span<byte> bytes);
         RandomAccess.Write(file, bytes, (long)(waitingFrom * PageMap.PageSize));
-        map.AddData((ulong)waiting, Checksum.Of(bytes));
+        kinds.AsSpan((int)waitingFrom, waiting).Fill(PageKind.Data);
+        // If the guest writes meanwhile this is not of what was written, but then the pages come again, and the block is stale.
+        if (rounds == 0)
+            known[waitingFrom] = (waiting, Checksum.Of(bytes));
+        else
+            Touch(waitingFrom, (ulong)waiting);
         waiting = 0;
     }
 
-    // First page at or after `page` that is not like it.
-    private static ulong EndOfRun(ulong[] bits, ulong page, ulong limit, out bool value)
+    private void Touch(ulong first, ulong count) =>
+        stale.AsSpan((int)(first / PageMap.BlockPages), (int)(((first + count - 1) / PageMap.BlockPages) - (first / PageMap.BlockPages)) + 1).Fill(true);
+
+    /// <summary>Completes the file, after the last round; the machine may go on already.</summary>
+    public PageMap Finish()
     {
-        value = (bits[page >> 6] >> (int)(page & 63) & 1) != 0;
-        while (page < limit)
+        foreach (PageRun run in emptied)
+            for (ulong page = run.First; page < run.End;)
+            {
+                // It may have contents again.
+                Span<PageKind> rest = kinds.AsSpan((int)page, (int)(run.End - page));
+                int filled = rest.IndexOf(PageKind.Data);
+                ulong stop = filled < 0 ? run.End : page + (ulong)filled;
+                if (stop > page)
+                    HostFile.Clear(file, (long)(page * PageMap.PageSize), (long)((stop - page) * PageMap.PageSize));
+                int again = filled < 0 ? -1 : rest[filled..].IndexOfAnyExcept(PageKind.Data);
+                page = again < 0 ? run.End : page + (ulong)(filled + again);
+            }
+        PageMap.Builder map = new();
+        byte[] buffer = new byte[(int)PageMap.BlockPages * PageMap.PageSize];
+        for (int at = 0; at < kinds.Length;)
         {
-            ulong word = bits[page >> 6];
-            ulong other = (value ? ~word : word) >> (int)(page & 63);
-            if (other != 0)
-                return Math.Min(limit, page + ulong.TrailingZeroCount(other));
-            page = (page | 63) + 1;
+            PageKind kind = kinds[at];
+            int length = kinds.AsSpan(at).IndexOfAnyExcept(kind);
+            int end = length < 0 ? kinds.Length : at + length;
+            if (kind != PageKind.Data)
+                map.Add(kind, (ulong)(end - at));
+            else
+                for (int page = at; page < end;)
+                {
+                    int pages = Math.Min(end, (page / (int)PageMap.BlockPages + 1) * (int)PageMap.BlockPages) - page;
+                    map.AddData((ulong)pages, ChecksumOf((ulong)page, pages, buffer));
+                    page += pages;
+                }
+            at = end;
         }
-        return limit;
+        return map.Build();
+    }
+
+    private Checksum ChecksumOf(ulong page, int pages, byte[] buffer)
+    {
+        if (!stale[page / PageMap.BlockPages] && known.TryGetValue(page, out (int Pages, Checksum Checksum) first) && first.Pages == pages)
+            return first.Checksum;
+        Span<byte> bytes = buffer.AsSpan(0, pages * PageMap.PageSize);
+        Snapshot.ReadExactly(file, bytes, (long)(page * PageMap.PageSize), "the new snapshot's memory");
+        return Checksum.Of(bytes);
     }
 }

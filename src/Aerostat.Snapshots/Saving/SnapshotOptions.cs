@@ -16,8 +16,18 @@ public sealed record SnapshotOptions
     public bool Durable { get; init; } = true;
 
     /// <summary>
-    /// Called before the machine is paused, for a last word with the guest: the pages that it says do not matter are to be marked by
-    /// <see cref="Memory.GuestMemory.MarkHinted"/>. What it throws ends the attempt.
+    /// Whether a machine that runs goes on while most of its memory is copied, and stands still for the rest. Without it, it stands still for all.
+    /// </summary>
+    public bool Live { get; init; } = true;
+
+    /// <summary>Whether a running guest is asked for its free pages first, which are then not saved.</summary>
+    public bool Hints { get; init; } = true;
+
+    /// <summary>How long the guest may take to name them.</summary>
+    public TimeSpan HintLimit { get; init; } = TimeSpan.FromSeconds(5);
+
+    /// <summary>
+    /// Called before the machine is paused, for a last word with the guest. What it throws ends the attempt.
     /// </summary>
     public Func<Task>? BeforePause { get; init; }
 }
@@ -31,5 +41,9 @@ public sealed record SnapshotOptions
 /// <param name="UnchangedBytes">Bytes of guest memory that are as in the snapshot before.</param>
 /// <param name="Paused">How long the guest stood still.</param>
 /// <param name="Elapsed">How long it took altogether.</param>
+/// <param name="Hints">What came of asking the guest for its free pages.</param>
+/// <param name="Rounds">How often memory was copied, the last time included, when the guest stood still.</param>
+/// <param name="PausedBytes">Bytes of memory that were looked at while it stood still.</param>
 public sealed record SnapshotResult(
-    string Directory, Guid Id, ulong DataBytes, ulong ZeroBytes, ulong HintedBytes, ulong UnchangedBytes, TimeSpan Paused, TimeSpan Elapsed);
+    string Directory, Guid Id, ulong DataBytes, ulong ZeroBytes, ulong HintedBytes, ulong UnchangedBytes, TimeSpan Paused, TimeSpan Elapsed,
+    HintReport Hints, int Rounds, ulong PausedBytes);

@@ -11,26 +11,27 @@ namespace Aerostat.Virtio;
 /// </content>
 public sealed partial class VirtioBalloon
 {
-    private const uint CommandStop = 0, CommandDone = 1, FirstCommandId = 2;
     private const int AddressesAtOnce = 512;
     // Of one array; the driver's arrays of 4 MiB have as many.
     private const ulong MostAddresses = 1 << 19;
 
-    private uint _commandId = CommandStop, _lastCommandId = FirstCommandId - 1;
-    private HintState _hintState;
-    private uint _blockSize;
+    private readonly HintProtocol _protocol = new();
+    private readonly Lock _handing = new();
     private IFreePageHints? _hints;
     private bool _hintsFinished;
     private ulong _hintedBytes;
 
-    private enum HintState
+    /// <summary>Whether drivers are told that they may name their free pages.</summary>
+    public bool OffersHints => (OfferedFeatures & FeatureHints) != 0;
+
+    /// <summary>Whether the guest has a driver that can name its free pages.</summary>
+    public bool CanHint
     {
-        /// <summary>Nothing was asked, or it is over.</summary>
-        Idle,
-        /// <summary>An id is published; the driver has not started.</summary>
-        Requested,
-        /// <summary>The driver has started with that id.</summary>
-        Started,
+        get
+        {
+            lock (Gate)
+                return IsRunning && HasFeature(FeatureHints);
+        }
     }
 
     /// <summary>Bytes named by hints since the start.</summary>
@@ -48,12 +49,8 @@ public sealed partial class VirtioBalloon
         {
             if (!IsRunning || !HasFeature(FeatureHints) || _hints is not null)
                 return false;
-            // Ids are not used again while a driver could still mean an older run; they last for four thousand million runs.
-            _lastCommandId = _lastCommandId == uint.MaxValue ? FirstCommandId : _lastCommandId + 1;
-            _commandId = _lastCommandId;
-            _hintState = HintState.Requested;
+            _protocol.Start();
             _hints = hints;
-            _blockSize = 0;
             ConfigChanged();
             return true;
         }
@@ -71,13 +68,8 @@ public sealed partial class VirtioBalloon
             taker = _hints;
             _hints = null;
             _hintsFinished = false;
-            _hintState = HintState.Idle;
-            uint command = release ? CommandDone : CommandStop;
-            if (HasFeature(FeatureHints) && _commandId != command)
-            {
-                _commandId = command;
+            if (HasFeature(FeatureHints) ? _protocol.End(release ? HintProtocol.Done : HintProtocol.Stop) : _protocol.End(_protocol.CommandId))
                 ConfigChanged();
-            }
         }
         // A hint that was taken before is handed on under this lock.
         lock (_handing)
@@ -86,13 +78,10 @@ public sealed partial class VirtioBalloon
         }
     }
 
-    private readonly Lock _handing = new();
-
     // Lock held.
     private void ForgetHints()
     {
-        _commandId = CommandStop;
-        _hintState = HintState.Idle;
+        _protocol.Reset();
         _hintsFinished = _hints is not null;
         if (_hintsFinished)
             SignalWork();
@@ -125,8 +114,8 @@ public sealed partial class VirtioBalloon
             uint blockSize;
             lock (Gate)
             {
-                taker = _hintState == HintState.Started ? _hints : null;
-                blockSize = _blockSize;
+                taker = _protocol.TakesHints ? _hints : null;
+                blockSize = _protocol.BlockSize;
             }
             if (taker is null)
                 return;
@@ -152,23 +141,13 @@ public sealed partial class VirtioBalloon
             return false;
         }
         uint id = BinaryPrimitives.ReadUInt32LittleEndian(command);
+        uint? blockSize = length == 8 ? BinaryPrimitives.ReadUInt32LittleEndian(command[4..]) : null;
         lock (Gate)
         {
-            if (id >= FirstCommandId && id == _commandId && _hintState == HintState.Requested)
-            {
-                _hintState = HintState.Started;
-                _blockSize = length == 8 ? BinaryPrimitives.ReadUInt32LittleEndian(command[4..]) : 0;
-                if (length == 8 && (_blockSize == 0 || _blockSize % 4096 != 0))
-                {
-                    Warn($"hints are to name blocks of {_blockSize} bytes");
-                    _hintState = HintState.Idle;
-                }
-                return false;
-            }
-            if (id != CommandStop || _hintState != HintState.Started)
-                return false;
-            _hintState = HintState.Idle;
-            return true;
+            HintCommand what = _protocol.Take(id, blockSize);
+            if (what == HintCommand.Malformed)
+                Warn($"hints are to name blocks of {blockSize} bytes");
+            return what == HintCommand.Finished;
         }
     }
 

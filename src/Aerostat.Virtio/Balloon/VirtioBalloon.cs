@@ -143,7 +143,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
     {
         BinaryPrimitives.WriteUInt32LittleEndian(space, _target);
         BinaryPrimitives.WriteUInt32LittleEndian(space[4..], _guestActual);
-        BinaryPrimitives.WriteUInt32LittleEndian(space[8..], _commandId);
+        BinaryPrimitives.WriteUInt32LittleEndian(space[8..], _protocol.CommandId);
         BinaryPrimitives.WriteUInt32LittleEndian(space[12..], _poison);
     }
 
@@ -414,7 +414,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
                 Target = _target,
                 GuestActual = _guestActual,
                 Poison = _poison,
-                LastCommandId = _lastCommandId,
+                LastCommandId = _protocol.LastCommandId,
                 Given = _given.ToRuns(),
                 ParkedId = _parked?.Id,
                 ParkedDescriptors = _parked?.RingDescriptors ?? 0,
@@ -436,9 +436,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
             AssignRoles();
             if (state.ParkedId is { } id && Queues.FirstOrDefault(q => RoleOf(q) == Role.Statistics) is { } queue)
                 _parked = queue.Restored(id, state.ParkedDescriptors);
-            // Pages that the guest holds back for a hint that is over: it may have them again. An id is never used twice.
-            _lastCommandId = Math.Max(state.LastCommandId, FirstCommandId - 1);
-            _commandId = HasFeature(FeatureHints) ? CommandDone : CommandStop;
+            _protocol.Restore(state.LastCommandId, HasFeature(FeatureHints));
             _tellConfig = true;
             _progressAt = _clock.GetTimestamp();
         }
