@@ -70,7 +70,7 @@ internal static unsafe class FastMemory
         ulong t = linear ^ e->ReadTag;
         if (t <= (ulong)(4096 - sizeof(T)))
         {
-            value = Interpreter.ReadAs<T>(e->Host + t);
+            value = Interpreter.ReadAs<T>(e->ReadHost + t);
             return true;
         }
         value = 0;
@@ -86,7 +86,7 @@ internal static unsafe class FastMemory
         ulong t = linear ^ e->WriteTag;
         if (t <= (ulong)(4096 - sizeof(T)))
         {
-            mapped = e->Host + t;
+            mapped = e->WriteHost + t;
             return true;
         }
         mapped = null;

@@ -75,7 +75,7 @@ internal sealed unsafe partial class Interpreter
         ulong t = linear ^ e->ReadTag;
         if (t <= (ulong)(4096 - sizeof(T)))
         {
-            value = ReadAs<T>(e->Host + t);
+            value = ReadAs<T>(e->ReadHost + t);
             return true;
         }
         return LoadSlow(s, linear, segment, sizeof(T), out value);
@@ -95,7 +95,7 @@ internal sealed unsafe partial class Interpreter
         ulong t = linear ^ e->WriteTag;
         if (t <= (ulong)(4096 - sizeof(T)))
         {
-            WriteAs<T>(e->Host + t, value);
+            WriteAs<T>(e->WriteHost + t, value);
             return Outcome.Next;
         }
         return StoreSlow(s, linear, segment, sizeof(T), value);
@@ -127,7 +127,7 @@ internal sealed unsafe partial class Interpreter
         TlbEntry* e = s->Tlb + ((linear >> 12) & (TlbEntries - 1));
         ulong t = linear ^ e->WriteTag;
         if (t <= (ulong)(4096 - sizeof(T)))
-            return e->Host + t;
+            return e->WriteHost + t;
         return MapRmwSlow(s, linear, segment, sizeof(T));
     }
 
@@ -145,7 +145,7 @@ internal sealed unsafe partial class Interpreter
         TlbEntry* e = s->Tlb + ((linear >> 12) & (TlbEntries - 1));
         ulong t = linear ^ e->ReadTag;
         bytes = 4096 - (int)(linear & 4095);
-        return t < 4096 ? e->Host + t : null;
+        return t < 4096 ? e->ReadHost + t : null;
     }
 
     /// <summary>As <see cref="PeekRead"/>, for writing to a page that nobody watches.</summary>
@@ -155,7 +155,7 @@ internal sealed unsafe partial class Interpreter
         TlbEntry* e = s->Tlb + ((linear >> 12) & (TlbEntries - 1));
         ulong t = linear ^ e->WriteTag;
         bytes = 4096 - (int)(linear & 4095);
-        return t < 4096 ? e->Host + t : null;
+        return t < 4096 ? e->WriteHost + t : null;
     }
 
     /// <summary>

@@ -277,7 +277,7 @@ internal sealed unsafe partial class Interpreter
         ulong t = linear ^ e->ReadTag;
         if (t <= (ulong)(4096 - sizeof(T)))
         {
-            value = ReadAs<T>(e->Host + t);
+            value = ReadAs<T>(e->ReadHost + t);
             return true;
         }
         return SystemAccess(s, linear, sizeof(T), write: false, 0, out value) != Outcome.Fault;

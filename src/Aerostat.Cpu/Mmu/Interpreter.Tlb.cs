@@ -12,16 +12,16 @@ internal sealed unsafe partial class Interpreter
 {
     internal const int UserSet = 0, StrictSet = 1, SupervisorSet = 2, EmptySet = 3, SetCount = 4;
 
-    // Gpa of an entry that is listed as filled but holds nothing.
-    private const ulong Vacant = ulong.MaxValue - 1;
-
     private readonly TlbMemory tlbMemory;
     private TlbEntry* tlbSets;
     private TlbEntry* emptyTlb;
     private TlbSpace space;
 
-    /// <summary>Bytes reserved for the state itself; the TLB sets follow, so that generated code reaches both from one base.</summary>
-    internal const int StateBytes = 4096;
+    /// <summary>How many places for predictions of generated code there are (see <see cref="CheckSite"/>), and where they begin.</summary>
+    internal const int Predictions = 1 << 18, PredictionOffset = 4096;
+
+    /// <summary>Bytes of the state itself with the predictions; the TLB sets follow, so that generated code reaches all from one base.</summary>
+    internal const int StateBytes = PredictionOffset + (Predictions * sizeof(int));
 
     // Strict set: which entries may be in use, and which of them are not global.
     private readonly int[] strictFilled = new int[TlbEntries];
@@ -157,8 +157,8 @@ internal sealed unsafe partial class Interpreter
             for (int i = 0; i < next.FilledCount; i++)
             {
                 TlbEntry* e = tlbSets + next.Filled[i];
-                if (e->Gpa < Vacant && Memory.Watch[e->Gpa >> 12] != 0)
-                    e->WriteTag = emptyTlb[next.Filled[i] & (TlbEntries - 1)].WriteTag;
+                if (tlbMemory.IsFilled(e) && Memory.Watch[(ulong)(e->ReadHost - Memory.HostBase) >> 12] != 0)
+                    DropWrites(e, next.Filled[i]);
             }
         }
         translation?.SelectSpace(next);
@@ -205,9 +205,10 @@ internal sealed unsafe partial class Interpreter
     // Stays listed as filled.
     private void Vacate(TlbEntry* e, int index)
     {
-        ulong gpa = e->Gpa == ulong.MaxValue ? ulong.MaxValue : Vacant;
+        bool listed = !tlbMemory.IsUnlisted(e);
         *e = emptyTlb[index];
-        e->Gpa = gpa;
+        if (listed)
+            e->ReadHost = tlbMemory.Vacant;
     }
 
     /// <summary>Linear addresses lead to other code from now on, in every address space.</summary>
@@ -292,8 +293,15 @@ internal sealed unsafe partial class Interpreter
 
     private void DropWritePath(TlbEntry* e, int index, ulong gpaPage)
     {
-        if (e->Gpa == gpaPage)
-            e->WriteTag = emptyTlb[index & (TlbEntries - 1)].WriteTag;
+        if (e->ReadHost == Memory.HostBase + gpaPage)
+            DropWrites(e, index);
+    }
+
+    private void DropWrites(TlbEntry* e, int index)
+    {
+        TlbEntry* empty = emptyTlb + (index & (TlbEntries - 1));
+        e->WriteTag = empty->WriteTag;
+        e->WriteHost = empty->WriteHost;
     }
 
     /// <summary>As <see cref="DropWritePath(ulong)"/>, for every page.</summary>
@@ -302,7 +310,7 @@ internal sealed unsafe partial class Interpreter
         watchStamp++;
         space.WatchStamp = watchStamp;
         for (int i = 0; i < EmptySet * TlbEntries; i++)
-            tlbSets[i].WriteTag = emptyTlb[i & (TlbEntries - 1)].WriteTag;
+            DropWrites(tlbSets + i, i);
     }
 
     private void FillTlb(CpuState* s, int set, ulong linear, in Translation t, bool writeAllowed)
@@ -313,7 +321,7 @@ internal sealed unsafe partial class Interpreter
         ulong page = linear & ~4095UL, gpa = t.Gpa & ~4095UL;
         int index = (int)((linear >> 12) & (TlbEntries - 1)), number = (set * TlbEntries) + index;
         TlbEntry* e = tlbSets + number;
-        if (e->Gpa == ulong.MaxValue)
+        if (tlbMemory.IsUnlisted(e))
         {
             if (set == StrictSet)
                 strictFilled[strictCount++] = index;
@@ -323,9 +331,16 @@ internal sealed unsafe partial class Interpreter
         if (set == StrictSet && !t.Global && strictLocalCount < TlbEntries)
             strictLocal[strictLocalCount++] = index;
         e->ReadTag = page;
-        e->WriteTag = writeAllowed && t.Dirty && Memory.Watch[gpa >> 12] == 0 ? page : emptyTlb[index].WriteTag;
-        e->Host = Memory.HostBase + gpa;
-        e->Gpa = gpa;
+        e->ReadHost = Memory.HostBase + gpa;
+        if (writeAllowed && t.Dirty && Memory.Watch[gpa >> 12] == 0)
+        {
+            e->WriteTag = page;
+            e->WriteHost = e->ReadHost;
+        }
+        else
+        {
+            DropWrites(e, index);
+        }
         tlbFills++;
         if (t.PageSize > 4096 && (s->Cr0 & Cr0.Pg) != 0)
             (set == StrictSet ? tlbMemory.StrictLarge : space.Large).Note(masked, t.PageSize);

@@ -10,7 +10,7 @@ namespace Aerostat.Cpu;
 /// state, then its own user set, the strict set that all share, its own supervisor set, and the empty set that all share. Another
 /// space comes into force by another base; nothing is copied and no code is changed.
 /// </remarks>
-internal sealed unsafe class TlbSpace(int number, nint view)
+internal sealed unsafe class TlbSpace(TlbMemory memory, int number, nint view)
 {
     public const int NoPcid = -1;
 
@@ -50,8 +50,8 @@ internal sealed unsafe class TlbSpace(int number, nint view)
             return;
         Filled = new int[2 * Interpreter.TlbEntries];
         var sets = (TlbEntry*)(Base + Interpreter.StateBytes);
-        TlbMemory.Empty(sets + (Interpreter.UserSet * Interpreter.TlbEntries));
-        TlbMemory.Empty(sets + (Interpreter.SupervisorSet * Interpreter.TlbEntries));
+        memory.Empty(sets + (Interpreter.UserSet * Interpreter.TlbEntries));
+        memory.Empty(sets + (Interpreter.SupervisorSet * Interpreter.TlbEntries));
     }
 }
 
@@ -63,13 +63,21 @@ internal sealed unsafe class TlbMemory : IDisposable
     private const int SetBytes = Interpreter.TlbEntries * 32;
     private const ulong ViewBytes = Interpreter.StateBytes + (Interpreter.SetCount * (ulong)SetBytes);
 
+    // A page with the bits of an address that is canonical under no paging mode and no masking (Intel SDM vol. 1 section 3.3.7.1, vol. 3 chapter 4):
+    // bit 63 set, bits 56 and 47 clear, and the index left open.
+    private const ulong NeverBits = 0x7EFF_7FFF_FF00_0000;
+    private const int SpareBytes = 2 * 4096;
+
     private readonly MemoryFile file;
     private readonly byte* views;
+    private readonly byte* spare;
+    private readonly ulong never = 1UL << 63 | ((ulong)Random.Shared.NextInt64(long.MaxValue) & NeverBits);
 
     public TlbMemory()
     {
         // The file: state, strict set, empty set, then two sets for each space.
         file = new MemoryFile("aerostat-tlb", Interpreter.StateBytes + ((2 + (2 * SpaceCount)) * (ulong)SetBytes));
+        spare = HostMapping.AllocateLazy(SpareBytes);
         views = HostMapping.Reserve(SpaceCount * ViewBytes);
         Spaces = new TlbSpace[SpaceCount];
         for (int i = 0; i < SpaceCount; i++)
@@ -82,7 +90,7 @@ internal sealed unsafe class TlbMemory : IDisposable
             HostMapping.MapSharedAt(sets + (Interpreter.StrictSet * SetBytes), SetBytes, file.Descriptor, Interpreter.StateBytes);
             HostMapping.MapSharedAt(sets + (Interpreter.SupervisorSet * SetBytes), SetBytes, file.Descriptor, own + SetBytes);
             HostMapping.MapSharedAt(sets + (Interpreter.EmptySet * SetBytes), SetBytes, file.Descriptor, Interpreter.StateBytes + SetBytes);
-            Spaces[i] = new TlbSpace(i, (nint)view);
+            Spaces[i] = new TlbSpace(this, i, (nint)view);
         }
         var first = (TlbEntry*)(views + Interpreter.StateBytes);
         Empty(first + (Interpreter.StrictSet * Interpreter.TlbEntries));
@@ -104,18 +112,28 @@ internal sealed unsafe class TlbMemory : IDisposable
         return oldest!;
     }
 
-    public static void Empty(TlbEntry* set)
+    /// <summary>Whether an entry is in no list of those that are filled.</summary>
+    public bool IsUnlisted(TlbEntry* e) => e->ReadHost == spare;
+
+    /// <summary>Whether an entry serves a page.</summary>
+    public bool IsFilled(TlbEntry* e) => (nuint)(e->ReadHost - spare) >= SpareBytes;
+
+    /// <summary>The host address by which an entry that is listed as filled but holds nothing is told.</summary>
+    public byte* Vacant => spare + 1;
+
+    public void Empty(TlbEntry* set)
     {
-        // The page of the neighbouring index: no linear address that selects this entry can match it.
+        // With the index of the neighbour: no linear address that selects this entry can match it.
         for (int i = 0; i < Interpreter.TlbEntries; i++)
         {
-            ulong never = (ulong)(i ^ 1) << 12;
-            set[i] = new TlbEntry { ReadTag = never, WriteTag = never, Gpa = ulong.MaxValue };
+            ulong tag = never | (ulong)(i ^ 1) << 12;
+            set[i] = new TlbEntry { ReadTag = tag, ReadHost = spare, WriteTag = tag, WriteHost = spare };
         }
     }
 
     public void Dispose()
     {
+        HostMapping.Unmap(spare, SpareBytes);
         HostMapping.Unmap(views, SpaceCount * ViewBytes);
         file.Dispose();
     }

@@ -113,6 +113,8 @@ internal unsafe struct CpuState
     /// <summary>For each variant, its key in the second jump table; where that is.</summary>
     public fixed ulong TableKey[9];
     public ulong SecondTable;
+    /// <summary>Where the <see cref="CheckSite"/>s are.</summary>
+    public ulong CheckSites;
     /// <summary>What generated code left in its scratch registers R10, R11 and R14 at its exit.</summary>
     public ulong ExitAddress, ExitRecord, GroupPointer;
     /// <summary>Where to go at entry; the host's MXCSR.</summary>

@@ -10,6 +10,7 @@ namespace Aerostat.Cpu;
 internal sealed unsafe class BlockListing : ISymbolResolver
 {
     private const int GuestColumn = 58;
+    private const string Again = "again";
 
     // By VectorLevel, as they appear in the text.
     private static readonly string[] s_levels = ["integer", "xmm", "ymm"];
@@ -85,6 +86,8 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         bool number = i.Code == Code.Mov_r32_imm32 && i.Op0Register == Register.R11D;
         bool source = i.Code == Code.Mov_rm32_imm32 && IsFrame(i) && i.MemoryDisplacement64 == Frame.IndirectSource;
         int record = (int)i.Immediate32 - block.FirstRecord;
+        if (number && GoesAgain((byte*)i.NextIP))
+            return line[..(line.LastIndexOf(',') + 1)] + "check";
         if ((!number && !source) || (uint)record >= (uint)(block.Cache.RecordCount - block.FirstRecord))
             return line;
         ExitRecord* r = block.Cache.Record(i.Immediate32);
@@ -98,6 +101,9 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             comment += $", next +{r->Next - start:x3}";
         return $"{line.PadRight(40)} ; {comment}";
     }
+
+    // Whether a jump follows to where a wrong prediction is set right.
+    private bool GoesAgain(byte* next) => (nint)next + 5 <= end && *next == 0xE9 && NameTarget((nint)next + 5 + *(int*)(next + 1)) == Again;
 
     private static bool IsFrame(in Instruction i) => i.MemoryBase == Register.RSP && i.MemoryIndex == Register.None;
 
@@ -119,6 +125,12 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         if (kind is OpKind.NearBranch64 or OpKind.NearBranch32)
         {
             symbol = new SymbolResult(address, NameTarget((nint)address));
+            return true;
+        }
+        if (kind == OpKind.Memory && instruction.MemorySegment == Register.GS && instruction.MemoryBase == Register.None
+            && (long)instruction.MemoryDisplacement64 is >= Interpreter.PredictionOffset and < Interpreter.StateBytes)
+        {
+            symbol = new SymbolResult(address, "prediction");
             return true;
         }
         if (kind == OpKind.Memory && instruction.MemorySegment == Register.GS && fields.TryGetValue((int)(instruction.MemoryDisplacement64 & ~7UL), out string? name))
@@ -160,6 +172,9 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             if (target == thunks.SystemCall(level))
                 return $"syscall.{s_levels[level]}";
         }
+        for (int set = 0; set < 3; set++)
+            if (target == thunks.Again(set, write: false) || target == thunks.Again(set, write: true))
+                return Again;
         for (int variant = 0; variant < CodeCache.Variants; variant++)
             if (target == thunks.Mismatch(variant))
                 return $"mismatch{variant}";
@@ -196,7 +211,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         for (int i = 0; i < sets.Length; i++)
         {
             int at = Interpreter.StateBytes + (i * Interpreter.TlbEntries * sizeof(TlbEntry));
-            (names[at], names[at + 8], names[at + 16]) = ($"tlb.{sets[i]}.read", $"tlb.{sets[i]}.write", $"tlb.{sets[i]}.host");
+            (names[at], names[at + 8], names[at + 16], names[at + 24]) = ($"tlb.{sets[i]}.read", $"tlb.{sets[i]}.read.host", $"tlb.{sets[i]}.write", $"tlb.{sets[i]}.write.host");
         }
         return names;
 

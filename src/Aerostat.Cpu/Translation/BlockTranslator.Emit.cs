@@ -26,8 +26,8 @@ internal sealed unsafe partial class BlockTranslator
     {
         public ColdKind Kind;
         public nint Site, Site2;
-        public int Record, TagOffset, Live;
-        public bool SpillToMemory;
+        public int Record, TagOffset, Live, Check;
+        public bool SpillToMemory, Write;
         public FlagSource Source;
         public ulong Target;
     }
@@ -172,9 +172,15 @@ internal sealed unsafe partial class BlockTranslator
         {
             case ColdKind.Slow:
                 a.Bind(c.Site);
-                if (c.Site2 != 0)
-                    a.Bind(c.Site2);
                 a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                a.Constant(Host.R11, (uint)c.Check);
+                a.Jmp(cache.Thunks.Again(variant % 3, c.Write));
+                if (c.Site2 != 0)
+                {
+                    a.Bind(c.Site2);
+                    a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                }
+                cache.Site(c.Check)->Leave = a.Here;
                 goto case ColdKind.Constant;
             case ColdKind.Constant:
                 if (c.Kind == ColdKind.Constant)
@@ -288,29 +294,19 @@ internal sealed unsafe partial class BlockTranslator
     /// </summary>
     private void EmitCheck(ulong rip, nint retry, int size, bool write, int alignment, int liveFlags, int segment, bool spillToMemory = false, bool indexed = false)
     {
-        int tag = TlbOffset + (write ? 8 : 0);
+        int tag = TlbOffset + (write ? 16 : 0);
         bool again = source.Origin != FlagOrigin.None;
         int saved = again ? 0 : liveFlags;
         EmitSaveFlags(saved, spillToMemory);
         if (segment >= 0)
             a.RM(0x03, Host.R10, Host.None, Host.None, 0, segment, gs: true);
-        // The entry's offset: bits 12.. of the address, times the size of an entry.
-        if (Bmi2.IsSupported)
-        {
-            a.RotateRight(Host.R11, Host.R10, 7);
-        }
-        else
-        {
-            a.RR(0x8B, Host.R11, Host.R10, wide: false);
-            a.RR(0xC1, 5, Host.R11, wide: false);
-            a.Byte(7);
-        }
-        a.RR(0x81, 4, Host.R11, wide: false);
-        a.Int32((Interpreter.TlbEntries - 1) << 5);
+        int check = cache.CheckSiteCount++;
+        EmitPrediction(check);
         a.RM(0x33, Host.R10, Host.R11, Host.None, 0, tag, gs: true);
         a.RR(0x81, 7, Host.R10);
         a.Int32(4096 - size);
         nint slow = a.Jcc(Condition.A), slow2 = 0;
+        *cache.Site(check) = new CheckSite { Continue = a.Here, Limit = (ulong)(4096 - size), Misses = CheckSite.Patience };
         if (alignment != 0)
         {
             // test r10b, alignment
@@ -319,7 +315,7 @@ internal sealed unsafe partial class BlockTranslator
             slow2 = a.Jcc(Condition.Ne);
         }
         // Where R11 is free the two loads do not wait for each other.
-        a.RM(indexed ? 0x8B : 0x03, indexed ? Host.R11 : Host.R10, Host.R11, Host.None, 0, TlbOffset + 16, gs: true);
+        a.RM(indexed ? 0x8B : 0x03, indexed ? Host.R11 : Host.R10, Host.R11, Host.None, 0, tag + 8, gs: true);
         if (again && liveFlags != 0)
             EmitFlagsAgain();
         EmitRestoreFlags(saved, spillToMemory);
@@ -331,8 +327,46 @@ internal sealed unsafe partial class BlockTranslator
             Size = size,
             Write = write,
             Alignment = alignment,
+            Check = check,
         });
-        cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, TagOffset = tag, Live = saved, SpillToMemory = spillToMemory, Source = source });
+        cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, Check = check, TagOffset = tag, Write = write, Live = saved, SpillToMemory = spillToMemory, Source = source });
+    }
+
+    // Bytes of what finds the TLB entry's offset in its set, R11, and of what follows up to CheckSite.Continue: XOR, CMP and JA.
+    private static readonly int SearchBytes = Bmi2.IsSupported ? 13 : 14;
+    private const int CompareBytes = 21;
+
+    /// <summary>R11 = the offset that this check found last time, as long as <see cref="EmitSearch"/>, which may take its place.</summary>
+    private void EmitPrediction(int check)
+    {
+        // Segment prefixes before the last mean nothing in 64-bit code.
+        for (int n = 9; n < SearchBytes; n++)
+            a.Byte(0x3E);
+        a.LoadState(Host.R11, Thunks.PredictionOf(check), wide: false);
+    }
+
+    /// <summary>R11 = the offset of the entry for the address in R10: bits 12.. times the size of an entry.</summary>
+    private void EmitSearch()
+    {
+        if (Bmi2.IsSupported)
+        {
+            a.RotateRight(Host.R11, Host.R10, 7);
+        }
+        else
+        {
+            a.RR(0x8B, Host.R11, Host.R10, wide: false);
+            a.RR(0xC1, 5, Host.R11, wide: false);
+            a.Byte(7);
+        }
+        a.RR(0x81, 4, Host.R11, wide: false);
+        a.Int32(Thunks.EntryMask);
+    }
+
+    /// <summary>From now on a check searches the TLB: its accesses go to too many pages for predictions.</summary>
+    public void MakeSearch(CheckSite* site)
+    {
+        cache.Rewrite(a, site->Continue - CompareBytes - SearchBytes, SearchBytes);
+        EmitSearch();
     }
 
     private void EmitSaveFlags(int liveFlags, bool spillToMemory)

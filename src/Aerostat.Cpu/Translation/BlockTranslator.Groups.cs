@@ -365,7 +365,7 @@ internal sealed unsafe partial class BlockTranslator
     {
         ulong page = address & ~4095UL;
         int entryOffset = TlbOffset + ((int)(address >> 12) & (Interpreter.TlbEntries - 1)) * sizeof(TlbEntry);
-        int tag = entryOffset + (write ? 8 : 0);
+        int tag = entryOffset + (write ? 16 : 0);
         bool again = source.Origin != FlagOrigin.None;
         int saved = again ? 0 : liveFlags;
         EmitSaveFlags(saved, spillToMemory);
@@ -380,7 +380,7 @@ internal sealed unsafe partial class BlockTranslator
             a.RM(0x3B, Host.R10, Host.None, Host.None, 0, tag, gs: true);
         }
         nint slow = a.Jcc(Condition.Ne);
-        a.LoadState(Host.R10, entryOffset + 16);
+        a.LoadState(Host.R10, tag + 8);
         if (again && liveFlags != 0)
             EmitFlagsAgain();
         EmitRestoreFlags(saved, spillToMemory);

@@ -80,8 +80,21 @@ internal struct ExitRecord
     public ExitKind Kind;
     private byte flags;
     private ushort size;
+    private int extra;
+
     /// <summary>For indirect branches: what to add to RSP to undo it.</summary>
-    public int StackUndo;
+    public int StackUndo
+    {
+        readonly get => extra;
+        set => extra = value;
+    }
+
+    /// <summary>For memory accesses: number of the <see cref="CheckSite"/>, 0: none.</summary>
+    public int Check
+    {
+        readonly get => extra;
+        set => extra = value;
+    }
 
     /// <summary>Bytes of the access, up to 1023.</summary>
     public int Size
@@ -145,7 +158,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     public const int Ungrouped = 16;
     private const int BucketBits = 16, Buckets = 1 << BucketBits;
     private const int CallSites = 1 << 13;
-    private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
+    private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21, MaxCheckSites = 1 << 20;
     private const int WorstBlock = 64 << 10;
 
     private readonly ExecutableMemory memory;
@@ -156,6 +169,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private readonly TranslatedBlock* blocks;
     private readonly ExitRecord* records;
     private readonly CallSite* callSites;
+    private readonly CheckSite* checkSites;
     private byte* writable;
     private int blockCount, recordCount;
     private nint next, limit;
@@ -171,6 +185,8 @@ internal sealed unsafe partial class CodeCache : IDisposable
         blocks = (TranslatedBlock*)HostMapping.AllocateLazy(MaxBlocks * (ulong)sizeof(TranslatedBlock));
         records = (ExitRecord*)HostMapping.AllocateLazy(MaxRecords * (ulong)sizeof(ExitRecord));
         callSites = (CallSite*)HostMapping.AllocateLazy(CallSites * (ulong)sizeof(CallSite));
+        checkSites = (CheckSite*)HostMapping.AllocateLazy(MaxCheckSites * (ulong)sizeof(CheckSite));
+        state->CheckSites = (ulong)checkSites;
         second = (SecondEntry*)HostMapping.AllocateLazy(SecondEntries * (ulong)sizeof(SecondEntry));
         state->SecondTable = (ulong)second;
         Thunks = new Thunks(state);
@@ -210,7 +226,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>Room for the largest block; false: everything was forgotten first.</summary>
     public bool Reserve()
     {
-        if (limit - next >= WorstBlock && blockCount < MaxBlocks - 1 && recordCount < MaxRecords - 4096)
+        if (limit - next >= WorstBlock && blockCount < MaxBlocks - 1 && recordCount < MaxRecords - 4096 && CheckSiteCount < MaxCheckSites - 4096)
             return true;
         Clear();
         Evictions++;
@@ -226,6 +242,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
         a.Start(writable + (next - memory.Base), next, WorstBlock - 16);
     }
 
+    /// <summary>Lets bytes be written that were emitted before. Only this vCPU runs this code, and it is outside now.</summary>
+    public void Rewrite(HostAssembler a, nint address, int bytes) => a.Start(writable + (address - memory.Base), address, bytes);
+
     public void EndCode(HostAssembler a) => next = a.Here;
 
     public int AddRecord(in ExitRecord record)
@@ -239,6 +258,11 @@ internal sealed unsafe partial class CodeCache : IDisposable
         get => recordCount;
         set => recordCount = value;
     }
+
+    /// <summary>How many checks there are, numbered from 1.</summary>
+    public int CheckSiteCount { get; set; }
+
+    public CheckSite* Site(int number) => checkSites + number;
 
     public TranslatedBlock* AddBlock(in TranslatedBlock block)
     {
@@ -272,24 +296,24 @@ internal sealed unsafe partial class CodeCache : IDisposable
 
     /// <summary>Notes a call, so that what it returns to is published with its landing pad.</summary>
     public void AddCallSite(TranslatedBlock* block, ulong next, ulong target, nint start, nint pad) =>
-        *Site(next) = new CallSite { Block = block, Next = next, Target = target, Start = start, Pad = pad };
+        *CallSiteOf(next) = new CallSite { Block = block, Next = next, Target = target, Start = start, Pad = pad };
 
     /// <summary>The host code of a call that is translated already, 0: there is none.</summary>
     public nint FindCallSite(ulong next, ulong gpa, int variant, ulong target)
     {
-        CallSite* c = Site(next);
+        CallSite* c = CallSiteOf(next);
         return c->Block != null && c->Next == next && c->Target == target && c->Block->Gpa >> 12 == gpa >> 12 && c->Block->Variant == variant && c->Block->IsValid
             ? c->Start : 0;
     }
 
     private void FindPad(TranslatedBlock* b)
     {
-        CallSite* c = Site(b->Linear);
+        CallSite* c = CallSiteOf(b->Linear);
         if (b->Pad == 0 && c->Block != null && c->Next == b->Linear && c->Block->Gpa >> 12 == b->Gpa >> 12 && c->Block->Variant == b->Variant && c->Block->IsValid)
             b->Pad = c->Pad;
     }
 
-    private CallSite* Site(ulong next) => callSites + (((uint)next ^ (uint)(next >> 13)) & (CallSites - 1));
+    private CallSite* CallSiteOf(ulong next) => callSites + (((uint)next ^ (uint)(next >> 13)) & (CallSites - 1));
 
     /// <summary>Forgets the blocks of a physical page whose code has changed.</summary>
     public void DropPage(ulong page)
@@ -354,6 +378,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         limit = address + memory.Capacity;
         blockCount = 0;
         recordCount = 1;
+        CheckSiteCount = 1;
         records[0] = new ExitRecord { Kind = ExitKind.Miss };
         var a = new HostAssembler();
         BeginCode(a);
@@ -376,6 +401,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         HostMapping.Unmap((byte*)callSites, CallSites * (ulong)sizeof(CallSite));
         HostMapping.Unmap((byte*)blocks, MaxBlocks * (ulong)sizeof(TranslatedBlock));
         HostMapping.Unmap((byte*)records, MaxRecords * (ulong)sizeof(ExitRecord));
+        HostMapping.Unmap((byte*)checkSites, MaxCheckSites * (ulong)sizeof(CheckSite));
         HostMapping.Unmap((byte*)second, SecondEntries * (ulong)sizeof(SecondEntry));
         FreeTables();
     }

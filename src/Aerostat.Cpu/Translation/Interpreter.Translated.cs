@@ -302,6 +302,8 @@ internal sealed unsafe partial class Interpreter
                 case ExitKind.Poll:
                     return false;
                 case ExitKind.Memory:
+                    if (record->Check != 0 && t.Cache.Site(record->Check)->Misses < 0)
+                        ReviewPrediction(t, t.Cache.Site(record->Check), (uint)((instructions + s->Executed) >> 10));
                     if (Refill(s, record, out SlowAccess reason))
                     {
                         t.Counters.TlbRefills++;
@@ -404,6 +406,18 @@ internal sealed unsafe partial class Interpreter
             Block = block,
         };
         return block;
+    }
+
+    // A prediction has been wrong so often that it is time to ask whether it pays: a wrong one costs about twenty cycles.
+    private static void ReviewPrediction(TranslationState t, CheckSite* site, uint now)
+    {
+        if (now - site->Since < CheckSite.Patience * CheckSite.WorthInstructions >> 10)
+        {
+            t.Translator.MakeSearch(site);
+            t.Counters.Searches++;
+        }
+        site->Since = now;
+        site->Misses = CheckSite.Patience;
     }
 
     /// <summary>Fills the TLB for an access that failed; false: the interpreter has to do it.</summary>

@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics.X86;
 using Iced.Intel;
 
@@ -40,8 +41,11 @@ internal static class Frame
     /// <summary>Number of the exit record of the last indirect branch.</summary>
     public const int IndirectSource = 48;
 
+    /// <summary>Where <see cref="Thunks.Again"/> keeps registers and goes on at.</summary>
+    public const int AgainRax = 56, AgainRcx = 64, AgainTarget = 72;
+
     /// <summary>Bytes in all.</summary>
-    public const int Size = 56;
+    public const int Size = 88;
 
     /// <summary>Where the guest registers are that have no host register, -1 for the others.</summary>
     public static ReadOnlySpan<sbyte> OfGuest => [-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 8, -1, -1, 16, 24];
@@ -53,6 +57,7 @@ internal sealed unsafe partial class Thunks(CpuState* state)
     private static readonly int[] Saved = [Host.Rbx, Host.Rbp, Host.R12, Host.R13, Host.R14, Host.R15];
 
     private readonly nint[] enter = new nint[VectorLevel.Count], exit = new nint[VectorLevel.Count], miss = new nint[VectorLevel.Count];
+    private readonly nint[] again = new nint[6];
     private readonly nint[] mismatch = new nint[CodeCache.Variants];
 
     /// <summary>Enters at <see cref="CpuState.EntryTarget"/> and comes back at the next exit.</summary>
@@ -81,7 +86,68 @@ internal sealed unsafe partial class Thunks(CpuState* state)
             userEntry[level] = EmitUserEntry(a, level);
         }
         systemReturn = EmitSystemReturn(a);
+        for (int set = 0; set < 3; set++)
+        {
+            again[2 * set] = EmitAgain(a, set, write: false);
+            again[(2 * set) + 1] = EmitAgain(a, set, write: true);
+        }
     }
+
+    /// <summary>Where a check goes with the address in R10 and its <see cref="CheckSite"/>'s number in R11 when it has found another page's entry.</summary>
+    public nint Again(int set, bool write) => again[(2 * set) + (write ? 1 : 0)];
+
+    /// <summary>Selects the entry in the address shifted right by 7.</summary>
+    public const int EntryMask = (Interpreter.TlbEntries - 1) << 5;
+
+    /// <summary>Where a check keeps the offset of the entry it found last.</summary>
+    public static int PredictionOf(int check) => Interpreter.PredictionOffset + ((check & (Interpreter.Predictions - 1)) * sizeof(int));
+
+    // Searches the TLB as a check without prediction does, and predicts what it finds. The flags are nobody's here.
+    private nint EmitAgain(HostAssembler a, int set, bool write)
+    {
+        nint start = a.Here;
+        a.StoreFrame(Frame.AgainRax, Host.Rax);
+        a.StoreFrame(Frame.AgainRcx, Host.Rcx);
+        a.RR(0x8B, Host.Rax, Host.R10, wide: false);
+        a.RR(0xC1, 5, Host.Rax, wide: false);
+        a.Byte(7);
+        a.RR(0x81, 4, Host.Rax, wide: false);
+        a.Int32(EntryMask);
+        a.RR(0x8B, Host.Rcx, Host.R11, wide: false);
+        a.RR(0x81, 4, Host.Rcx, wide: false);
+        a.Int32(Interpreter.Predictions - 1);
+        a.RM(0x89, Host.Rax, Host.None, Host.Rcx, 2, Interpreter.PredictionOffset, wide: false, gs: true);
+        a.RR(0xC1, 4, Host.R11);
+        a.Byte(CheckSite.Shift);
+        a.RM(0x03, Host.R11, Host.None, Host.None, 0, Offset(&state->CheckSites), gs: true);
+        a.RM(0x8B, Host.Rcx, Host.Rax, Host.None, 0, Interpreter.StateBytes + (set * Interpreter.TlbEntries * sizeof(TlbEntry)) + (write ? 16 : 0), gs: true);
+        a.RR(0x33, Host.Rcx, Host.R10);
+        a.RM(0x3B, Host.Rcx, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Limit)));
+        nint leave = a.Jcc(Condition.A);
+        a.RM(0x83, 5, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Misses)), wide: false);
+        a.Byte(1);
+        nint tired = a.Jcc(Condition.S);
+        a.Move(Host.R10, Host.Rcx);
+        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Continue)));
+        a.StoreFrame(Frame.AgainTarget, Host.Rcx);
+        a.Move(Host.R11, Host.Rax);
+        EmitGoOn(a);
+        a.Bind(leave);
+        a.Bind(tired);
+        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Leave)));
+        a.StoreFrame(Frame.AgainTarget, Host.Rcx);
+        EmitGoOn(a);
+        return start;
+    }
+
+    private static void EmitGoOn(HostAssembler a)
+    {
+        a.LoadFrame(Host.Rax, Frame.AgainRax);
+        a.LoadFrame(Host.Rcx, Frame.AgainRcx);
+        a.RM(0xFF, 4, Host.Rsp, Host.None, 0, Frame.AgainTarget, wide: false);
+    }
+
+    private static int FieldOf(string name) => (int)Marshal.OffsetOf<CheckSite>(name);
 
     private int Offset(void* field) => (int)((byte*)field - (byte*)state);
 

@@ -65,7 +65,7 @@ internal sealed unsafe class TranslationCounters : IDisposable
     public readonly long[] SlowAccesses = new long[Enum.GetValues<SlowAccess>().Length];
     public readonly long[] Leaves = new long[Enum.GetValues<BlockLeave>().Length];
     public readonly long[] Blocks = new long[Enum.GetValues<InterpretedBlock>().Length];
-    public long Entries, TlbRefills, GroupFailures;
+    public long Entries, TlbRefills, GroupFailures, Searches;
 
     private readonly long* byCode = (long*)HostMapping.AllocateLazy(Codes * sizeof(long));
 
@@ -84,6 +84,7 @@ internal sealed unsafe class TranslationCounters : IDisposable
             named[$"exit-{NameOf((ExitKind)i)}"] = Exits[i];
         named["exit-memory-tlb-refill"] = TlbRefills;
         named["exit-memory-group"] = GroupFailures;
+        named["checks-without-prediction"] = Searches;
         for (int i = 0; i < SlowAccesses.Length; i++)
             named[$"exit-memory-{NameOf((SlowAccess)i)}"] = SlowAccesses[i];
         for (int i = 0; i < Leaves.Length; i++)

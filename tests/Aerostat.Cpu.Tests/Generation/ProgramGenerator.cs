@@ -250,8 +250,14 @@ internal sealed unsafe partial class ProgramGenerator(Rng rng)
     }
 
     // Changes the immediate of an instruction that comes later or earlier; which one is chosen when all are known.
-    private Instruction Modify() =>
-        Instruction.Create(Code.Mov_rm8_imm8, new MemoryOperand(Register.None, Register.None, 1, (long)Layout.CodeAlias, 8), (int)(byte)rng.Next());
+    private Instruction Modify()
+    {
+        int value = (byte)rng.Next();
+        // LAHF and PUSHF would show flags that are not defined.
+        if (value is 0x9C or 0x9F)
+            value = 0x90;
+        return Instruction.Create(Code.Mov_rm8_imm8, new MemoryOperand(Register.None, Register.None, 1, (long)Layout.CodeAlias, 8), value);
+    }
 
     private Code Conditional() => rng.Pick<Code>(
     [

@@ -1,0 +1,28 @@
+using System.Runtime.InteropServices;
+
+namespace Aerostat.Cpu;
+
+/// <summary>
+/// One check of a memory access in generated code. Most go to the page they went to last time, so each predicts its TLB entry: then neither the entry's host
+/// page nor its tag have to wait for the address. A wrong prediction is found out by the tag; <see cref="Thunks.Again"/> makes another. Where
+/// that happens too often the check is changed to search as usual.
+/// </summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct CheckSite
+{
+    public const int Shift = 5;
+
+    /// <summary>Where generated code goes on with the offset in the page in R10 and the entry's offset in its set in R11.</summary>
+    public nint Continue;
+    /// <summary>Where it leaves, with the address in R10.</summary>
+    public nint Leave;
+    /// <summary>Largest offset in the page.</summary>
+    public ulong Limit;
+    /// <summary>How many more wrong predictions until the dispatcher is asked.</summary>
+    public int Misses;
+    /// <summary>Guest instructions executed when that was set, in units of 1024.</summary>
+    public uint Since;
+
+    /// <summary>Wrong predictions between two looks at whether this is worth it, and how many guest instructions apart they have to be.</summary>
+    public const int Patience = 256, WorthInstructions = 64;
+}
