@@ -108,8 +108,9 @@ internal sealed class Board
 
         if (options.Personality == VmwarePersonality.Name)
         {
-            Vmware = new VmwareParts(options, memory, clock, processors[0].Timestamp, x2Apic);
+            Vmware = new VmwareParts(options, memory, clock, processors[0].Timestamp, x2Apic, transfers: options.Accelerator != "kvm");
             AddStateless(Vmware.Backdoor);
+            Add(Vmware.Tools, VmwareStates.Default.GuestToolsSavedState);
             Add(Vmware.Balloon, VmwareStates.Default.VmwareBalloonSavedState);
         }
 

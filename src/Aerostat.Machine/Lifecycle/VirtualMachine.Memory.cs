@@ -1,6 +1,7 @@
 using Aerostat.Devices;
 using Aerostat.Memory;
 using Aerostat.Virtio;
+using Aerostat.VMware;
 
 namespace Aerostat.Machine;
 
@@ -21,6 +22,9 @@ public sealed partial class VirtualMachine
 
     /// <summary>The virtio balloon, which can do more than others: free page hints. Null: the machine has none.</summary>
     public VirtioBalloon? VirtioBalloon => Balloon as VirtioBalloon;
+
+    /// <summary>VMware's tools in the guest; null: the machine has another personality. Its members may be called from any thread while the machine is there.</summary>
+    public GuestTools? GuestTools => board.Vmware?.Tools;
 
     /// <summary>The virtio consoles, in the order of the options. Their members may be called from any thread while the machine is there.</summary>
     public IReadOnlyList<VirtioConsole> Consoles => [.. board.Virtio.Devices.OfType<VirtioConsole>()];

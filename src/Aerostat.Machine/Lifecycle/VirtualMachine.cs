@@ -92,7 +92,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 }));
             }
             bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
-            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog) }, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake));
+            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog), Accelerator = accelerator.Name }, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake));
             built.Push(board.Virtio);
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality switch

@@ -8,14 +8,15 @@ using Aerostat.VMware;
 
 namespace Aerostat.Machine;
 
-/// <summary>What all vCPUs of a machine with the VMware personality share: the backdoor and the balloon.</summary>
+/// <summary>What all vCPUs of a machine with the VMware personality share: the backdoor, the guest's tools behind it, and the balloon.</summary>
 internal sealed class VmwareParts
 {
     private readonly GuestMemory memory;
 
-    public VmwareParts(MachineOptions options, GuestMemory memory, TimeProvider clock, ITimestampCounter timestamp, bool x2Apic)
+    public VmwareParts(MachineOptions options, GuestMemory memory, TimeProvider clock, ITimestampCounter timestamp, bool x2Apic, bool transfers)
     {
         this.memory = memory;
+        Tools = new GuestTools(clock, options.DeviceLog, transfers);
         Backdoor = new VmwareBackdoor(new VmwareBackdoorOptions
         {
             Uuid = UuidOf(options.Name),
@@ -25,13 +26,15 @@ internal sealed class VmwareParts
             X2Apic = x2Apic,
             Clock = clock,
             HostClock = TimeProvider.System,
-        });
+        }, Tools);
         Balloon = new VmwareBalloon(memory, clock);
     }
 
     public VmwareBackdoor Backdoor { get; }
 
     public VmwareBalloon Balloon { get; }
+
+    public GuestTools Tools { get; }
 
     /// <summary>Connects a vCPU; <paramref name="thread"/> tells the host's number of its thread.</summary>
     public VmwareVcpu Connect(IVirtualProcessor processor, Func<int> thread) => new(Backdoor, Balloon, memory, processor.Timestamp, thread);
@@ -43,6 +46,8 @@ internal sealed class VmwareParts
             counters[$"{Balloon.Name}-{name}"] = value;
         foreach ((string name, long value) in Backdoor.Counters)
             counters[$"{Backdoor.Name}-{name}"] = value;
+        foreach ((string name, long value) in Tools.Counters)
+            counters[$"{Tools.Name}-{name}"] = value;
     }
 
     /// <summary>SMBIOS by which a stock kernel knows the machine, and loads the driver of the balloon.</summary>

@@ -51,6 +51,9 @@ internal sealed class VmwarePersonality(IVirtualProcessor processor, VmwareVcpu 
     public bool CallBackdoor(ushort port, int privilege, Span<ulong> registers) => vcpu.Call(port, privilege, registers);
 
     /// <inheritdoc/>
+    public bool TransferBackdoor(ushort port, bool output, Span<byte> bytes, Span<ulong> registers) => vcpu.Transfer(port, output, bytes, registers);
+
+    /// <inheritdoc/>
     public bool ReadPseudoCounter(uint index, out ulong value) => vcpu.ReadPseudoCounter(index, out value);
 
     /// <inheritdoc/>

@@ -16,11 +16,14 @@ public sealed class VmwareBackdoor : IDevice
     /// <summary>The port of commands.</summary>
     public const ushort Port = 0x5658;
 
+    /// <summary>The port of messages in one piece.</summary>
+    public const ushort MessagePort = 0x5659;
+
     internal const uint Magic = 0x564D_5868;
     internal const int Rax = 0, Rcx = 1, Rdx = 2, Rbx = 3, Rsi = 6, Rdi = 7;
 
     private const uint GetMhz = 1, GetVersion = 10, GetHardwareVersion = 17, GetUuid = 19, GetMemorySize = 20, GetTime = 23, GetHz = 45, GetTimeFull = 46,
-        GetTimeFullWithLag = 55, GetVcpuInfo = 68, StealClock = 91;
+        GetTimeFullWithLag = 55, GetVcpuInfo = 68, StealClock = 91, Message = 30;
 
     // The backdoor's version, a server product, and a virtual hardware version of ESXi 6.5.
     private const uint Version = 6, ServerProduct = 2, HardwareVersion = 13;
@@ -29,15 +32,19 @@ public sealed class VmwareBackdoor : IDevice
     private const uint CounterHostTsc = 0x10000, CounterRealTime = 0x10001, CounterApparentTime = 0x10002, CounterTsc = 0x10003;
 
     private readonly VmwareBackdoorOptions _options;
+    private readonly GuestTools _tools;
     private readonly long _bornAt;
     private long _calls, _unknown;
 
     /// <summary>Makes it.</summary>
     /// <param name="options">What it tells.</param>
-    public VmwareBackdoor(VmwareBackdoorOptions options)
+    /// <param name="tools">Who is behind its messages.</param>
+    public VmwareBackdoor(VmwareBackdoorOptions options, GuestTools tools)
     {
         ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(tools);
         _options = options;
+        _tools = tools;
         _bornAt = options.HostClock.GetTimestamp();
     }
 
@@ -96,6 +103,9 @@ public sealed class VmwareBackdoor : IDevice
             case GetTime or GetTimeFull or GetTimeFullWithLag:
                 TellTime((uint)registers[Rcx] & 0xFFFF, registers);
                 break;
+            case Message:
+                _tools.Channels.Call(registers);
+                break;
             case StealClock when privilege == 0:
                 registers[Rax] = caller.StealClock.Configure((uint)registers[Rsi], (uint)registers[Rdi]);
                 break;
@@ -128,6 +138,9 @@ public sealed class VmwareBackdoor : IDevice
         if (command == GetTimeFullWithLag)
             registers[Rdi] = 0;
     }
+
+    /// <summary>A part of REP INSB or OUTSB on <see cref="MessagePort"/>.</summary>
+    internal bool Transfer(bool output, Span<byte> bytes, Span<ulong> registers) => _tools.Channels.Transfer(output, bytes, registers);
 
     /// <summary>RDPMC of an index that no processor has.</summary>
     internal bool ReadPseudoCounter(uint index, ulong timestamp, out ulong value)

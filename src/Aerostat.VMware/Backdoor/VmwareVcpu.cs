@@ -30,7 +30,7 @@ public sealed class VmwareVcpu : ISavable<VmwareVcpuSavedState>
     internal StealClock StealClock { get; }
 
     /// <summary>Whether this is one of our ports.</summary>
-    public static bool IsBackdoor(ushort port) => port is VmwareBackdoor.Port or VmwareBalloon.Port;
+    public static bool IsBackdoor(ushort port) => port is VmwareBackdoor.Port or VmwareBackdoor.MessagePort or VmwareBalloon.Port;
 
     /// <summary>A 32-bit IN; false: no call of ours.</summary>
     /// <param name="port">The port.</param>
@@ -42,6 +42,14 @@ public sealed class VmwareVcpu : ISavable<VmwareVcpuSavedState>
         VmwareBalloon.Port => privilege == 0 && _balloon.Call(registers),
         _ => false,
     };
+
+    /// <summary>A part of REP INSB or OUTSB; false: no message of ours.</summary>
+    /// <param name="port">The port.</param>
+    /// <param name="output">OUTSB.</param>
+    /// <param name="bytes">What is put out, or to be filled; none: the question whether any may be.</param>
+    /// <param name="registers">As for <see cref="Call"/>.</param>
+    public bool Transfer(ushort port, bool output, Span<byte> bytes, Span<ulong> registers) =>
+        port == VmwareBackdoor.MessagePort && _backdoor.Transfer(output, bytes, registers);
 
     /// <summary>RDPMC of an index that no processor has; false: not of ours either.</summary>
     public bool ReadPseudoCounter(uint index, out ulong value) => _backdoor.ReadPseudoCounter(index, _timestamp.Read(), out value);
