@@ -66,6 +66,8 @@ public static class Accelerators
     public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "kvm", TranslationRecordOptions? record = null)
     {
         string name = Find(accelerator);
+        if (name == KvmName && personality == "hyperv")
+            name = accelerator == "auto" && TranslatorHypervisor.IsSupported ? Translator : throw new ConfigurationException($"--personality hyperv: {NoHyperVOnKvm()}; use --accel translator or interpreter");
         string model = cpuModel ?? CpuModels.Default;
         if (!CpuModels.All.Any(m => m.Name == model))
             throw new ConfigurationException($"--cpu: there is no model '{model}'; '--cpu help' lists what there is");
@@ -100,6 +102,11 @@ public static class Accelerators
                 return new InterpreterHypervisor(memory);
         }
     }
+
+    // KVM's own synthetic interrupts go through its own local APIC (KVM_CAP_HYPERV_SYNIC2 asks for one), and this program's are its own.
+    private static string NoHyperVOnKvm() => s_kvm.Value.Capabilities is { HyperV: true }
+        ? "on KVM, synthetic interrupts need the local APIC of the host's kernel, and a machine on KVM has this program's"
+        : "the host's KVM does not offer it (KVM_CAP_HYPERV)";
 
     // What the machine is told is what the guest will see.
     private static CpuidTable Cpuid(string name, CpuidTable model) =>

@@ -36,7 +36,7 @@ public sealed class ArgumentTests
         { "run --kernel k --accel xen", "there is no accelerator 'xen'" },
         { "run --kernel k --accel warp", "no accelerator 'warp'" },
         { "run --kernel k --cpu pentium", "no model 'pentium'" },
-        { "run --kernel k --personality hyperv", "later version" },
+        { "run --kernel k --device hyperv-testdev", "needs --personality hyperv" },
         { "run --kernel k --device vsock", "later version" },
         { "run --kernel k --device teapot", "no device 'teapot'" },
         { "run --kernel k --device debug-exit,port=high", "not a port" },

@@ -11,6 +11,12 @@ public interface IHypervisor : IDisposable
     /// <summary>Makes virtual processor <see cref="VirtualProcessorOptions.Index"/>. Each index may be made once.</summary>
     /// <param name="options">What the processor is and what it is wired to.</param>
     IVirtualProcessor CreateProcessor(VirtualProcessorOptions options);
+
+    /// <summary>
+    /// Drops all cached translations of the processors whose bits are set; when it returns, none of them uses one that it had before. Called from
+    /// exit handlers. Null: this kind cannot do it.
+    /// </summary>
+    Action<ulong>? FlushTranslations => null;
 }
 
 /// <summary>What a virtual processor is made from.</summary>

@@ -32,6 +32,18 @@ public interface IVirtualProcessor : IProcessorPins, IDisposable
     /// </summary>
     void RequestInterruptWindow();
 
+    /// <summary>Whether the code segment is a 64-bit one. On the processor's thread; cheap, for exit handlers.</summary>
+    bool IsIn64BitMode
+    {
+        get
+        {
+            const ulong longModeActive = 1 << 10;
+            const uint longSegment = 1 << 13;
+            ProcessorState state = GetState();
+            return (state.Efer & longModeActive) != 0 && (state.Segments[1].Attributes & longSegment) != 0;
+        }
+    }
+
     /// <summary>Reads the whole architectural state.</summary>
     ProcessorState GetState();
 

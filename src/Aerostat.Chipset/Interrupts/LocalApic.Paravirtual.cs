@@ -12,9 +12,53 @@ public interface IEndOfInterruptFlag
     bool Clear();
 }
 
-// End of interrupt through memory, as KVM's guests know it (Linux, Documentation/virt/kvm/x86/msr.rst, MSR_KVM_PV_EOI_EN).
+// End of interrupt through memory, as KVM's guests know it (Linux, Documentation/virt/kvm/x86/msr.rst, MSR_KVM_PV_EOI_EN) and Hyper-V's (TLFS,
+// 10.3.5); and what else of Hyper-V's reaches into a local APIC: vectors that end by themselves, and shortcuts to registers.
 public sealed partial class LocalApic
 {
+    private ulong[]? _automaticEnds;
+
+    /// <summary>Vectors, a bit for each, that are ended as they are handed over (TLFS, 11.4); null: none. Owner only.</summary>
+    public IReadOnlyList<ulong>? AutomaticEnds
+    {
+        get => _automaticEnds;
+        set => _automaticEnds = value?.ToArray();
+    }
+
+    /// <summary>An edge-triggered interrupt of the platform's own to this processor; false: it is not taken. Any thread.</summary>
+    public bool Deliver(byte vector) => AcceptFixed(vector, level: false) != Reception.Lost;
+
+    /// <summary>Writes EOI, whatever mode the registers are in. Owner only.</summary>
+    public void WriteEndOfInterrupt()
+    {
+        Settle();
+        if (_hardwareEnabled)
+            EndOfInterrupt();
+    }
+
+    /// <summary>The interrupt command register, as the present mode lays it out. Owner only.</summary>
+    public ulong ReadInterruptCommand() => _icr;
+
+    /// <summary>Writes the interrupt command register; false: the mode has bits reserved that are set. Owner only.</summary>
+    public bool WriteInterruptCommand(ulong value)
+    {
+        if (_x2Mode)
+            return WriteMsr(FirstX2Msr + RegIcr, value);
+        Settle();
+        return !_hardwareEnabled || (TryWrite(RegIcrHigh, (uint)(value >> 32)) && TryWrite(RegIcr, (uint)value));
+    }
+
+    private bool EndsByItself(int vector)
+    {
+        if ((_automaticEnds![vector >> 6] >> vector & 1) == 0)
+            return false;
+        UpdatePriority();
+        _fabric.NoteTaken((byte)vector);
+        if (_tmr[vector])
+            _fabric.BroadcastEndOfInterrupt((byte)vector);
+        return true;
+    }
+
     private IEndOfInterruptFlag? _endFlag;
     // An interrupt is in service that the guest may have ended already; ISR and PPR do not know.
     private volatile bool _endLent;

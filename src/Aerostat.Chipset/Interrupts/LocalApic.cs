@@ -202,6 +202,8 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
             if (vector >> 4 > (int)(_ppr >> 4))
             {
                 _irr.Clear(vector);
+                if (_automaticEnds is not null && EndsByItself(vector))
+                    return vector;
                 _isr.SetOwned(vector);
                 UpdatePriority();
                 _fabric.NoteTaken((byte)vector);

@@ -46,7 +46,7 @@ internal static class CompletionCommand
     {
         "--accel" => Accelerators.Names,
         "--cpu" => Accelerators.CpuModelsOf("auto").Select(m => m.Name).Append("help"),
-        "--personality" => ["none", "kvm", "vmware"],
+        "--personality" => ["none", "kvm", "vmware", "hyperv"],
         _ => DeviceOptions.Known.Select(d => d.Syntax.Split('[')[0].Split(',')[0]).Append("help"),
     });
 

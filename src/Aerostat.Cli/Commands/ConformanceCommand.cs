@@ -17,7 +17,7 @@ internal static class ConformanceCommand
         Option<string> legacy = new("--i386") { HelpName = "DIR", Description = "A 32-bit build, for the entries that are for i386 only" };
         Option<string> accelerator = MachineArguments.Accelerator();
         Option<string> cpu = new("--cpu") { HelpName = "NAME", Description = "CPU model of entries that do not ask for the widest one" };
-        Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guests see: none, kvm, vmware", DefaultValueFactory = _ => "kvm" };
+        Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guests see: none, kvm, vmware, hyperv; entries that are about one see that", DefaultValueFactory = _ => "kvm" };
         Option<string> timeout = new("--timeout") { HelpName = "SECONDS", Description = "Limit for each entry, in place of its own (10 times what the list says on the translator, 40 times on the interpreter)" };
         Option<bool> all = new("--all") { Description = "Also what the suite leaves out of its default run" };
         Option<string> logs = new("--logs") { HelpName = "DIR", Description = "Write the output of each entry there" };

@@ -21,7 +21,7 @@ internal static class RunCommand
         Option<string> cpus = MachineArguments.Cpus();
         Option<string> accelerator = MachineArguments.Accelerator();
         Option<string> cpu = new("--cpu") { HelpName = "NAME", Description = "CPU model; 'help' lists them" };
-        Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm, vmware", DefaultValueFactory = _ => "kvm" };
+        Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm, vmware, hyperv", DefaultValueFactory = _ => "kvm" };
         Option<string[]> device = new("--device") { HelpName = "NAME[,key=value...]", Description = "Add a device; 'help' lists them", DefaultValueFactory = _ => [] };
         Option<string[]> disk = new("--disk") { HelpName = "FILE[,ro][,serial=TEXT][,queues=N]", Description = "Add a virtio disk with the contents of a raw image", DefaultValueFactory = _ => [] };
         Option<string?> balloon = new("--balloon") { HelpName = "target=SIZE,stats=SECONDS,deflate-on-oom,...", Arity = ArgumentArity.ZeroOrOne, Description = "Add a virtio memory balloon; target is what the host takes back" };

@@ -27,6 +27,7 @@ internal sealed record UnitTestResult(string Name, UnitTestStatus Status, int Pa
 /// <summary>Runs entries of a kvm-unit-tests build, each in a machine of its own.</summary>
 internal sealed class UnitTestRunner
 {
+    private const string HyperVTestDevice = "hyperv-testdev";
     private const int ExitPass = 1, ExitSkip = 77, ExitAbort = (127 << 1) | 1;
 
     /// <summary>The build.</summary>
@@ -77,7 +78,7 @@ internal sealed class UnitTestRunner
                     CommandLine = test.ArgumentsAt(DateTimeOffset.UtcNow),
                     InitrdBytes = Encoding.ASCII.GetBytes($"NR_CPUS={test.Cpus}\nMEMSIZE={test.MemoryBytes >> 20}\nMEMLIMIT=0\nTEST_DEVICE=1\n"),
                 },
-                Devices = [new DebugExitOptions(), new TestDeviceOptions()],
+                Devices = [new DebugExitOptions(), new TestDeviceOptions(), .. test.Devices.Contains(HyperVTestDevice) ? [new HyperVTestDeviceOptions()] : Array.Empty<DeviceOptions>()],
                 NoReboot = true,
                 Personality = PersonalityFor(test),
                 Serial = output.Write,
@@ -112,7 +113,9 @@ internal sealed class UnitTestRunner
     private static bool WantsVmware(UnitTest test) => test.Machine.Contains("vmport=on");
 
     // An entry that is about a hypervisor gets to see that one.
-    private string PersonalityFor(UnitTest test) => WantsVmware(test) ? "vmware" : Personality;
+    private string PersonalityFor(UnitTest test) => WantsVmware(test) ? "vmware" : WantsHyperV(test) && Personality == "kvm" && Accelerator.PassesHypercalls ? "hyperv" : Personality;
+
+    private static bool WantsHyperV(UnitTest test) => test.CpuFlags.Contains("hv_passthrough");
 
     // Without it the host's kernel does not let programs of the guest near the port.
     private static bool VmwareBackdoorInKernel
@@ -139,12 +142,12 @@ internal sealed class UnitTestRunner
             return "is not in the default run: give --all";
         if (test.CpuFlags.Contains("+vmx") || test.CpuFlags.Contains("+svm") || test.File is "svm.flat" or "vmx.flat" or "svm_npt.flat")
             return "needs nested virtualization";
-        if (test.CpuFlags.Contains("hv_passthrough") && Personality != "hyperv")
-            return "needs the Hyper-V personality";
+        if (WantsHyperV(test) && PersonalityFor(test) != "hyperv")
+            return Accelerator.PassesHypercalls ? "needs the Hyper-V personality" : "needs the Hyper-V personality, which there is on the software processors only";
         // Its test of the kernel's module parameter comes down to this.
         if (WantsVmware(test))
             return Accelerator.PassesHypercalls || VmwareBackdoorInKernel ? null : "needs kvm's module parameter enable_vmware_backdoor=Y";
-        if (test.Devices.FirstOrDefault(d => d is not ("hyperv-testdev" or "pc-testdev" or "isa-debug-exit")) is { } device)
+        if (test.Devices.FirstOrDefault(d => d is not (HyperVTestDevice or "pc-testdev" or "isa-debug-exit")) is { } device)
             return $"needs the device {device}";
         if (test.Accelerator is { } accelerator && accelerator != Accelerator.Name)
             return $"is for {accelerator} only";

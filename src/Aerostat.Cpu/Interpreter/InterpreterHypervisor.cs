@@ -48,6 +48,22 @@ public sealed class InterpreterHypervisor : IHypervisor
         return processor;
     }
 
+    /// <inheritdoc/>
+    public Action<ulong>? FlushTranslations => Flush;
+
+    // The caller is in an exit handler, and so outside the guest itself.
+    private void Flush(ulong processors)
+    {
+        gate.BeginExclusive(null);
+        foreach (Interpreter member in gate.Members)
+        {
+            int index = member.Owner.Index;
+            if (index < 64 && (processors >> index & 1) != 0)
+                member.FlushTlb();
+        }
+        gate.EndExclusive(null);
+    }
+
     private void DropWritePaths()
     {
         gate.BeginExclusive(null);

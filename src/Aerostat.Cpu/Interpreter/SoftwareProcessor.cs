@@ -17,6 +17,9 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
     public ITimestampCounter Timestamp => interpreter.Timestamp;
 
     /// <inheritdoc/>
+    public bool IsIn64BitMode => interpreter.State->Bitness == 64;
+
+    /// <inheritdoc/>
     public bool HasWork => interpreter.HasWork;
 
     /// <inheritdoc/>

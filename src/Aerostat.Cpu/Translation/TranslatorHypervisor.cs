@@ -63,6 +63,9 @@ public sealed class TranslatorHypervisor : IHypervisor
         return processor;
     }
 
+    /// <inheritdoc/>
+    public Action<ulong>? FlushTranslations => interpreters.FlushTranslations;
+
     private void NoteCodeChange(ulong page)
     {
         foreach (Interpreter interpreter in translating)

@@ -1,6 +1,7 @@
 using System.Text.Json.Serialization.Metadata;
 using Aerostat.Chipset;
 using Aerostat.Devices;
+using Aerostat.HyperV;
 using Aerostat.Memory;
 using Aerostat.Platform;
 using Aerostat.Processors;
@@ -43,9 +44,10 @@ internal sealed class Board
     /// <param name="x2Apic">Whether CPUID announces the x2APIC.</param>
     /// <param name="request">Where a guest's wish to reset, power off, suspend or exit goes. Called on vCPU threads; returns at once.</param>
     /// <param name="wake">Called when an event ends S3, on any thread; returns at once.</param>
+    /// <param name="hyperV">What the Hyper-V personality needs; null: the machine has another.</param>
     public Board(
         MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, bool x2Apic,
-        Action<GuestRequest> request, Action wake)
+        Action<GuestRequest> request, Action wake, HyperVHost? hyperV = null)
     {
         void RequestReset() => request(new GuestRequest(MachineExitKind.Reset));
 
@@ -113,6 +115,8 @@ internal sealed class Board
             Add(Vmware.Tools, VmwareStates.Default.GuestToolsSavedState);
             Add(Vmware.Balloon, VmwareStates.Default.VmwareBalloonSavedState);
         }
+        if (hyperV is not null)
+            devices.Add(HyperV = new HyperVBoard(hyperV, memory, clock, processors, LocalApics));
 
         foreach (DeviceOptions device in options.Devices)
         {
@@ -129,6 +133,9 @@ internal sealed class Board
                     Mmio.Add(test.Name, TestDevice.MmioBase, TestDevice.MmioSize, test);
                     // Its real-mode test waits for IRQ 11 without having programmed the 8259 pair.
                     firmwareIrqs |= 1 << TestDeviceIrq;
+                    break;
+                case HyperVTestDeviceOptions:
+                    Claim(Add(new HyperVTestDevice(HyperV!.Partition), HyperVStates.Default.HyperVTestDeviceSavedState), HyperVTestDevice.Ports);
                     break;
                 case VirtioOptions:
                     break;
@@ -177,6 +184,9 @@ internal sealed class Board
 
     /// <summary>Every device that a reset reaches.</summary>
     public IReadOnlyList<IDevice> Devices => devices;
+
+    /// <summary>What belongs to the Hyper-V personality; null: the machine has another.</summary>
+    public HyperVBoard? HyperV { get; }
 
     /// <summary>The virtio devices.</summary>
     public VirtioBoard Virtio => virtio;

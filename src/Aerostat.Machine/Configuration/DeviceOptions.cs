@@ -10,6 +10,7 @@ public abstract record DeviceOptions
     [
         ("debug-exit[,port=0xf4]", "a write of VALUE to the port ends the run with exit status (VALUE << 1) | 1"),
         ("testdev", "what kvm-unit-tests expects: interrupt lines at port 0x2000, latches at 0xe0, bytes at 0xff000000"),
+        ("hyperv-testdev", "what kvm-unit-tests' Hyper-V tests expect: port 0x3000; with --personality hyperv"),
         ("rng[,transport=pci|mmio][,packed=on|off]", "virtio entropy source: the host's random numbers as /dev/hwrng"),
         ("console[,ports=N][,transport=pci|mmio]", "virtio console: hvc0, whose output goes to standard output; more ports are for programs"),
     ];
@@ -61,7 +62,11 @@ public abstract record DeviceOptions
                 return BalloonOptions.ParseBalloon(string.Join(',', parts.Skip(1)));
             case "console":
                 return ConsoleOptions.ParseConsole(parts.Skip(1));
-            case "vsock" or "hyperv-testdev":
+            case "hyperv-testdev":
+                return parts.Length == 1
+                    ? new HyperVTestDeviceOptions()
+                    : throw new ConfigurationException($"--device hyperv-testdev: unknown key '{parts[1]}'; it has none");
+            case "vsock":
                 throw new ConfigurationException($"--device: '{parts[0]}' comes with a later version; '--device help' lists what there is");
             default:
                 throw new ConfigurationException($"--device: there is no device '{parts[0]}'; '--device help' lists what there is");
@@ -92,4 +97,11 @@ public sealed record TestDeviceOptions : DeviceOptions
 {
     /// <inheritdoc/>
     public override string Format() => "testdev";
+}
+
+/// <summary>The device that kvm-unit-tests' Hyper-V tests expect.</summary>
+public sealed record HyperVTestDeviceOptions : DeviceOptions
+{
+    /// <inheritdoc/>
+    public override string Format() => "hyperv-testdev";
 }

@@ -31,7 +31,7 @@ public sealed record MachineOptions
     /// <summary>Versioned CPU model, "max", or null for the accelerator's default.</summary>
     public string? CpuModel { get; init; }
 
-    /// <summary>Which hypervisor the guest sees: "none", "kvm" or "vmware".</summary>
+    /// <summary>Which hypervisor the guest sees: "none", "kvm", "vmware" or "hyperv".</summary>
     public string Personality { get; init; } = "kvm";
 
     /// <summary>What to start; null leaves the processor at its reset vector.</summary>
@@ -64,10 +64,10 @@ public sealed record MachineOptions
             throw new ConfigurationException($"--memory: {MemorySize.Format(MemoryBytes)} is too much; the most is {MemorySize.Format(MaxMemory)}");
         if (MemoryBytes % GuestAddress.PageSize != 0)
             throw new ConfigurationException($"--memory: {MemoryBytes} is not a multiple of 4096; write a size such as 512M");
-        if (Personality is "hyperv")
-            throw new ConfigurationException($"--personality: '{Personality}' comes with a later version; use none, kvm or vmware");
-        if (Personality is not ("none" or KvmPersonality.Name or VmwarePersonality.Name))
-            throw new ConfigurationException($"--personality: there is no personality '{Personality}'; use none, kvm or vmware");
+        if (Personality is not ("none" or KvmPersonality.Name or VmwarePersonality.Name or HyperVPersonality.Name))
+            throw new ConfigurationException($"--personality: there is no personality '{Personality}'; use none, kvm, vmware or hyperv");
+        if (Devices.OfType<HyperVTestDeviceOptions>().Any() && Personality != HyperVPersonality.Name)
+            throw new ConfigurationException("--device hyperv-testdev: needs --personality hyperv");
         if (Boot is RealModeBootOptions code && (code.Code.IsEmpty || code.Code.Length > 0x10000 - code.Address))
             throw new ConfigurationException($"{code.Code.Length} bytes of real-mode code do not fit at 0x{code.Address:x}; they must be there and end below 64K");
         foreach (DeviceOptions device in Devices)

@@ -64,6 +64,8 @@ public sealed partial class VirtualMachine
         if (Options.Personality == KvmPersonality.Name)
             elements.Add(StateElement.Of("kvm-clock", kvmClock, MachineStates.Default.KvmClockSavedState));
         elements.AddRange(personalities.SelectMany(p => p.Elements));
+        if (board.HyperV is { } hyperV)
+            elements.AddRange(hyperV.Elements);
     }
 
     // Backwards: a device that catches up with the time may still raise an interrupt, and a local APIC may hand one to its processor.
@@ -84,7 +86,7 @@ public sealed partial class VirtualMachine
     }
 
     private CpuidEntry[] DescribeCpuid() =>
-        [.. IPersonality.AddCpuid(Options.Personality, accelerator.Cpuid(0, Options.Cpus), accelerator.PassesHypercalls).Entries.Select(e => new CpuidEntry(e.Leaf, e.Subleaf, e.Value.Eax, e.Value.Ebx, e.Value.Ecx, e.Value.Edx))];
+        [.. DescribeCpuid(0).Entries.Select(e => new CpuidEntry(e.Leaf, e.Subleaf, e.Value.Eax, e.Value.Ebx, e.Value.Ecx, e.Value.Edx))];
 
     // Before there are threads; a machine that this throws out of never runs.
     private void RestoreState(MachineOrigin origin)

@@ -87,18 +87,19 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 {
                     Index = i,
                     Count = options.Cpus,
-                    Cpuid = IPersonality.AddCpuid(options.Personality, accelerator.Cpuid(i, options.Cpus), accelerator.PassesHypercalls),
+                    Cpuid = DescribeCpuid(i),
                     Clock = clock,
                 }));
             }
             bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
-            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog), Accelerator = accelerator.Name }, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake));
+            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog), Accelerator = accelerator.Name }, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake), DescribeHyperVHost());
             built.Push(board.Virtio);
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality switch
             {
                 KvmPersonality.Name => [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, board.LocalApics[p.Index], kvmClock))],
                 VmwarePersonality.Name => [.. processors.Select(p => new VmwarePersonality(p, board.Vmware!.Connect(p, () => vcpus?[p.Index].HostThreadId ?? 0)))],
+                HyperVPersonality.Name => [.. processors.Select(p => new HyperVPersonality(p, board.HyperV!.Partition.Processors[p.Index]))],
                 _ => [],
             };
             handlers = [.. board.LocalApics.Select((apic, i) => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate, personalities.ElementAtOrDefault(i)))];

@@ -1,3 +1,4 @@
+using Aerostat.HyperV;
 using Aerostat.Processors;
 using Aerostat.State;
 
@@ -44,10 +45,13 @@ internal interface IPersonality
     /// <param name="personality">Its name.</param>
     /// <param name="table">The CPU model's CPUID.</param>
     /// <param name="hypercalls">Whether hypercalls reach the personality.</param>
-    static CpuidTable AddCpuid(string personality, CpuidTable table, bool hypercalls) => personality switch
+    /// <param name="processors">How many vCPUs the machine has.</param>
+    /// <param name="remoteFlush">Whether translations can be flushed from outside a processor.</param>
+    static CpuidTable AddCpuid(string personality, CpuidTable table, bool hypercalls, int processors = 1, bool remoteFlush = false) => personality switch
     {
         KvmPersonality.Name => KvmPersonality.AddCpuid(table, hypercalls),
         VmwarePersonality.Name => VmwarePersonality.AddCpuid(table),
+        HyperVPersonality.Name => HyperVCpuid.Add(table, processors, remoteFlush),
         _ => table,
     };
 }
