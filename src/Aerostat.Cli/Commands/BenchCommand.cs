@@ -45,10 +45,11 @@ internal static class BenchCommand
         Option<string> balloonRuns = new("--balloon-runs") { HelpName = "N", Description = "How many guests inflate a balloon", DefaultValueFactory = _ => "3" };
         Option<string> idle = new("--idle-seconds") { HelpName = "N", Description = "How long an idle guest is left alone", DefaultValueFactory = _ => "60" };
         Option<string> only = new("--only") { HelpName = "snapshots|balloon", Description = "One of the two" };
+        Option<string> personality = new("--personality") { HelpName = "vmware", Description = "Instead: the balloon of this personality against the virtio balloon" };
         Option<bool> json = new("--json") { Description = "Machine-readable output" };
         Command command = new("memory", "Save and restore an idle guest with a stock kernel; inflate and deflate its balloon, in turn with QEMU's software processor when that is installed.")
         {
-            kernel, busybox, memory, accelerator, runs, balloonRuns, idle, only, json,
+            kernel, busybox, memory, accelerator, runs, balloonRuns, idle, only, personality, json,
         };
         command.SetAction(async (result, _) =>
         {
@@ -82,6 +83,26 @@ internal static class BenchCommand
                     Json = result.GetValue(json),
                 }.RunAsync(output, result.InvocationConfiguration.Error, stopping)),
             ];
+            if (result.GetValue(personality) is { } other)
+            {
+                if (other != "vmware")
+                    throw new ConfigurationException($"--personality: there is no balloon of '{other}' to measure; there is vmware");
+                byte[] Initrd(string dialect)
+                {
+                    using MemoryStream archive = new();
+                    new InitramfsBuilder { BusyboxPath = program, InitScript = BalloonBenchmark.Script, Modules = StockKernel.Modules(null, path), ModuleNames = DialectBenchmark.ModulesOf(dialect) }.Build(archive);
+                    return archive.ToArray();
+                }
+                return await new DialectBenchmark
+                {
+                    Kernel = path,
+                    Initrds = new Dictionary<string, byte[]> { ["vmware"] = Initrd("vmware"), ["virtio"] = Initrd("virtio") },
+                    MemoryBytes = bytes,
+                    Accelerator = result.GetRequiredValue(accelerator),
+                    Runs = ParseCount("--balloon-runs", result.GetRequiredValue(balloonRuns), 1000),
+                    Json = result.GetValue(json),
+                }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, CancellationToken.None).ConfigureAwait(false);
+            }
             string? wanted = result.GetValue(only);
             if (wanted is not null && parts.All(p => p.Name != wanted))
                 throw new ConfigurationException($"--only: there is no '{wanted}'; there are snapshots and balloon");

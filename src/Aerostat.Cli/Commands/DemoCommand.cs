@@ -38,6 +38,7 @@ internal static class DemoCommand
         Option<string> cpus = MachineArguments.Cpus();
         Option<string> accelerator = MachineArguments.Accelerator();
         Command command = new("demo", "Boot a stock Linux kernel, run a short session in it, and sum up.") { kernel, busybox, modules, memory, cpus, accelerator };
+        command.Add(DemoVmwareCommand.Create());
         command.SetAction(async (result, _) =>
         {
             string kernelPath = StockKernel.Kernel(result.GetValue(kernel));
