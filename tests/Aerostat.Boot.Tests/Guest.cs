@@ -93,7 +93,6 @@ internal static class Guest
             Accelerator = accelerator,
             Personality = personality,
             NoReboot = true,
-            Personality = personality,
             Serial = console.Append,
             Devices = devices ?? [],
             DeviceLog = new TranscriptLog(console),
