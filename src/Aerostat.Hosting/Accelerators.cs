@@ -61,9 +61,9 @@ public static class Accelerators
         return CpuModels.All;
     }
 
-    /// <summary>Finds what <c>--accel</c> and <c>--cpu</c> ask for.</summary>
+    /// <summary>Finds what <c>--accel</c> and <c>--cpu</c> ask for; <paramref name="kvm"/> is for KVM only.</summary>
     /// <exception cref="ConfigurationException">There is no such thing, or it cannot be used here.</exception>
-    public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "kvm", TranslationRecordOptions? record = null)
+    public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "kvm", TranslationRecordOptions? record = null, KvmOptions? kvm = null)
     {
         string name = Find(accelerator);
         if (name == KvmName && personality == "hyperv")
@@ -78,19 +78,19 @@ public static class Accelerators
         return new Accelerator(
             name,
             model,
-            memory => Open(name, memory, record),
+            memory => Open(name, memory, record, kvm),
             (index, count) => Cpuid(name, CpuModels.CreateCpuid(model, index, count, personality)))
         { PassesHypercalls = name != KvmName };
     }
 
-    private static IHypervisor Open(string name, GuestMemory memory, TranslationRecordOptions? record)
+    private static IHypervisor Open(string name, GuestMemory memory, TranslationRecordOptions? record, KvmOptions? kvm)
     {
         switch (name)
         {
             case KvmName:
                 try
                 {
-                    return new KvmHypervisor(memory);
+                    return new KvmHypervisor(memory, kvm ?? new KvmOptions());
                 }
                 catch (Exception e) when (e is KvmException or NotSupportedException)
                 {

@@ -36,6 +36,9 @@ public sealed record KvmCapabilities
     /// <summary>The local APICs alone in the kernel can be had.</summary>
     public required bool SplitIrqchip { get; init; }
 
+    /// <summary>So can their timers' frequency be chosen (Linux 6.11); else it is 1 GHz.</summary>
+    public required bool ApicTimerFrequency { get; init; }
+
     /// <summary>The guest's TSC can be scaled to a frequency of its own.</summary>
     public required bool TscControl { get; init; }
 
@@ -69,11 +72,20 @@ public sealed record KvmCapabilities
     /// <summary>Writes to a port or an address can signal an eventfd, and an eventfd can raise an interrupt.</summary>
     public required bool EventDescriptors { get; init; }
 
+    /// <summary>Such writes may be of any length (Linux 4.4).</summary>
+    public required bool EventsOfAnyLength { get; init; }
+
     /// <summary>Writes to memory-mapped registers can be gathered.</summary>
     public required bool CoalescedMmio { get; init; }
 
+    /// <summary>So can writes to ports.</summary>
+    public required bool CoalescedPorts { get; init; }
+
     /// <summary>The Hyper-V enlightenments in the kernel.</summary>
     public required bool HyperV { get; init; }
+
+    /// <summary>Which of them there are, by KVM's capabilities.</summary>
+    public required IReadOnlyList<string> HyperVFeatures { get; init; }
 
     /// <summary>CPUID as far as this KVM can virtualize it (KVM_GET_SUPPORTED_CPUID).</summary>
     public required CpuidTable SupportedCpuid { get; init; }
@@ -92,6 +104,7 @@ public sealed record KvmCapabilities
         ("msr-filter", YesNo(MsrFilter)),
         ("irqchip", YesNo(Irqchip)),
         ("split-irqchip", YesNo(SplitIrqchip)),
+        ("apic-timer-frequency", YesNo(ApicTimerFrequency)),
         ("tsc-control", YesNo(TscControl)),
         ("guest-debug", YesNo(GuestDebug)),
         ("xsave-bytes", $"{XsaveBytes}"),
@@ -103,7 +116,8 @@ public sealed record KvmCapabilities
         ("dirty-ring", DirtyRingEntries == 0 ? "no" : $"{DirtyRingEntries}"),
         ("ioeventfd-irqfd", YesNo(EventDescriptors)),
         ("coalesced-mmio", YesNo(CoalescedMmio)),
-        ("hyperv", YesNo(HyperV)),
+        ("coalesced-ports", YesNo(CoalescedPorts)),
+        ("hyperv", HyperVFeatures.Count == 0 ? YesNo(HyperV) : string.Join('+', HyperVFeatures)),
         ("msrs", $"{Msrs.Count}"),
     ];
 
@@ -135,6 +149,7 @@ public sealed record KvmCapabilities
             MsrFilter = Has(KvmCapability.MsrFilter),
             Irqchip = Has(KvmCapability.Irqchip),
             SplitIrqchip = Has(KvmCapability.SplitIrqchip),
+            ApicTimerFrequency = Has(KvmCapability.ApicBusCycle),
             TscControl = Has(KvmCapability.TscControl),
             GuestDebug = Has(KvmCapability.GuestDebug),
             BlocksInterruptsInSteps = (Check(KvmCapability.GuestDebug2) & 0x100000) != 0,
@@ -146,12 +161,21 @@ public sealed record KvmCapabilities
             Nmi = Has(KvmCapability.UserNmi),
             DirtyRingEntries = Check(KvmCapability.DirtyRing) / 16,
             EventDescriptors = Has(KvmCapability.Ioeventfd) && Has(KvmCapability.Irqfd),
+            EventsOfAnyLength = Has(KvmCapability.IoeventfdAnyLength),
             CoalescedMmio = Has(KvmCapability.CoalescedMmio),
+            CoalescedPorts = Has(KvmCapability.CoalescedPio),
             HyperV = Has(KvmCapability.HyperV),
+            HyperVFeatures = [.. s_hyperV.Where(f => Has(f.Capability)).Select(f => f.Name)],
             SupportedCpuid = ReadCpuid(device),
             Msrs = ReadMsrs(device),
         };
     }
+
+    private static readonly (KvmCapability Capability, string Name)[] s_hyperV =
+    [
+        (KvmCapability.HyperVSynic2, "synic"), (KvmCapability.HyperVVpIndex, "vp-index"), (KvmCapability.HyperVTlbFlush, "tlb-flush"),
+        (KvmCapability.HyperVSendIpi, "send-ipi"), (KvmCapability.HyperVEventDescriptor, "eventfd"), (KvmCapability.HyperVCpuid, "cpuid"),
+    ];
 
     private static string YesNo(bool value) => value ? "yes" : "no";
 

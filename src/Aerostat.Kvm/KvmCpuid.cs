@@ -85,12 +85,11 @@ public static class KvmCpuid
     }
 
     /// <summary>
-    /// The table with leaves 15H and 16H telling the frequency that the time-stamp counter really has, with the crystal of 25 MHz that
-    /// the machine's local APICs count.
+    /// The table with leaves 15H and 16H telling the frequency that the time-stamp counter really has, and as its crystal what the machine's
+    /// local APICs count.
     /// </summary>
-    public static CpuidTable WithFrequency(CpuidTable table, long hertz)
+    public static CpuidTable WithFrequency(CpuidTable table, long hertz, long crystal)
     {
-        const long Crystal = 25_000_000;
         CpuidTable result = new();
         foreach ((uint leaf, uint subleaf, CpuidResult value) in table.Entries)
         {
@@ -98,8 +97,8 @@ public static class KvmCpuid
             CpuidResult changed = value;
             if (leaf == 0x15)
             {
-                long divisor = Gcd(hertz, Crystal);
-                changed = new((uint)(Crystal / divisor), (uint)(hertz / divisor), (uint)Crystal, 0);
+                long divisor = Gcd(hertz, crystal);
+                changed = new((uint)(crystal / divisor), (uint)(hertz / divisor), (uint)crystal, 0);
             }
             else if (leaf == 0x16)
                 changed = value with { Eax = (uint)(hertz / 1_000_000), Ebx = (uint)(hertz / 1_000_000) };

@@ -1,3 +1,5 @@
+using Aerostat.Devices;
+using Aerostat.Interrupts;
 using Aerostat.Memory;
 using Aerostat.Processors;
 using Aerostat.X86;
@@ -5,12 +7,13 @@ using Aerostat.X86;
 namespace Aerostat.Kvm;
 
 /// <summary>
-/// Runs guest code on the host's processor through /dev/kvm, by ioctls alone (Linux, Documentation/virt/kvm/api.rst). The interrupt
-/// controllers are the machine's own: the kernel is given none, so vectors are injected one at a time as the guest can take them.
+/// Runs guest code on the host's processor through /dev/kvm, by ioctls alone (Linux, Documentation/virt/kvm/api.rst). The local APICs are the
+/// kernel's, where <see cref="KvmOptions.LocalApics"/> says so; the 8259 pair, the I/O APIC and the 8254 are always the machine's own.
+/// Without local APICs in the kernel vectors are injected one at a time as the guest can take them.
 /// </summary>
 /// <remarks>
-/// Not used: the kernel's interrupt controllers, clocks, ioeventfd and irqfd. Hypercalls (VMCALL, VMMCALL) are answered by the kernel
-/// and do not reach the exit handler.
+/// Not used: the kernel's 8259, I/O APIC, 8254 and clocks. Hypercalls (VMCALL, VMMCALL) are answered by the kernel and do not reach the exit
+/// handler.
 /// </remarks>
 public sealed unsafe class KvmHypervisor : IHypervisor
 {
@@ -18,18 +21,25 @@ public sealed unsafe class KvmHypervisor : IHypervisor
     // hole below the BIOS at the end of 4 GiB, where a PC has nothing.
     private const ulong TssAddress = 0xFFFB_D000, IdentityMapAddress = 0xFFFB_C000;
 
+    // What the machine's own local APICs count.
+    internal const long ApicTimerHz = 25_000_000;
+
     private readonly GuestMemory memory;
     private readonly HashSet<int> made = [];
     private readonly KvmSlots slots;
+    private readonly KvmLocalApics? localApics;
+    private readonly KvmGatheredWrites? gathered;
+    private readonly KvmDoorbells? doorbells;
     private readonly int device, machine;
     private bool disposed;
 
     /// <summary>Opens /dev/kvm and makes a machine of its own around guest memory, which must outlive it.</summary>
     /// <exception cref="NotSupportedException">This KVM lacks what Aerostat needs.</exception>
     /// <exception cref="KvmException">The host refuses; <see cref="KvmHost.Probe()"/> says so beforehand.</exception>
-    public KvmHypervisor(GuestMemory memory)
+    public KvmHypervisor(GuestMemory memory, KvmOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(memory);
+        options ??= KvmOptions.Bare;
         this.memory = memory;
         machine = -1;
         device = KvmException.Check(KvmCalls.Open(KvmHost.DevicePath), "to open /dev/kvm");
@@ -43,8 +53,16 @@ public sealed unsafe class KvmHypervisor : IHypervisor
             _ = KvmCalls.Control(machine, KvmIoctl.SetTssAddress, unchecked((nint)TssAddress));
             ulong identity = IdentityMapAddress;
             _ = KvmCalls.Control(machine, KvmIoctl.SetIdentityMapAddress, &identity);
+            if (options.LocalApics == KvmLocalApicMode.Kernel && !Capabilities.SplitIrqchip)
+                throw new NotSupportedException("this host's KVM keeps no local APICs");
+            if (options.LocalApics != KvmLocalApicMode.Machine && Capabilities.SplitIrqchip)
+                localApics = new KvmLocalApics(machine, Capabilities, ApicTimerHz, options.EventDescriptors);
             RouteMsrs();
-            slots = new KvmSlots(memory, machine);
+            if (options.GathersWrites)
+                gathered = KvmGatheredWrites.Create(machine, Capabilities);
+            if (options.EventDescriptors && Capabilities.EventDescriptors && Capabilities.EventsOfAnyLength)
+                doorbells = new KvmDoorbells(machine);
+            slots = new KvmSlots(memory, machine, Capabilities, options.DirtyTracking);
         }
         catch
         {
@@ -68,8 +86,17 @@ public sealed unsafe class KvmHypervisor : IHypervisor
             throw new ArgumentOutOfRangeException(nameof(options), options.Count, $"this host's KVM has at most {Capabilities.MaximumVcpus} vCPUs in a machine");
         if (options.Index < 0 || options.Index >= options.Count || !made.Add(options.Index))
             throw new ArgumentOutOfRangeException(nameof(options), options.Index, $"vCPU numbers are 0..{options.Count - 1}, each once");
-        return new KvmProcessor(options, Capabilities, machine);
+        KvmProcessor processor = new(options, Capabilities, machine, localApics, gathered, doorbells, slots);
+        localApics?.Add(processor);
+        slots.Add(processor);
+        return processor;
     }
+
+    /// <inheritdoc/>
+    public IHostedLocalApics? LocalApics => localApics;
+
+    /// <inheritdoc/>
+    public IDoorbells? Doorbells => doorbells;
 
     /// <inheritdoc/>
     public void Dispose()
@@ -77,6 +104,8 @@ public sealed unsafe class KvmHypervisor : IHypervisor
         if (disposed)
             return;
         disposed = true;
+        doorbells?.Dispose();
+        localApics?.Dispose();
         slots.Dispose();
         Release();
     }
@@ -90,7 +119,7 @@ public sealed unsafe class KvmHypervisor : IHypervisor
         KvmException.Check(KvmCalls.Control(machine, KvmIoctl.EnableCapability, &exits), "MSR exits");
         ReadOnlySpan<(uint First, uint Count)> ours =
         [
-            (Msr.ApicBase, 1), (Msr.TscDeadline, 1),
+            .. localApics is null ? (ReadOnlySpan<(uint, uint)>)[(Msr.ApicBase, 1), (Msr.TscDeadline, 1)] : [],
             // The synthetic MSRs of the hypervisor interfaces, as CPUID leaves from 40000000H on announce them.
             (0x11, 2), (0x4000_0000, 0x110), (0x4B56_4D00, 8),
         ];

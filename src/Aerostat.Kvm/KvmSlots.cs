@@ -4,7 +4,7 @@ namespace Aerostat.Kvm;
 
 /// <summary>
 /// Guest memory as KVM's memory slots, one for each region, and the guest's writes as far as anybody asks for them: KVM keeps a bitmap of
-/// dirty pages for each slot once <see cref="GuestMemory"/> has armed a watch, and what is in it is told to the memory before the memory
+/// dirty pages for each slot, or a ring for each vCPU, once <see cref="GuestMemory"/> has armed a watch, and what is in it is told to the memory before the memory
 /// answers questions about writes.
 /// </summary>
 internal sealed unsafe class KvmSlots : IDisposable
@@ -13,14 +13,22 @@ internal sealed unsafe class KvmSlots : IDisposable
     private readonly int machine;
     private readonly Lock gate = new();
     private readonly ulong[][] bitmaps;
+    // For machines so big that to look through bitmaps costs more than rings.
+    private const ulong RingFrom = 16UL << 30;
+
+    private readonly KvmDirtyRings? rings;
     private bool logging, disposed;
 
     /// <summary>Gives the regions to the kernel.</summary>
     /// <exception cref="KvmException">It does not take them.</exception>
-    public KvmSlots(GuestMemory memory, int machine)
+    public KvmSlots(GuestMemory memory, int machine, KvmCapabilities capabilities, KvmDirtyTracking tracking)
     {
         this.memory = memory;
         this.machine = machine;
+        if (tracking == KvmDirtyTracking.Ring || (tracking == KvmDirtyTracking.Automatic && memory.TotalBytes >= RingFrom))
+            rings = KvmDirtyRings.Create(memory, machine, capabilities);
+        if (rings is null && tracking == KvmDirtyTracking.Ring)
+            throw new NotSupportedException("this host's KVM has no dirty rings");
         bitmaps = new ulong[memory.Regions.Count][];
         for (int i = 0; i < memory.Regions.Count; i++)
             KvmException.Check(SetSlot(i, 0), $"guest memory '{memory.Regions[i].Name}'");
@@ -28,11 +36,34 @@ internal sealed unsafe class KvmSlots : IDisposable
         memory.CollectWrites += Collect;
     }
 
+    /// <summary>Pages that rings have told of; null: there are none.</summary>
+    public long? RingPages => rings?.Pages;
+
+    /// <summary>A vCPU has been made.</summary>
+    public void Add(KvmProcessor processor)
+    {
+        lock (gate)
+            rings?.Add(processor);
+    }
+
+    /// <summary>A ring is full: its vCPU cannot go on. On that vCPU's thread.</summary>
+    public void EmptyRings()
+    {
+        lock (gate)
+        {
+            if (!disposed)
+                rings?.Collect();
+        }
+    }
+
     /// <inheritdoc/>
     public void Dispose()
     {
         lock (gate)
+        {
             disposed = true;
+            rings?.Dispose();
+        }
         memory.WatchTightened -= StartLogging;
         memory.CollectWrites -= Collect;
     }
@@ -64,7 +95,8 @@ internal sealed unsafe class KvmSlots : IDisposable
             {
                 for (int i = 0; i < bitmaps.Length; i++)
                 {
-                    bitmaps[i] = new ulong[checked((int)(((memory.Regions[i].Size >> 12) + 63) / 64))];
+                    if (rings is null)
+                        bitmaps[i] = new ulong[checked((int)(((memory.Regions[i].Size >> 12) + 63) / 64))];
                     KvmException.Check(SetSlot(i, KvmMemorySlot.LogDirtyPages), "a dirty log");
                 }
                 logging = true;
@@ -75,10 +107,18 @@ internal sealed unsafe class KvmSlots : IDisposable
     // Reading the bitmap also clears it and write-protects the pages again, in one step.
     private void Collect()
     {
+        // Before the lock: a vCPU on its way out may want it.
+        if (Volatile.Read(ref logging))
+            rings?.Flush();
         lock (gate)
         {
             if (disposed || !logging)
                 return;
+            if (rings is not null)
+            {
+                rings.Collect();
+                return;
+            }
             for (int i = 0; i < bitmaps.Length; i++)
             {
                 ulong[] bits = bitmaps[i];

@@ -12,12 +12,12 @@ internal static class ProcessorKinds
     public static TheoryData<string> All => ["interpreter", "translator", "kvm"];
 
     /// <summary>Opens one around memory; skips the test, with the reason, where it cannot be used.</summary>
-    public static IHypervisor Open(string kind, GuestMemory memory)
+    public static IHypervisor Open(string kind, GuestMemory memory, KvmOptions? kvm = null)
     {
         SkipIfUnusable(kind);
         return kind switch
         {
-            "kvm" => new KvmHypervisor(memory),
+            "kvm" => new KvmHypervisor(memory, kvm),
             "translator" => new TranslatorHypervisor(memory),
             _ => new InterpreterHypervisor(memory),
         };

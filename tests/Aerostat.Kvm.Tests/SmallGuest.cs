@@ -16,12 +16,12 @@ internal sealed class SmallGuest : IDisposable
 
     private readonly IHypervisor hypervisor;
 
-    public SmallGuest(string kind, int count = 1)
+    public SmallGuest(string kind, int count = 1, KvmOptions? kvm = null)
     {
         Memory = new GuestMemory(new MemoryRegion(new(0), 4 << 20, "test"));
         try
         {
-            hypervisor = ProcessorKinds.Open(kind, Memory);
+            hypervisor = ProcessorKinds.Open(kind, Memory, kvm);
         }
         catch
         {

@@ -1,3 +1,6 @@
+using Aerostat.Devices;
+using Aerostat.Interrupts;
+
 namespace Aerostat.Processors;
 
 /// <summary>
@@ -17,6 +20,12 @@ public interface IHypervisor : IDisposable
     /// exit handlers. Null: this kind cannot do it.
     /// </summary>
     Action<ulong>? FlushTranslations => null;
+
+    /// <summary>The local APICs, where the hypervisor keeps them itself; null: they are the machine's.</summary>
+    IHostedLocalApics? LocalApics => null;
+
+    /// <summary>Passes writes to doorbells on; null: they come to the exit handler.</summary>
+    IDoorbells? Doorbells => null;
 }
 
 /// <summary>What a virtual processor is made from.</summary>

@@ -85,4 +85,6 @@ public sealed class ProcessorState
     public bool InitPending { get; set; }
     /// <summary>Vector of a start-up IPI that has come and has not been taken; null: none.</summary>
     public byte? StartupVector { get; set; }
+    /// <summary>An external interrupt that was acknowledged, and whose delivery was interrupted before it changed anything: it comes first. Null: none.</summary>
+    public byte? InjectedVector { get; set; }
 }

@@ -18,6 +18,7 @@ public sealed class InterruptFabric : IMessageInterrupts
     private IoApic[] _ioApics = [];
     private IExternalInterruptController? _external;
     private int _turn;
+    private readonly IHostedLocalApics? _hosted;
 
     /// <summary>Makes a fabric without anything attached.</summary>
     public InterruptFabric()
@@ -33,6 +34,18 @@ public sealed class InterruptFabric : IMessageInterrupts
 
     /// <summary>A line that is wired to LINT1 of every local APIC: the machine's NMI button and parity errors.</summary>
     public IInterruptLine NonMaskableInterrupt { get; }
+
+    /// <summary>Local APICs that the hypervisor keeps: messages go there. Set before the local APICs are made, or never.</summary>
+    public IHostedLocalApics? Hosted
+    {
+        get => _hosted;
+        init
+        {
+            _hosted = value;
+            if (value is not null)
+                value.EndOfInterrupt = EndHosted;
+        }
+    }
 
     /// <summary>Answers the acknowledge cycle of ExtINT. Set once, while the board is built.</summary>
     public IExternalInterruptController? ExternalInterruptController
@@ -77,6 +90,11 @@ public sealed class InterruptFabric : IMessageInterrupts
     {
         if (address >> 20 != 0xFEE)
             return;
+        if (_hosted is not null)
+        {
+            _hosted.Send(address, data);
+            return;
+        }
         bool level = (data & 0x8000) != 0;
         if (level && (data & 0x4000) == 0)
             return;
@@ -101,6 +119,8 @@ public sealed class InterruptFabric : IMessageInterrupts
     /// <summary>Delivers to every matching local APIC.</summary>
     internal Reception Deliver(in InterruptMessage message)
     {
+        if (_hosted is not null)
+            return DeliverHosted(_hosted, message);
         LocalApic[] locals = _locals;
         if (message.OneOf)
             return DeliverToOne(locals, message);
@@ -145,6 +165,27 @@ public sealed class InterruptFabric : IMessageInterrupts
                 (best, bestPriority) = (apic, priority);
         }
         return best?.Accept(message.Mode, message.Vector, message.Level) ?? Reception.Lost;
+    }
+
+    /// <summary>The message as the memory write that a device would make for it.</summary>
+    internal static (ulong Address, uint Data) Encode(in InterruptMessage message) => (
+        0xFEE0_0000 | ((ulong)(message.Destination & 0xFF) << 12) | (message.OneOf ? 8u : 0) | (message.Logical ? 4u : 0),
+        message.Vector | ((uint)message.Mode << 8) | (message.Level ? 0xC000u : 0));
+
+    private static Reception DeliverHosted(IHostedLocalApics hosted, in InterruptMessage message)
+    {
+        // The 8259 pair's request has a way of its own.
+        if (message.Mode is DeliveryMode.ExtInt or DeliveryMode.Reserved or DeliveryMode.Smi)
+            return Reception.Lost;
+        (ulong address, uint data) = Encode(message);
+        return hosted.Send(address, data) switch { < 0 => Reception.Lost, 0 => Reception.Merged, _ => Reception.Accepted };
+    }
+
+    // The hypervisor does not say when an interrupt is taken; the end of its handler is near enough for ticks that wait.
+    private void EndHosted(byte vector)
+    {
+        BroadcastEndOfInterrupt(vector);
+        NoteTaken(vector);
     }
 
     private sealed class ExternalInterruptLine(InterruptFabric fabric) : IInterruptLine

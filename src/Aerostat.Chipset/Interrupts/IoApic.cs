@@ -62,6 +62,7 @@ public sealed class IoApic : IDevice, IMmioDevice, ISavable<IoApicSavedState>
         Array.Fill(_entries, Masked);
         _select = 0;
         _id = 0;
+        WatchEnds();
     }
 
     /// <inheritdoc/>
@@ -153,6 +154,8 @@ public sealed class IoApic : IDevice, IMmioDevice, ISavable<IoApicSavedState>
         if ((entry & LevelTriggered) == 0)
             entry &= ~RemoteIrr;
         _entries[index] = entry;
+        if (((old ^ entry) & ~(Masked | RemoteIrr)) != 0)
+            WatchEnds();
         DeliverLevel(index);
     }
 
@@ -215,12 +218,34 @@ public sealed class IoApic : IDevice, IMmioDevice, ISavable<IoApicSavedState>
             _entries[index] |= RemoteIrr;
     }
 
-    private Reception Send(ulong entry, bool level)
+    private Reception Send(ulong entry, bool level) => _fabric.Deliver(Message(entry, level));
+
+    private static InterruptMessage Message(ulong entry, bool level)
     {
         var mode = (DeliveryMode)(entry >> 8 & 7);
-        return _fabric.Deliver(new InterruptMessage(
+        return new InterruptMessage(
             Destination: (uint)(entry >> 56), Wide: false, Logical: (entry & Logical) != 0, mode, (byte)entry, level,
-            OneOf: mode == DeliveryMode.LowestPriority));
+            OneOf: mode == DeliveryMode.LowestPriority);
+    }
+
+    /// <summary>
+    /// Tells a hypervisor that keeps the local APICs whose ends of interrupt matter here: those of level-triggered pins, and of pins whose driver
+    /// wants to know when a tick has been taken. Whether a pin is masked at the moment does not matter: that changes often.
+    /// </summary>
+    private void WatchEnds()
+    {
+        if (_fabric.Hosted is not { } hosted)
+            return;
+        Span<(ulong, uint)> messages = stackalloc (ulong, uint)[PcLayout.IoApicPins];
+        int count = 0;
+        for (int i = 0; i < _entries.Length; i++)
+        {
+            ulong entry = _entries[i];
+            bool level = (entry & LevelTriggered) != 0;
+            if ((byte)entry >= 16 && (level || _pins[i]?.Taken is not null))
+                messages[count++] = InterruptFabric.Encode(Message(entry, level: true));
+        }
+        hosted.Watch(messages[..count]);
     }
 
     /// <inheritdoc/>
@@ -240,6 +265,7 @@ public sealed class IoApic : IDevice, IMmioDevice, ISavable<IoApicSavedState>
             _levels = state.Levels & (1u << PcLayout.IoApicPins) - 1;
             _select = state.Select & 0xFF;
             _id = state.Id & 0x0F00_0000;
+            WatchEnds();
         }
     }
 

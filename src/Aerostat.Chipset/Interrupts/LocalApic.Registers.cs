@@ -66,6 +66,11 @@ public sealed partial class LocalApic
     /// <summary>RDMSR of 0x1B, 0x6E0 or 0x800..0x8FF; false: #GP.</summary>
     public bool ReadMsr(uint index, out ulong value)
     {
+        if (IsHosted)
+        {
+            value = 0;
+            return false;
+        }
         Settle();
         value = 0;
         switch (index)
@@ -107,6 +112,8 @@ public sealed partial class LocalApic
     /// <summary>WRMSR of 0x1B, 0x6E0 or 0x800..0x8FF; false: #GP.</summary>
     public bool WriteMsr(uint index, ulong value)
     {
+        if (IsHosted)
+            return false;
         Settle();
         switch (index)
         {

@@ -63,6 +63,7 @@ public sealed partial class LocalApic
     {
         // A loan stays one: the flag is in guest memory, which may have been saved already.
         ApplyPendingInit();
+        Fetch();
         lock (_timerLock)
         {
             long now = _clock.Now;
@@ -134,5 +135,8 @@ public sealed partial class LocalApic
             Arm();
         }
         UpdatePriority();
+        if (IsHosted && _endLent)
+            TakeBackEnd();
+        Publish();
     }
 }

@@ -106,6 +106,9 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
         _options = options;
         _pins = pins;
         _fabric = fabric;
+        _hosted = fabric.Hosted;
+        if (_hosted is not null)
+            _options = options with { TimerFrequencyHz = _hosted.TimerFrequencyHz };
         _clock = new VmClock(time);
         _timestamp = timestamp;
         _timer = new VmTimer(_clock, OnTimer);
@@ -130,7 +133,7 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
     /// Guest physical address of the register page, or <see cref="ulong.MaxValue"/> when the registers are not in memory (APIC
     /// disabled, or in x2APIC mode). The owner compares the page of each MMIO access of this vCPU with it.
     /// </summary>
-    public ulong MmioBase => _mmioBase;
+    public ulong MmioBase => IsHosted ? ulong.MaxValue : _mmioBase;
 
     /// <summary>Whether IA32_APIC_BASE enables the APIC: CPUID.1:EDX.APIC.</summary>
     public bool IsEnabled => _hardwareEnabled;
@@ -149,6 +152,7 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
         ApplyBase();
         _tpr = 0;
         ResetRegisters();
+        Publish();
     }
 
     /// <summary>
@@ -162,6 +166,7 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
         _lvt[LvtLint0] = (uint)DeliveryMode.ExtInt << 8;
         _lvt[LvtLint1] = (uint)DeliveryMode.Nmi << 8;
         UpdateRequest();
+        Publish();
     }
 
     /// <summary>
@@ -187,6 +192,8 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
     /// </summary>
     public int AcknowledgeInterrupt()
     {
+        if (IsHosted)
+            return AcknowledgeHosted();
         Settle();
         if (ExternalPending)
         {
@@ -336,6 +343,11 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
 
     private void SetLint0(bool asserted)
     {
+        if (IsHosted)
+        {
+            SetHostedLint0(asserted);
+            return;
+        }
         int now = asserted ? 1 : 0;
         if (Interlocked.Exchange(ref _lint0, now) == now || !asserted)
             return;
@@ -353,7 +365,7 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
         int now = asserted ? 1 : 0;
         if (Interlocked.Exchange(ref _lint1, now) == now || !asserted)
             return;
-        if (!_hardwareEnabled)
+        if (!_hardwareEnabled || IsHosted)
         {
             _pins.RaiseNmi();
             return;
@@ -396,7 +408,8 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
         UpdateRequest();
     }
 
-    private bool IsDeliverable => ExternalPending || (_hardwareEnabled && _irr.Highest >> 4 > (int)(_ppr >> 4));
+    // The hypervisor delivers what it keeps; here the wire is the 8259 pair's alone.
+    private bool IsDeliverable => IsHosted ? Volatile.Read(ref _lint0) != 0 && _options.Id == 0 : ExternalPending || (_hardwareEnabled && _irr.Highest >> 4 > (int)(_ppr >> 4));
 
     /// <summary>Brings the wire into line with the registers; owner only.</summary>
     private void UpdateRequest()

@@ -12,6 +12,7 @@ public sealed class PciMemorySpace
 {
     private readonly Lock _lock = new();
     private readonly List<(ulong First, ulong Length)> _windows = [];
+    private readonly Dictionary<PciEndpoint, List<IDisposable>> _attached = [];
     private Mapping[] _mappings = [];
 
     /// <summary>One base address register that decodes.</summary>
@@ -27,6 +28,9 @@ public sealed class PciMemorySpace
     /// <summary>The windows, in the order in which they were opened.</summary>
     public IReadOnlyList<(ulong First, ulong Length)> Windows => _windows;
 
+    /// <summary>Passes writes to doorbells on; null: all come through the windows. Set before the first function is placed.</summary>
+    public IDoorbells? Doorbells { get; init; }
+
     /// <summary>Opens a window; what is returned is to be put on the machine's bus there. Called while the board is built.</summary>
     public IMmioDevice OpenWindow(ulong first, ulong length)
     {
@@ -40,8 +44,29 @@ public sealed class PciMemorySpace
         lock (_lock)
         {
             IEnumerable<Mapping> others = _mappings.Where(m => m.Owner != owner);
+            Mapping[] before = _mappings;
             _mappings = [.. others, .. mappings.Where(m => _windows.Any(w => m.First >= w.First && m.Length <= w.Length && m.First - w.First <= w.Length - m.Length))];
+            if (Doorbells is not null && !before.Where(m => m.Owner == owner).SequenceEqual(_mappings.Where(m => m.Owner == owner)))
+                Connect(owner, Doorbells);
         }
+    }
+
+    // Lock held. Where something else answers first, the doorbell is not this function's.
+    private void Connect(PciEndpoint owner, IDoorbells doorbells)
+    {
+        if (_attached.Remove(owner, out List<IDisposable>? old))
+            old.ForEach(d => d.Dispose());
+        List<IDisposable> attached = [];
+        foreach (Mapping mapping in _mappings)
+        {
+            if (mapping.Owner != owner || mapping.Target is not IDoorbellTarget target)
+                continue;
+            foreach (ulong offset in target.DoorbellOffsets)
+                if (Find(mapping.First + offset) == mapping && doorbells.Attach(mapping.First + offset, 0, null, () => mapping.Target.WriteMmio(offset, 2, 0)) is { } doorbell)
+                    attached.Add(doorbell);
+        }
+        if (attached.Count > 0)
+            _attached.Add(owner, attached);
     }
 
     private Mapping? Find(ulong address)

@@ -298,7 +298,7 @@ internal sealed unsafe partial class Interpreter
         }
         if ((request & Request.Init) != 0)
         {
-            ClearRequest(Request.Init | Request.Nmi | Request.SecondNmi);
+            ClearRequest(Request.Init | Request.Nmi | Request.SecondNmi | Request.Injected);
             ResetState(init: true);
             UpdateMode();
             FlushTlb();
@@ -323,7 +323,18 @@ internal sealed unsafe partial class Interpreter
             DropStartup();
         if (hostDebug != 0 && HoldsInterrupts(s))
             request &= ~(Request.Nmi | Request.Interrupt);
-        if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
+        if ((request & Request.Injected) != 0)
+        {
+            // Acknowledged before the state was saved: whether interrupts are on was asked then.
+            ClearRequest(Request.Injected);
+            s->Activity = (int)ActivityState.Running;
+            if (!DeliverEvent(s, EventKind.ExternalInterrupt, injectedVector))
+            {
+                exit = new ProcessorExit(ExitReason.Shutdown);
+                return true;
+            }
+        }
+        else if ((request & Request.Nmi) != 0 && s->NmiBlocked == 0 && s->Shadow == 0)
         {
             // In this order: one that comes in between must find either the first still there and not blocked, or the latch free.
             TakeNmi();
@@ -382,6 +393,7 @@ internal sealed unsafe partial class Interpreter
     }
 
     private volatile int startupVector;
+    private byte injectedVector;
 
     /// <summary>
     /// NMI; any thread. A processor that handles one latches one more. This one may look a block later than a real one would, and by then

@@ -50,6 +50,8 @@ internal enum Request
     CodeChanged = 256,
     /// <summary>Run is to return when an interrupt could be taken.</summary>
     InterruptWindow = 512,
+    /// <summary>An interrupt that was acknowledged elsewhere is to be delivered; see <see cref="Processors.ProcessorState.InjectedVector"/>.</summary>
+    Injected = 1024,
 }
 
 /// <summary>
@@ -136,6 +138,13 @@ internal unsafe struct CpuState
     /// <summary>Where SYSRET in generated code goes on: the code that loads as many vector registers as the user's code wants.</summary>
     public ulong UserEntry;
 
+    /// <summary>
+    /// What CPUID has answered lately, for generated code: leaf, sub-leaf, EAX, EBX, ECX, EDX, by the low bits of the leaf. Only leaves that
+    /// nothing changes.
+    /// </summary>
+    public fixed uint CpuidCache[CpuidCacheEntries * CpuidCacheWords];
+
+    public const int CpuidCacheEntries = 8, CpuidCacheWords = 8;
     public const int ZeroRegister = 16 * 8, BlockRip = 17 * 8;
     public const int XsaveBytes = 1536, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576, PkruOffset = 832;
 }

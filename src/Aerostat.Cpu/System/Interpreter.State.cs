@@ -43,6 +43,7 @@ internal sealed unsafe partial class Interpreter
             SecondNmiPending = (s->Request & (int)Request.SecondNmi) != 0,
             InitPending = (s->Request & (int)Request.Init) != 0,
             StartupVector = (s->Request & (int)Request.Startup) != 0 ? (byte)startupVector : null,
+            InjectedVector = (s->Request & (int)Request.Injected) != 0 ? injectedVector : null,
         };
         for (int i = 0; i < 16; i++)
             p.Gpr[i] = s->Gpr[i];
@@ -109,9 +110,10 @@ internal sealed unsafe partial class Interpreter
         s->PendingDebug = p.PendingDebug & (Dr6Breakpoints | Dr6SingleStep | Dr6TaskSwitch);
         s->NmiBlocked = p.NmiBlocked ? 1 : 0;
         startupVector = p.StartupVector ?? 0;
+        injectedVector = p.InjectedVector ?? 0;
         Request events = (p.NmiPending ? Request.Nmi : 0) | (p.NmiPending && p.SecondNmiPending ? Request.SecondNmi : 0)
-            | (p.InitPending ? Request.Init : 0) | (p.StartupVector is null ? 0 : Request.Startup);
-        ClearRequest((Request.Nmi | Request.SecondNmi | Request.Init | Request.Startup) & ~events);
+            | (p.InitPending ? Request.Init : 0) | (p.StartupVector is null ? 0 : Request.Startup) | (p.InjectedVector is null ? 0 : Request.Injected);
+        ClearRequest((Request.Nmi | Request.SecondNmi | Request.Init | Request.Startup | Request.Injected) & ~events);
         if (events != 0)
             SetRequest(events);
         RestoreXsave(s, p.Xsave);

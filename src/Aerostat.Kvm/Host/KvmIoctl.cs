@@ -16,6 +16,10 @@ internal static class KvmIoctl
     public const nuint GetDebugRegisters = 0x8080_AEA1, SetDebugRegisters = 0x4080_AEA2, SetTscKhz = 0xAEA2, GetTscKhz = 0xAEA3, EnableCapability = 0x4068_AEA3;
     public const nuint GetXsave = 0x9000_AEA4, SetXsave = 0x5000_AEA5, GetXcrs = 0x8188_AEA6, SetXcrs = 0x4188_AEA7, SetMsrFilter = 0x4188_AEC6, GetXsave2 = 0x9000_AECF;
 
+    public const nuint RegisterGathered = 0x4010_AE67, SetRouting = 0x4008_AE6A, InterruptDescriptor = 0x4020_AE76, WriteDescriptor = 0x4040_AE79, SignalMessage = 0x4020_AEA5;
+    public const nuint GetLocalApic = 0x8400_AE8E, SetLocalApic = 0x4400_AE8F, GetActivity = 0x8004_AE98, SetActivity = 0x4004_AE99;
+    public const nuint ResetDirtyRings = 0xAEC7, GetSupportedHyperVCpuid = 0xC008_AEC1;
+
     /// <summary>The only version of the interface there has ever been since it became stable.</summary>
     public const int ApiVersion = 12;
 }
@@ -26,6 +30,8 @@ internal enum KvmCapability : uint
     Irqchip = 0, UserMemory = 3, MaximumSlots = 10, MpState = 14, CoalescedMmio = 15, UserNmi = 22, GuestDebug = 23, Irqfd = 32, Ioeventfd = 36, AdjustClock = 39,
     VcpuEvents = 41, HyperV = 44, DebugRegisters = 50, Xsave = 55, Xcrs = 56, TscControl = 60, GetTscKhz = 61, MaximumVcpus = 66, SyncRegisters = 74,
     ReadonlyMemory = 81, SplitIrqchip = 121, HyperVSynic = 123, ImmediateExit = 136, CoalescedPio = 162, ManualDirtyLog = 168, UserSpaceMsr = 188, MsrFilter = 189,
+    HyperVVpIndex = 151, HyperVEventDescriptor = 154, HyperVTlbFlush = 155, HyperVSendIpi = 161, HyperVSynic2 = 148, HyperVCpuid = 167, SystemHyperVCpuid = 191,
+    SignalMessage = 77, IoeventfdNoLength = 100, IoeventfdAnyLength = 122, ApicBusCycle = 237,
     DirtyRing = 192, GuestDebug2 = 195, Xsave2 = 208,
 }
 
@@ -33,7 +39,7 @@ internal enum KvmCapability : uint
 internal enum KvmExit : uint
 {
     Unknown = 0, Exception = 1, Io = 2, Hypercall = 3, Debug = 4, Halt = 5, Mmio = 6, InterruptWindowOpen = 7, Shutdown = 8, FailEntry = 9,
-    Interrupted = 10, SetTpr = 11, InternalError = 17, ReadMsr = 29, WriteMsr = 30,
+    Interrupted = 10, SetTpr = 11, InternalError = 17, EndOfInterrupt = 26, ReadMsr = 29, WriteMsr = 30, DirtyRingFull = 31,
 }
 
 /// <summary>The calls that drive /dev/kvm (Linux man pages ioctl(2), mmap(2), tgkill(2), rt_sigtimedwait(2)).</summary>
@@ -95,6 +101,72 @@ internal static unsafe partial class KvmCalls
         return address == (byte*)-1 ? null : address;
     }
 
+    /// <summary>Maps a vCPU's dirty ring, or null.</summary>
+    public static byte* MapRing(int fd, nuint length)
+    {
+        const int ReadWrite = 3, Shared = 1;
+        // KVM_DIRTY_LOG_PAGE_OFFSET, in pages.
+        const nint Offset = 64 * 4096;
+        byte* address = mmap(null, length, ReadWrite, Shared, fd, Offset);
+        return address == (byte*)-1 ? null : address;
+    }
+
+    /// <summary>Makes a set of descriptors to wait for; a negative result is the error number, negated.</summary>
+    public static int OpenPoll()
+    {
+        const int CloseOnExec = 0x80000;
+        int fd = epoll_create1(CloseOnExec);
+        return fd >= 0 ? fd : -Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Adds one that is waited for until it can be read.</summary>
+    public static bool PollAdd(int poll, int fd)
+    {
+        const int Add = 1;
+        PollEvent item = new() { Events = 1, Data = (ulong)fd };
+        return epoll_ctl(poll, Add, fd, &item) == 0;
+    }
+
+    /// <summary>Waits for some of them; answers how many.</summary>
+    public static int PollWait(int poll, int* ready, int most)
+    {
+        PollEvent* items = stackalloc PollEvent[most];
+        int count = epoll_wait(poll, items, most, -1);
+        for (int i = 0; i < count; i++)
+            ready[i] = (int)items[i].Data;
+        return Math.Max(count, 0);
+    }
+
+    // struct epoll_event, packed on x86-64.
+    [StructLayout(LayoutKind.Sequential, Pack = 4)]
+    private struct PollEvent
+    {
+        public uint Events;
+        public ulong Data;
+    }
+
+    /// <summary>Makes an event descriptor that never blocks; a negative result is the error number, negated.</summary>
+    public static int OpenEvent()
+    {
+        const int NonBlocking = 0x800, CloseOnExec = 0x80000;
+        int fd = eventfd(0, NonBlocking | CloseOnExec);
+        return fd >= 0 ? fd : -Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Raises it by one. False: it cannot count further.</summary>
+    public static bool SignalEvent(int fd)
+    {
+        ulong one = 1;
+        return write(fd, &one, sizeof(ulong)) == sizeof(ulong);
+    }
+
+    /// <summary>Sets it back to zero; true: it had been raised.</summary>
+    public static bool ConsumeEvent(int fd)
+    {
+        ulong count;
+        return read(fd, &count, sizeof(ulong)) == sizeof(ulong);
+    }
+
     /// <summary>Unmaps them.</summary>
     public static void Unmap(byte* address, nuint length) => _ = munmap(address, length);
 
@@ -123,6 +195,24 @@ internal static unsafe partial class KvmCalls
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int open(string path, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int epoll_create1(int flags);
+
+    [LibraryImport("libc")]
+    private static partial int epoll_ctl(int poll, int operation, int fd, PollEvent* item);
+
+    [LibraryImport("libc")]
+    private static partial int epoll_wait(int poll, PollEvent* items, int most, int timeout);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int eventfd(uint initial, int flags);
+
+    [LibraryImport("libc")]
+    private static partial nint write(int fd, void* data, nint length);
+
+    [LibraryImport("libc")]
+    private static partial nint read(int fd, void* data, nint length);
 
     [LibraryImport("libc")]
     private static partial int close(int fd);

@@ -211,6 +211,9 @@ internal unsafe struct KvmRun
     [FieldOffset(48)] public ulong DebugDr6;
     [FieldOffset(56)] public ulong DebugDr7;
 
+    // KVM_EXIT_IOAPIC_EOI.
+    [FieldOffset(32)] public byte EndedVector;
+
     // KVM_EXIT_INTERNAL_ERROR.
     [FieldOffset(32)] public uint InternalError;
 }

@@ -18,7 +18,7 @@ internal sealed unsafe partial class KvmProcessor
 
     private static (string Name, ExitServer Serve)?[] CreateTable()
     {
-        (string Name, ExitServer Serve)?[] table = new (string, ExitServer)?[31];
+        (string Name, ExitServer Serve)?[] table = new (string, ExitServer)?[32];
         table[(int)KvmExit.Unknown] = ("unknown", Unknown);
         table[(int)KvmExit.Io] = ("io", Io);
         table[(int)KvmExit.Mmio] = ("mmio", Mmio);
@@ -30,6 +30,8 @@ internal sealed unsafe partial class KvmProcessor
         table[(int)KvmExit.Interrupted] = ("interrupted", Nothing);
         table[(int)KvmExit.SetTpr] = ("set-tpr", Nothing);
         table[(int)KvmExit.InternalError] = ("internal-error", InternalError);
+        table[(int)KvmExit.EndOfInterrupt] = ("end-of-interrupt", EndOfInterrupt);
+        table[(int)KvmExit.DirtyRingFull] = ("dirty-ring-full", DirtyRingFull);
         table[(int)KvmExit.ReadMsr] = ("msr-read", ReadMsr);
         table[(int)KvmExit.WriteMsr] = ("msr-write", WriteMsr);
         return table;
@@ -159,6 +161,20 @@ internal sealed unsafe partial class KvmProcessor
         processor.incomplete = true;
         exit = default;
         processor.run->MsrError = handler.WriteMsr(processor.run->MsrIndex, processor.run->MsrData) ? (byte)0 : (byte)1;
+        return false;
+    }
+
+    private static bool EndOfInterrupt(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        exit = default;
+        processor.localApics?.EndOfInterrupt?.Invoke(processor.run->EndedVector);
+        return false;
+    }
+
+    private static bool DirtyRingFull(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
+    {
+        exit = default;
+        processor.slots.EmptyRings();
         return false;
     }
 

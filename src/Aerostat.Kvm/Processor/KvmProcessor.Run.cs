@@ -20,7 +20,8 @@ internal sealed unsafe partial class KvmProcessor
     private bool stale = true;
     private bool localApicEnabled = true;
     private bool windowWanted;
-    private long entries, interrupts;
+    private long entries, interrupts, returns;
+    private volatile bool inGuest;
 
     /// <inheritdoc/>
     public ProcessorExit Run(IExitHandler handler)
@@ -56,10 +57,11 @@ internal sealed unsafe partial class KvmProcessor
             }
             if (activity != ActivityState.Running && StaysOut(handler, out exit))
                 return exit;
-            if (localApicEnabled != handler.LocalApicEnabled)
+            if (localApics is null && localApicEnabled != handler.LocalApicEnabled)
                 FollowLocalApic(handler.LocalApicEnabled);
-            ulong priority = handler.TaskPriority;
-            run->Cr8 = priority;
+            ulong priority = 0;
+            if (localApics is null)
+                run->Cr8 = priority = handler.TaskPriority;
             run->RequestInterruptWindow = OfferInterrupt(handler, nmi) || windowWanted ? (byte)1 : (byte)0;
             if (windowWanted && !stale && !injected && !incomplete && run->ReadyForInterrupt != 0)
                 return OpenWindow();
@@ -74,9 +76,13 @@ internal sealed unsafe partial class KvmProcessor
     private bool EnterOnce(IExitHandler handler, ulong priority, out ProcessorExit exit)
     {
         entries++;
+        inGuest = true;
         int result = KvmCalls.Control(fd, KvmIoctl.Run);
+        inGuest = false;
+        Volatile.Write(ref returns, returns + 1);
         stale = false;
-        if (run->Cr8 != priority)
+        gathered?.Drain((byte*)run, handler);
+        if (localApics is null && run->Cr8 != priority)
             handler.TaskPriority = run->Cr8;
         if (result >= 0)
             return Dispatch(handler, out exit);
@@ -106,8 +112,9 @@ internal sealed unsafe partial class KvmProcessor
         {
             run->ImmediateExit = 1;
             run->RequestInterruptWindow = 0;
-            ulong priority = handler.TaskPriority;
-            run->Cr8 = priority;
+            ulong priority = 0;
+            if (localApics is null)
+                run->Cr8 = priority = handler.TaskPriority;
             if (EnterOnce(handler, priority, out exit))
                 return true;
         }

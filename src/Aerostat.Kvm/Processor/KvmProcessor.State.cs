@@ -129,10 +129,12 @@ internal sealed unsafe partial class KvmProcessor
             Efer = s.Efer,
             Xcr0 = GetXcr0(),
             Dr = [d.Address[0], d.Address[1], d.Address[2], d.Address[3], 0, 0, d.Dr6, d.Dr7],
-            Activity = activity,
+            Activity = ReadActivity(),
             InterruptShadow = events.InterruptShadow != 0,
-            NmiBlocked = events.NmiMasked != 0,
-            NmiPending = nmiRequests > 0 || events.NmiPending != 0,
+            // One whose delivery was interrupted blocks itself already.
+            NmiBlocked = events.NmiMasked != 0 && events.NmiInjected == 0,
+            NmiPending = nmiRequests > 0 || events.NmiPending != 0 || events.NmiInjected != 0,
+            InjectedVector = events.InterruptInjected != 0 && events.InterruptSoft == 0 ? events.InterruptNumber : null,
         };
         GetXsave(state.Xsave);
         foreach (uint index in powerOnMsrs.Keys)
@@ -187,6 +189,13 @@ internal sealed unsafe partial class KvmProcessor
             Efer = state.Efer,
             ApicBase = ApicBaseAddress | (Index == 0 ? ApicBaseBootstrap : 0) | (localApicEnabled ? ApicBaseEnable : 0),
         };
+        if (localApics is not null)
+        {
+            // Both belong to the local APIC, whose state is not this one.
+            KvmSpecialRegisters now = default;
+            Check(KvmCalls.Control(fd, KvmIoctl.GetSpecialRegisters, &now), "its segment and control registers");
+            (s.ApicBase, s.Cr8) = (now.ApicBase, now.Cr8);
+        }
         Check(KvmCalls.Control(fd, KvmIoctl.SetSpecialRegisters, &s), $"these segment and control registers (CR0 {s.Cr0:x}, CR4 {s.Cr4:x}, EFER {s.Efer:x})");
         Check(KvmCalls.Control(fd, KvmIoctl.SetRegisters, &r), "these registers");
         if (hasXsave && capabilities.Xcrs)
@@ -211,14 +220,38 @@ internal sealed unsafe partial class KvmProcessor
             InterruptShadow = state.InterruptShadow ? AnyShadow : (byte)0,
             NmiMasked = state.NmiBlocked ? (byte)1 : (byte)0,
             NmiPending = state.NmiPending ? (byte)1 : (byte)0,
+            InterruptInjected = state.InjectedVector is null ? (byte)0 : (byte)1,
+            InterruptNumber = state.InjectedVector ?? 0,
         };
         Check(KvmCalls.Control(fd, KvmIoctl.SetVcpuEvents, &events), "these pending events");
         lock (pinLock)
             nmiRequests = 0;
         activity = state.Activity;
-        incomplete = injected = false;
+        WriteActivity(activity);
+        incomplete = false;
+        injected = state.InjectedVector is not null;
         stale = true;
         timestamp.Anchor();
+    }
+
+    // The kernel's word where it keeps the local APIC: it wakes and starts processors itself.
+    private ActivityState ReadActivity()
+    {
+        if (localApics is null || activity == ActivityState.Shutdown)
+            return activity;
+        uint kernel = 0;
+        Check(KvmCalls.Control(fd, KvmIoctl.GetActivity, &kernel), "what it does");
+        return kernel switch { 1 or 2 => ActivityState.WaitForStartup, 3 => ActivityState.Halted, _ => ActivityState.Running };
+    }
+
+    private void WriteActivity(ActivityState wanted)
+    {
+        if (localApics is null)
+            return;
+        uint kernel = wanted switch { ActivityState.WaitForStartup => 1u, ActivityState.Halted => 3, _ => 0 };
+        Check(KvmCalls.Control(fd, KvmIoctl.SetActivity, &kernel), "what it is to do");
+        if (wanted != ActivityState.Shutdown)
+            activity = ActivityState.Running;
     }
 
     /// <inheritdoc/>

@@ -4,8 +4,8 @@ using Aerostat.Processors;
 namespace Aerostat.Kvm;
 
 /// <summary>
-/// A vCPU of /dev/kvm behind the seam that all processors share. The local APIC is outside, so are the states that belong to it (halted,
-/// waiting for start-up), and interrupts are injected one at a time.
+/// A vCPU of /dev/kvm behind the seam that all processors share. Without a local APIC in the kernel the states that belong to it (halted, waiting for
+/// start-up) are kept here, and interrupts are injected one at a time; with one, what comes here is the 8259 pair's vectors.
 /// </summary>
 /// <remarks>
 /// Leaving on request. A thread that wants the vCPU's attention raises <see cref="attention"/>, then sets the shared page's immediate-exit
@@ -16,6 +16,10 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
 {
     private readonly KvmCapabilities capabilities;
     private readonly KvmTimestamp timestamp;
+    private readonly KvmLocalApics? localApics;
+    private readonly KvmGatheredWrites? gathered;
+    private readonly KvmDoorbells? doorbells;
+    private readonly KvmSlots slots;
     private readonly int fd;
     private readonly nuint runBytes;
     // SAFETY: the shared pages live until Dispose, which the owner calls after the vCPU's thread has ended; other threads touch them under kickLock,
@@ -27,8 +31,12 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
     private int hostThread, maskedThread;
     private volatile int managedThread;
 
-    public KvmProcessor(VirtualProcessorOptions options, KvmCapabilities capabilities, int machine)
+    public KvmProcessor(VirtualProcessorOptions options, KvmCapabilities capabilities, int machine, KvmLocalApics? localApics, KvmGatheredWrites? gathered, KvmDoorbells? doorbells, KvmSlots slots)
     {
+        this.doorbells = doorbells;
+        this.localApics = localApics;
+        this.gathered = gathered;
+        this.slots = slots;
         this.capabilities = capabilities;
         Index = options.Index;
         fd = KvmException.Check(KvmCalls.Control(machine, KvmIoctl.CreateVcpu, options.Index), $"vCPU {options.Index}");
@@ -75,6 +83,15 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
                         counters.Named[$"kvm-{ExitName(i)}"] = exitCounts[i];
                 counters.Named["kvm-entries"] = entries;
                 counters.Named["interrupts"] = interrupts;
+                // The machine's, told by one of its vCPUs.
+                if (Index == 0 && localApics is not null)
+                    counters.Named["kvm-message-descriptors"] = localApics.DescriptorCount;
+                if (Index == 0 && doorbells is not null)
+                    (counters.Named["kvm-doorbells"], counters.Named["kvm-doorbell-rings"]) = doorbells.Counts;
+                if (Index == 0 && gathered is not null)
+                    counters.Named["kvm-gathered-writes"] = gathered.Count;
+                if (Index == 0 && slots.RingPages is { } pages)
+                    counters.Named["kvm-ring-pages"] = pages;
             }
             return counters;
         }
@@ -154,6 +171,23 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
         }
     }
 
+    /// <summary>
+    /// Waits until the vCPU has been out of the guest at least for a moment. Any thread; not for its own, where it is out of it anyway.
+    /// </summary>
+    internal void LeaveGuestOnce()
+    {
+        long before = Volatile.Read(ref returns);
+        if (!inGuest)
+            return;
+        Notify();
+        SpinWait wait = default;
+        while (inGuest && Volatile.Read(ref returns) == before)
+            wait.SpinOnce();
+    }
+
+    /// <summary>Before the guest is entered after VM time has stood still. The vCPU is not in the guest.</summary>
+    internal void ResumeTimestamp() => timestamp.Resume();
+
     private long ChooseFrequency(long wanted)
     {
         int khz = KvmCalls.Control(fd, KvmIoctl.GetTscKhz);
@@ -164,7 +198,7 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
 
     private void SetCpuid(CpuidTable model)
     {
-        CpuidTable table = KvmCpuid.WithFrequency(KvmCpuid.Mask(model, capabilities.SupportedCpuid), timestamp.FrequencyHz);
+        CpuidTable table = KvmCpuid.WithFrequency(KvmCpuid.Mask(model, capabilities.SupportedCpuid), timestamp.FrequencyHz, localApics?.TimerFrequencyHz ?? KvmHypervisor.ApicTimerHz);
         (uint Leaf, uint Subleaf, CpuidResult Value)[] all =
         [
             // A leaf without sub-leaves is listed twice, once as "any".

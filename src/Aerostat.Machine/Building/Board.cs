@@ -42,13 +42,15 @@ internal sealed class Board
     /// <param name="clock">VM time.</param>
     /// <param name="processors">The vCPUs; each gets a local APIC.</param>
     /// <param name="x2Apic">Whether CPUID announces the x2APIC.</param>
+    /// <param name="hypervisor">May keep the local APICs.</param>
     /// <param name="request">Where a guest's wish to reset, power off, suspend or exit goes. Called on vCPU threads; returns at once.</param>
     /// <param name="wake">Called when an event ends S3, on any thread; returns at once.</param>
     /// <param name="hyperV">What the Hyper-V personality needs; null: the machine has another.</param>
     public Board(
         MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, bool x2Apic,
-        Action<GuestRequest> request, Action wake, HyperVHost? hyperV = null)
+        IHypervisor hypervisor, Action<GuestRequest> request, Action wake, HyperVHost? hyperV = null)
     {
+        Fabric = new InterruptFabric { Hosted = hypervisor.LocalApics };
         void RequestReset() => request(new GuestRequest(MachineExitKind.Reset));
 
         // Interrupts.
@@ -104,7 +106,7 @@ internal sealed class Board
         PciEcamWindow ecam = AddStateless(new PciEcamWindow(pci));
         Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
 
-        virtio = new VirtioBoard(options, memory, clock, pci, Mmio, router, fabric);
+        virtio = new VirtioBoard(options, memory, clock, pci, Mmio, router, fabric, hypervisor.Doorbells);
         devices.AddRange(virtio.Parts);
         elements.AddRange(virtio.Elements);
 
@@ -153,7 +155,7 @@ internal sealed class Board
     public MmioBus Mmio { get; } = new();
 
     /// <summary>What carries interrupts between processors and controllers.</summary>
-    public InterruptFabric Fabric { get; } = new();
+    public InterruptFabric Fabric { get; }
 
     /// <summary>The local APIC of each vCPU.</summary>
     public IReadOnlyList<LocalApic> LocalApics { get; }

@@ -16,13 +16,16 @@ internal sealed class VirtioBoard : IDisposable
     private readonly List<IDevice> parts = [];
     private readonly List<StateElement> elements = [];
     private readonly List<IDisk> disks = [];
-    private readonly PciMemorySpace space = new();
+    private readonly PciMemorySpace space;
+    private readonly IDoorbells? doorbells;
     // As devices are made.
     private bool quiet = true;
 
     /// <summary>Builds what the options name.</summary>
-    public VirtioBoard(MachineOptions options, GuestMemory memory, TimeProvider clock, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
+    public VirtioBoard(MachineOptions options, GuestMemory memory, TimeProvider clock, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric, IDoorbells? doorbells)
     {
+        this.doorbells = doorbells;
+        space = new PciMemorySpace { Doorbells = doorbells };
         try
         {
             Build(new VirtioContext(memory, options.DeviceLog, clock), options, pci, mmio, router, fabric);
@@ -42,7 +45,7 @@ internal sealed class VirtioBoard : IDisposable
             devices.Add(device);
             if (place.Options.Transport == VirtioTransport.Mmio)
             {
-                VirtioMmio registers = new(device, router.Connect(place.Gsi));
+                VirtioMmio registers = new(device, router.Connect(place.Gsi), place.Address, doorbells);
                 mmio.Add(device.Name, place.Address, PcLayout.VirtioMmioStride, registers);
                 Add(registers, VirtioStates.Default.VirtioMmioSavedState);
                 continue;
@@ -81,6 +84,8 @@ internal sealed class VirtioBoard : IDisposable
     /// <summary>Waits until no device's thread touches guest memory.</summary>
     public void Quiesce()
     {
+        // What the guest has announced before it was stopped is the devices' to know.
+        doorbells?.Drain();
         if (!quiet)
             devices.ForEach(d => d.Quiesce());
         quiet = true;

@@ -92,7 +92,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 }));
             }
             bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
-            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog), Accelerator = accelerator.Name }, memory, clock, processors, x2Apic, OnGuestRequest, () => queue.Writer.TryWrite(Wake), DescribeHyperVHost());
+            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog), Accelerator = accelerator.Name }, memory, clock, processors, x2Apic, hypervisor, OnGuestRequest, () => queue.Writer.TryWrite(Wake), DescribeHyperVHost());
             built.Push(board.Virtio);
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality switch
@@ -291,6 +291,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         if (state is not (MachineState.Created or MachineState.Paused))
             return;
         clock.Start();
+        hypervisor.LocalApics?.ReleaseTime();
         if (asleep)
         {
             state = MachineState.Suspended;
@@ -308,6 +309,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             return;
         await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
         board.Virtio.Quiesce();
+        hypervisor.LocalApics?.HoldTime();
         clock.Stop();
         state = MachineState.Paused;
     }

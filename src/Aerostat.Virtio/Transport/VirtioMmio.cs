@@ -15,7 +15,7 @@ public sealed class VirtioMmio : IDevice, IMmioDevice, IVirtioInterrupts, ISavab
     public const ulong RegionSize = 0x1000;
 
     private const uint Magic = 0x7472_6976, Version = 2, Vendor = 0x4F52_4541, AbsentLength = uint.MaxValue;
-    private const ulong ConfigAt = 0x100;
+    private const ulong ConfigAt = 0x100, NotifyAt = 0x050;
     private const uint InterruptQueue = 1, InterruptConfiguration = 2;
 
     private readonly VirtioDevice _device;
@@ -26,11 +26,18 @@ public sealed class VirtioMmio : IDevice, IMmioDevice, IVirtioInterrupts, ISavab
     /// <summary>Makes the registers.</summary>
     /// <param name="device">What is behind them.</param>
     /// <param name="line">The interrupt.</param>
-    public VirtioMmio(VirtioDevice device, IInterruptLine line)
+    /// <param name="address">Where they are, for <paramref name="doorbells"/>.</param>
+    /// <param name="doorbells">Passes notifications on; null: they come as writes.</param>
+    public VirtioMmio(VirtioDevice device, IInterruptLine line, ulong address = 0, IDoorbells? doorbells = null)
     {
         _device = device;
         _line = line;
         device.Interrupts = this;
+        for (uint i = 0; i < device.Queues.Count; i++)
+        {
+            uint queue = i;
+            _ = doorbells?.Attach(address + NotifyAt, 4, queue, () => device.Notify(queue));
+        }
     }
 
     /// <inheritdoc/>
@@ -145,7 +152,7 @@ public sealed class VirtioMmio : IDevice, IMmioDevice, IVirtioInterrupts, ISavab
                 // A driver that gives a queue up (4.2.3.2): without a reset of the device, but it must not be used any more.
                 _device.ResetQueue(select);
                 break;
-            case 0x050:
+            case NotifyAt:
                 _device.Notify((uint)value);
                 break;
             case 0x064:

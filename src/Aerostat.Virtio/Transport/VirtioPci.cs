@@ -314,8 +314,10 @@ public sealed class VirtioPci : PciEndpoint, IVirtioInterrupts, ISavable<VirtioP
     }
 
     /// <summary>Base address register 0.</summary>
-    private sealed class Registers(VirtioPci owner) : IMmioDevice
+    private sealed class Registers(VirtioPci owner) : IMmioDevice, IDoorbellTarget
     {
+        public IReadOnlyList<ulong> DoorbellOffsets { get; } = [.. Enumerable.Range(0, owner._device.Queues.Count).Select(i => NotifyAt + ((ulong)i * NotifyMultiplier))];
+
         public ulong ReadMmio(ulong offset, int size) => (offset & ~(ulong)(RegionSize - 1)) switch
         {
             CommonAt => owner.ReadCommon(offset, size),
