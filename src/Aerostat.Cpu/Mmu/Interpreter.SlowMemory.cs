@@ -69,6 +69,12 @@ internal sealed unsafe partial class Interpreter
             value = v;
             return true;
         }
+        if (IsDevice(s, linear, write: false, out ulong device))
+        {
+            value = Handler.ReadMmio(device, size) & (ulong.MaxValue >> (64 - (size * 8)));
+            mmioReads++;
+            return true;
+        }
         if (!CheckLinear(s, linear, segment, size) || !Translate(s, linear, DataAccess(s), out Translation t))
             return false;
         if (watchpoints.Length != 0 && !PassesWatchpoints(linear, size, write: false))
@@ -76,6 +82,7 @@ internal sealed unsafe partial class Interpreter
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page == null)
         {
+            NoteDevice(s, linear, t.Gpa, write: false);
             // A device may leave anything above the bytes that were asked for.
             value = Handler.ReadMmio(t.Gpa, size) & (ulong.MaxValue >> (64 - (size * 8)));
             mmioReads++;
@@ -90,6 +97,12 @@ internal sealed unsafe partial class Interpreter
     {
         if ((linear & 4095) + (ulong)size > 4096 || s->TlbSet == EmptySet)
             return StoreBytesSlow(s, linear, segment, (byte*)&value, size);
+        if (IsDevice(s, linear, write: true, out ulong device))
+        {
+            Handler.WriteMmio(device, size, value);
+            mmioWrites++;
+            return Outcome.Next;
+        }
         if (!CheckLinear(s, linear, segment, size) || !Translate(s, linear, DataAccess(s) | Access.Write, out Translation t))
             return Outcome.Fault;
         if (watchpoints.Length != 0 && !PassesWatchpoints(linear, size, write: true))
@@ -102,6 +115,7 @@ internal sealed unsafe partial class Interpreter
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page == null)
         {
+            NoteDevice(s, linear, t.Gpa, write: true);
             Handler.WriteMmio(t.Gpa, size, value);
             mmioWrites++;
             return Outcome.Next;

@@ -40,6 +40,14 @@ internal sealed unsafe partial class Interpreter
     // Linear pages (by hash) that code was found in through the caches that INVLPG concerns.
     private const int CodePageBits = 1 << 15;
     private readonly ulong[] codePages = new ulong[CodePageBits / 64];
+    // The same for 2 MiB at once: INVLPG of a large page asks about all of it.
+    private const int CodeRegionBits = 1 << 12, RegionShift = 21;
+    private readonly ulong[] codeRegions = new ulong[CodeRegionBits / 64];
+
+    // A device's page that was accessed lately: such pages are not in the TLB. Holds as long as the epoch does, and until INVLPG.
+    private ulong devicePage = ulong.MaxValue, deviceGpa, deviceEpoch;
+    private int deviceSet;
+    private bool deviceWrites;
     private long spaceUses;
 
     /// <summary>Whether a cached mapping made in this epoch still holds.</summary>
@@ -220,8 +228,11 @@ internal sealed unsafe partial class Interpreter
             other.Epoch = ++lastEpoch;
         epoch = space.Epoch;
         Array.Clear(codePages);
+        Array.Clear(codeRegions);
         translation?.Cache.FlushTables();
     }
+
+    private static int CodeRegionHash(ulong linear) => (int)((linear >> RegionShift) * 0x9E37_79B9_7F4A_7C15UL >> 52);
 
     private static int CodePageHash(ulong linear) => (int)((linear >> 12) * 0x9E37_79B9_7F4A_7C15UL >> 49);
 
@@ -229,6 +240,8 @@ internal sealed unsafe partial class Interpreter
     {
         int bit = CodePageHash(linear);
         codePages[bit >> 6] |= 1UL << bit;
+        bit = CodeRegionHash(linear);
+        codeRegions[bit >> 6] |= 1UL << bit;
     }
 
     /// <summary>
@@ -237,6 +250,7 @@ internal sealed unsafe partial class Interpreter
     /// </summary>
     internal void InvalidatePage(ulong linear)
     {
+        devicePage = ulong.MaxValue;
         ulong size = tlbMemory.StrictLarge.SizeAt(linear);
         foreach (TlbSpace other in tlbMemory.Spaces)
             if (other.IsPrepared)
@@ -254,11 +268,27 @@ internal sealed unsafe partial class Interpreter
             if (!other.IsPrepared)
                 continue;
             var sets = (TlbEntry*)(other.Base + StateBytes);
-            DropRange(sets + (UserSet * TlbEntries), first, pages);
-            DropRange(sets + (SupervisorSet * TlbEntries), first, pages);
+            if (pages > 1)
+            {
+                for (int i = 0; i < other.FilledCount; i++)
+                    DropWithin(sets + other.Filled[i], other.Filled[i], first, size);
+                continue;
+            }
+            DropPage(sets + (UserSet * TlbEntries), first);
+            DropPage(sets + (SupervisorSet * TlbEntries), first);
         }
-        DropRange(tlbSets + (StrictSet * TlbEntries), first, pages);
-        for (int i = 0; i < pages; i++)
+        if (pages > 1)
+        {
+            for (int i = 0; i < strictCount; i++)
+                DropWithin(tlbSets + (StrictSet * TlbEntries) + strictFilled[i], strictFilled[i], first, size);
+        }
+        else
+        {
+            DropPage(tlbSets + (StrictSet * TlbEntries), first);
+        }
+        int region = CodeRegionHash(first);
+        bool anyCode = (size >> RegionShift) > 1 || (codeRegions[region >> 6] & (1UL << region)) != 0;
+        for (int i = 0; anyCode && i < pages; i++)
         {
             int bit = CodePageHash(first + ((ulong)i << 12));
             code |= (codePages[bit >> 6] & (1UL << bit)) != 0;
@@ -267,15 +297,17 @@ internal sealed unsafe partial class Interpreter
             ForgetCodeMappings();
     }
 
-    private void DropRange(TlbEntry* set, ulong first, int pages)
+    private void DropPage(TlbEntry* set, ulong page)
     {
-        for (int i = 0; i < pages; i++)
-        {
-            ulong page = first + ((ulong)i << 12);
-            int index = (int)(page >> 12) & (TlbEntries - 1);
-            if (((set[index].ReadTag ^ page) & comparedBits) == 0)
-                Vacate(set + index, index);
-        }
+        int index = (int)(page >> 12) & (TlbEntries - 1);
+        if (((set[index].ReadTag ^ page) & comparedBits) == 0)
+            Vacate(set + index, index);
+    }
+
+    private void DropWithin(TlbEntry* e, int number, ulong first, ulong size)
+    {
+        if (tlbMemory.IsFilled(e) && ((e->ReadTag ^ first) & comparedBits & ~(size - 1)) == 0)
+            Vacate(e, number & (TlbEntries - 1));
     }
 
     /// <summary>
@@ -311,6 +343,21 @@ internal sealed unsafe partial class Interpreter
         space.WatchStamp = watchStamp;
         for (int i = 0; i < EmptySet * TlbEntries; i++)
             DropWrites(tlbSets + i, i);
+    }
+
+    /// <summary>Notes that a data access through the present set leads to a device.</summary>
+    private void NoteDevice(CpuState* s, ulong linear, ulong gpa, bool write)
+    {
+        if (s->TlbSet == EmptySet || watchpoints.Length != 0)
+            return;
+        (devicePage, deviceGpa, deviceEpoch, deviceSet, deviceWrites) = (linear & ~4095UL, gpa & ~4095UL, epoch, s->TlbSet, write);
+    }
+
+    /// <summary>Whether it is known to, and where.</summary>
+    private bool IsDevice(CpuState* s, ulong linear, bool write, out ulong gpa)
+    {
+        gpa = deviceGpa | (linear & 4095);
+        return (linear & ~4095UL) == devicePage && deviceEpoch == epoch && deviceSet == s->TlbSet && (!write || deviceWrites) && watchpoints.Length == 0;
     }
 
     private void FillTlb(CpuState* s, int set, ulong linear, in Translation t, bool writeAllowed)

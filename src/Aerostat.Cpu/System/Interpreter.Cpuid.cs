@@ -6,6 +6,24 @@ namespace Aerostat.Cpu;
 /// <content>CPUID with the bits that follow the state.</content>
 internal sealed unsafe partial class Interpreter
 {
+    /// <summary>Forgets what generated code knows of CPUID: no entry has a leaf that is looked for in its place.</summary>
+    private static void ClearCpuidCache(CpuState* s)
+    {
+        for (uint i = 0; i < CpuState.CpuidCacheEntries; i++)
+            s->CpuidCache[i * CpuState.CpuidCacheWords] = i ^ 1;
+    }
+
+    /// <summary>CPUID, remembered for generated code unless the answer depends on registers or on the mode.</summary>
+    internal CpuidResult AnswerCpuid(CpuState* s, uint leaf, uint subleaf)
+    {
+        CpuidResult r = ReadCpuid(s, leaf, subleaf);
+        if (leaf is 1 or 7 or 0xD or 0x8000_0001)
+            return r;
+        uint* e = s->CpuidCache + ((leaf & (CpuState.CpuidCacheEntries - 1)) * CpuState.CpuidCacheWords);
+        (e[0], e[1], e[2], e[3], e[4], e[5]) = (leaf, subleaf, r.Eax, r.Ebx, r.Ecx, r.Edx);
+        return r;
+    }
+
     internal CpuidResult ReadCpuid(CpuState* s, uint leaf, uint subleaf)
     {
         CpuidResult r = Model.Cpuid(leaf, subleaf);

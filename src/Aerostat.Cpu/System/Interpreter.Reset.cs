@@ -28,6 +28,7 @@ internal sealed unsafe partial class Interpreter
         s->RmwPending = 0;
         s->Shadow = 0;
         s->NmiBlocked = 0;
+        ClearCpuidCache(s);
         s->PendingDebug = 0;
         raisedGeneralDetect = false;
 

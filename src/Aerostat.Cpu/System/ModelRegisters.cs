@@ -67,7 +67,7 @@ internal static unsafe class ModelRegisters
 
     private static Outcome Cpuid(Interpreter cpu, CpuState* s, MicroOp* op)
     {
-        CpuidResult r = cpu.ReadCpuid(s, (uint)s->Gpr[0], (uint)s->Gpr[1]);
+        CpuidResult r = cpu.AnswerCpuid(s, (uint)s->Gpr[0], (uint)s->Gpr[1]);
         s->Gpr[0] = r.Eax;
         s->Gpr[3] = r.Ebx;
         s->Gpr[1] = r.Ecx;

@@ -109,6 +109,7 @@ internal sealed unsafe partial class BlockTranslator
                 Treatment.SystemCall => EmitSystemCall(i),
                 Treatment.SystemReturn => EmitSystemReturn(i),
                 Treatment.ReadControl => EmitReadControl(i),
+                Treatment.Cpuid => EmitCpuid(i, k),
                 Treatment.Pop => EmitPop(i, k, start),
                 Treatment.Leave => EmitLeaveInstruction(i, k, start),
                 Treatment.Divide => EmitDivide(i, k, start),

@@ -188,6 +188,7 @@ internal sealed unsafe partial class BlockTranslator
                 u.SpoilsPointer = true;
                 break;
             case Treatment.SwapGs:
+            case Treatment.Cpuid:
             case Treatment.Interpret:
                 u.Barrier = true;
                 break;

@@ -152,6 +152,38 @@ internal sealed unsafe partial class BlockTranslator
         return true;
     }
 
+    /// <summary>CPUID by leaf and sub-leaf from <see cref="CpuState.CpuidCache"/>; what is not there is the interpreter's.</summary>
+    private bool EmitCpuid(in Instruction i, int k)
+    {
+        const int EntryShift = 5;
+        int first = cache.RecordCount, flags = live[k], offset = Offset(&state->CpuidCache[0]);
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP });
+        a.Move(Host.R10, Host.Rax);
+        EmitSaveFlags(flags, spillToMemory: true);
+        a.RR(0x8B, Host.R11, Host.R10, wide: false);
+        a.RR(0x83, 4, Host.R11, wide: false);
+        a.Byte(CpuState.CpuidCacheEntries - 1);
+        a.RR(0xC1, 4, Host.R11, wide: false);
+        a.Byte(EntryShift);
+        a.RM(0x3B, Host.R10, Host.R11, Host.None, 0, offset, wide: false, gs: true);
+        nint otherLeaf = a.Jcc(Condition.Ne);
+        a.RM(0x3B, Host.Rcx, Host.R11, Host.None, 0, offset + 4, wide: false, gs: true);
+        nint otherSubleaf = a.Jcc(Condition.Ne);
+        EmitRestoreFlags(flags, spillToMemory: true);
+        a.RM(0x8B, Host.Rax, Host.R11, Host.None, 0, offset + 8, wide: false, gs: true);
+        a.RM(0x8B, Host.Rbx, Host.R11, Host.None, 0, offset + 12, wide: false, gs: true);
+        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, offset + 16, wide: false, gs: true);
+        a.RM(0x8B, Host.Rdx, Host.R11, Host.None, 0, offset + 20, wide: false, gs: true);
+        nint done = a.Jmp();
+        a.Bind(otherLeaf);
+        a.Bind(otherSubleaf);
+        EmitRestoreFlags(flags, spillToMemory: true);
+        EmitExit(record);
+        a.Bind(done);
+        SetNext(first, k);
+        return true;
+    }
+
     private bool EmitSwapGs()
     {
         int one = Offset(&state->Gs.Base), other = Offset(&state->KernelGsBase);

@@ -272,13 +272,19 @@ internal sealed unsafe partial class Interpreter
     private bool RunTranslated(CpuState* s, TranslationState t, nint entry, int variant, out ProcessorExit exit)
     {
         exit = default;
+        ulong zero = 0, signParity = 0, carry = 0;
+        bool known = false;
         while (true)
         {
-            s->HostFlags = ToHostFlags(s);
+            // Most of what is interpreted in between leaves flags alone.
+            if (!known || s->FlagZero != zero || s->FlagSignParity != signParity || s->FlagCarry != carry)
+                s->HostFlags = ToHostFlags(s);
             s->EntryTarget = (ulong)entry;
             t.Counters.Entries++;
             t.Cache.Thunks.Enter(VectorLevel.Of(variant));
             FromHostFlags(s);
+            (zero, signParity, carry) = (s->FlagZero, s->FlagSignParity, s->FlagCarry);
+            known = true;
             ExitRecord* record = t.Cache.Record(s->ExitRecord);
             variant = s->TlbSet + (3 * s->Level);
             t.Counters.Exits[(int)record->Kind]++;
@@ -427,6 +433,9 @@ internal sealed unsafe partial class Interpreter
         bool aligned = (linear & (uint)record->Alignment) == 0;
         reason = (linear & 4095) + (uint)record->Size > 4096 ? SlowAccess.PageCrossing : aligned ? SlowAccess.NotCanonical : SlowAccess.Misaligned;
         if ((linear & 4095) + (uint)record->Size > 4096 || !aligned || !IsCanonical(s, Unmask(s, linear)))
+            return false;
+        reason = SlowAccess.Device;
+        if (IsDevice(s, linear, record->Write, out _))
             return false;
         reason = SlowAccess.Fault;
         // A group's check must not set the dirty flag for a write that may not happen.

@@ -42,6 +42,8 @@ internal enum Treatment : byte
     SystemReturn,
     /// <summary>MOV from a control register.</summary>
     ReadControl,
+    /// <summary>CPUID: from what it has answered before.</summary>
+    Cpuid,
 }
 
 /// <summary>The instructions that are translated, by Iced's code.</summary>
@@ -184,6 +186,7 @@ internal static class Whitelist
         }
         table[(int)Code.Mov_r64_cr] = Treatment.ReadControl;
         table[(int)Code.Stac] = table[(int)Code.Clac] = Treatment.AccessFlag;
+        table[(int)Code.Cpuid] = Treatment.Cpuid;
         table[(int)Code.Syscall] = Treatment.SystemCall;
         table[(int)Code.Sysretq] = Treatment.SystemReturn;
         table[(int)Code.Mov_r32m16_Sreg] = table[(int)Code.Mov_r64m16_Sreg] = Treatment.ReadSegment;
