@@ -10,10 +10,10 @@ internal static class MemoryCommands
 {
     public static Command Balloon()
     {
-        Argument<string?> size = new("SIZE") { Description = "How much memory the host is to take back, such as 256M; 0 gives all of it to the guest again", Arity = ArgumentArity.ZeroOrOne };
+        Argument<string?> size = new("SIZE") { Description = "How much memory the host is to take back, such as 256M; 0 gives all of it to the guest again; 'auto' lets the policy decide again", Arity = ArgumentArity.ZeroOrOne };
         return MachineCommand.Create("balloon", "Read or set how much of a guest's memory the host takes back.", call =>
             call.AskAsync(
-                new BalloonArguments(call.Extra is { } text ? MemorySize.Parse(text, "SIZE") : null),
+                call.Extra == "auto" ? new BalloonArguments(Auto: true) : new BalloonArguments(call.Extra is { } text ? MemorySize.Parse(text, "SIZE") : null),
                 ControlJson.Default.BalloonArguments, ControlJson.Default.BalloonAnswer, WriteBalloon), size);
     }
 
@@ -38,13 +38,19 @@ internal static class MemoryCommands
                 output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"  {name,-24} {value,16}"));
         }));
 
-    private static void WriteBalloon(TextWriter output, BalloonAnswer answer)
+    internal static void WriteBalloon(TextWriter output, BalloonAnswer answer)
     {
         Row(output, "balloon target", answer.Target);
         Row(output, "balloon", answer.Actual);
         if (answer.RefusedPages > 0)
             output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{"refused pages",-20} {answer.RefusedPages,8}"));
         output.WriteLine(answer.Explanation);
+        if (answer.Policy is not { } policy)
+            return;
+        string range = $"leaves the guest {MemorySize.Format(policy.Floor)} to {MemorySize.Format(policy.Ceiling)}";
+        output.WriteLine(policy.Resting ? $"policy: rests, for the target was set by hand ('auto' wakes it); {range}"
+            : policy.Reason is null ? $"policy: {range}; nothing decided yet"
+            : string.Create(CultureInfo.InvariantCulture, $"policy: {policy.Reason}; {range}; it has {policy.Kept >> 20} MiB{(policy.Used is { } used ? $", uses {used >> 20} MiB and is to have {policy.Reserve >> 20} MiB in reserve" : "")}"));
     }
 
     private static void Row(TextWriter output, string name, ulong bytes) =>

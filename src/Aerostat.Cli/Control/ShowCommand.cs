@@ -34,6 +34,8 @@ internal static class ShowCommand
         if (shown.Kernel is not null)
             output.WriteLine($"boots        {shown.Kernel}{(shown.Initrd is null ? "" : $", initrd {shown.Initrd}")}{(string.IsNullOrEmpty(shown.CommandLine) ? "" : $", append \"{shown.CommandLine}\"")}");
         output.WriteLine($"devices      {string.Join(' ', shown.Devices.Where(d => !d.StartsWith("lapic", StringComparison.Ordinal)))}");
+        if (shown.Balloon is { } balloon)
+            output.WriteLine($"balloon      {balloon.Actual >> 20} of {balloon.Target >> 20} MiB ({balloon.Dialect}, {balloon.Reason}{(balloon.Policy is { } policy ? $"; policy: {(policy.Resting ? "resting" : policy.Reason ?? "starting")}" : "")})");
         if (shown.Debugger is not null)
             output.WriteLine($"debugger     {(shown.Debugger == "attached" ? "attached" : $"target remote {shown.Debugger}")}");
         output.WriteLine($"resets       {shown.Resets}{(shown.NoReboot ? " (one by the guest ends the run)" : "")}");

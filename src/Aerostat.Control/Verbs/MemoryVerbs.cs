@@ -5,8 +5,25 @@ using Aerostat.Machine;
 namespace Aerostat.Control;
 
 /// <summary>Arguments of <c>balloon</c>.</summary>
-/// <param name="Target">Bytes that the host wants back; absent: only look.</param>
-public sealed record BalloonArguments(ulong? Target = null);
+/// <param name="Target">Bytes that the host wants back; absent: only look. A policy rests from then on.</param>
+/// <param name="Auto">The policy decides again.</param>
+public sealed record BalloonArguments(ulong? Target = null, bool Auto = false);
+
+/// <summary>What decides the target by itself. Sizes are bytes.</summary>
+/// <param name="Floor">The least that the guest is left with.</param>
+/// <param name="Ceiling">The most.</param>
+/// <param name="Resting">The target was set by hand, and the policy does nothing.</param>
+/// <param name="Reason">Why it decided as it did last ("balanced", "idle", "host-pressure", "guest-need", ...); absent: not yet.</param>
+/// <param name="Kept">What the guest had then.</param>
+/// <param name="Used">What of it was in use; absent: the guest had not said.</param>
+/// <param name="Available">What was not; absent as well.</param>
+/// <param name="Reserve">What it is to keep of that.</param>
+public sealed record PolicyAnswer(ulong Floor, ulong Ceiling, bool Resting, string? Reason, ulong? Kept, ulong? Used, ulong? Available, ulong? Reserve)
+{
+    internal static PolicyAnswer? Of(BalloonController? controller) => controller is null ? null : new(
+        controller.Policy.Floor, controller.Policy.Ceiling, controller.IsResting, controller.Last is { } last ? BalloonPolicy.Code(last.Reason) : null,
+        controller.Last?.KeptBytes, controller.Last?.UsedBytes, controller.Last?.AvailableBytes, controller.Last?.ReserveBytes);
+}
 
 /// <summary>The answer to <c>balloon</c>.</summary>
 /// <param name="Dialect">What the guest's driver speaks: "virtio", "vmware", "hyperv".</param>
@@ -16,10 +33,14 @@ public sealed record BalloonArguments(ulong? Target = null);
 /// <param name="Reason">Why they differ: "reached", "no-driver", "working", "stalled", "deflated-on-oom", "driver-failed", "refused", "not-discarded".</param>
 /// <param name="Explanation">The same for people.</param>
 /// <param name="RefusedPages">Pages that the guest gave and the host could not take.</param>
-public sealed record BalloonAnswer(string Dialect, ulong Target, ulong Actual, ulong GuestActual, string Reason, string Explanation, long RefusedPages)
+/// <param name="Policy">What decides the target; absent: nobody does but who asks.</param>
+public sealed record BalloonAnswer(string Dialect, ulong Target, ulong Actual, ulong GuestActual, string Reason, string Explanation, long RefusedPages, PolicyAnswer? Policy = null)
 {
-    internal static BalloonAnswer Of(string dialect, BalloonReport report) => new(
-        dialect, report.TargetBytes, report.ActualBytes, report.GuestActualBytes, report.Reason.Code(), report.Explanation, report.RefusedPages);
+    internal static BalloonAnswer? Of(VirtualMachine machine) => machine.Balloon is { } balloon ? Of(machine, balloon, balloon.GetReport()) : null;
+
+    internal static BalloonAnswer Of(VirtualMachine machine, IBalloon balloon, BalloonReport report) => new(
+        balloon.Dialect, report.TargetBytes, report.ActualBytes, report.GuestActualBytes, report.Reason.Code(), report.Explanation, report.RefusedPages,
+        PolicyAnswer.Of(machine.BalloonController));
 }
 
 /// <summary>The answer to <c>memory</c>. Sizes are bytes.</summary>
@@ -47,16 +68,23 @@ internal sealed class BalloonVerb() : ControlVerb<BalloonArguments, BalloonAnswe
         VirtualMachine vm = machine.Machine;
         if (vm.Balloon is not { } balloon)
             throw new ControlException(ControlErrorKind.Refused, "balloon: the machine has none; it must be started with --balloon");
-        if (arguments.Target is { } target)
+        if (arguments.Auto)
+        {
+            if (vm.BalloonController is not { } controller)
+                throw new ControlException(ControlErrorKind.Refused, "balloon: the machine has no policy; it must be started with --balloon auto=MIN..MAX");
+            controller.Rest(false);
+        }
+        else if (arguments.Target is { } target)
         {
             if (target > vm.Options.MemoryBytes)
                 throw new ControlException(ControlErrorKind.Usage, $"balloon: the guest has {MemorySize.Format(vm.Options.MemoryBytes)} and cannot give {MemorySize.Format(target)}");
             if (vm.State == MachineState.Ended)
                 throw new ControlException(ControlErrorKind.Refused, "balloon: the machine is over");
+            vm.BalloonController?.Rest(true);
             balloon.SetTarget(target);
             vm.Journal.Write("balloon-target", string.Create(CultureInfo.InvariantCulture, $"is asked for {MemorySize.Format(target)} of its memory"));
         }
-        return Task.FromResult(BalloonAnswer.Of(balloon.Dialect, balloon.GetReport()));
+        return Task.FromResult(BalloonAnswer.Of(vm, balloon, balloon.GetReport()));
     }
 }
 
@@ -81,7 +109,7 @@ internal sealed class MemoryVerb() : ControlVerb<NoArguments, MemoryAnswer>(Cont
         machine.Machine.Balloon?.RequestStatistics();
         return Task.FromResult(new MemoryAnswer(
             memory.TotalBytes, memory.HostBytes, memory.Pages.DataBytes, memory.Pages.ZeroBytes, memory.Pages.DiscardedBytes, memory.Pages.HintedBytes,
-            memory.Balloon is { } report ? BalloonAnswer.Of(machine.Machine.Balloon!.Dialect, report) : null,
+            memory.Balloon is { } report ? BalloonAnswer.Of(machine.Machine, machine.Machine.Balloon!, report) : null,
             statistics is { Age: not null } ? new SortedDictionary<string, ulong>(statistics.Values.ToDictionary(), StringComparer.Ordinal) : null,
             statistics?.Age?.TotalSeconds, statistics?.Pending?.TotalSeconds));
     }

@@ -29,6 +29,7 @@ namespace Aerostat.Control;
 /// <param name="UnclaimedPortAccesses">Port accesses that no device claimed.</param>
 /// <param name="UnclaimedMmioAccesses">Memory accesses that no device claimed.</param>
 /// <param name="Debugger">"attached", or where one may attach; null: neither.</param>
+/// <param name="Balloon">The balloon; absent: there is none.</param>
 public sealed record ShowAnswer(
     string Name,
     int Pid,
@@ -54,7 +55,8 @@ public sealed record ShowAnswer(
     IReadOnlyDictionary<string, long> Counters,
     long UnclaimedPortAccesses,
     long UnclaimedMmioAccesses,
-    string? Debugger);
+    string? Debugger,
+    BalloonAnswer? Balloon = null);
 
 /// <summary>How often, and how long that took.</summary>
 /// <param name="Count">How often.</param>
@@ -104,7 +106,8 @@ internal sealed class ShowVerb() : ControlVerb<NoArguments, ShowAnswer>(ControlJ
             new SortedDictionary<string, long>(statistics.Counters.ToDictionary(), StringComparer.Ordinal),
             statistics.UnclaimedPortAccesses,
             statistics.UnclaimedMmioAccesses,
-            vm.HasDebugger ? "attached" : machine.Debug?.Endpoint.ForGdb));
+            vm.HasDebugger ? "attached" : machine.Debug?.Endpoint.ForGdb,
+            BalloonAnswer.Of(vm)));
     }
 
     private static SortedDictionary<string, ExitFigures> Figures(IReadOnlyDictionary<string, long> counts, IReadOnlyDictionary<string, TimeSpan> times) =>

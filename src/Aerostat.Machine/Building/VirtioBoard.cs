@@ -130,7 +130,7 @@ internal sealed class VirtioBoard : IDisposable
             place.Name,
             new BalloonDeviceOptions
             {
-                TargetBytes = balloon.TargetBytes,
+                TargetBytes = balloon.Auto is { } range ? context.Memory.TotalBytes - Math.Min(range.Ceiling, context.Memory.TotalBytes) : balloon.TargetBytes,
                 StatisticsInterval = balloon.StatisticsInterval,
                 DeflateOnOom = balloon.DeflateOnOom,
                 Hinting = balloon.Hinting,

@@ -131,9 +131,13 @@ public sealed record DiskOptions(string Path) : VirtioOptions
 public sealed record BalloonOptions : VirtioOptions
 {
     private const string What = "--balloon";
+    private const ulong LeastFloor = 64 << 20;
 
     /// <summary>Bytes that the host wants back from the start.</summary>
     public ulong TargetBytes { get; init; }
+
+    /// <summary>A policy decides the target, and leaves the guest with so much at least and at most; null: whoever asks decides.</summary>
+    public BalloonRange? Auto { get; init; }
 
     /// <summary>VM time between two requests for statistics; zero: only when asked.</summary>
     public TimeSpan StatisticsInterval { get; init; }
@@ -152,7 +156,7 @@ public sealed record BalloonOptions : VirtioOptions
     /// <inheritdoc/>
     public override string Format() =>
         $"--balloon deflate-on-oom={(DeflateOnOom ? "on" : "off")},hinting={(Hinting ? "on" : "off")},reporting={(Reporting ? "on" : "off")}"
-        + (TargetBytes > 0 ? $",target={TargetBytes}" : "") + (StatisticsInterval > TimeSpan.Zero ? $",stats={(long)StatisticsInterval.TotalSeconds}" : "") + FormatCommon();
+        + (Auto is { } range ? $",auto={range.Floor}..{range.Ceiling}" : "") + (TargetBytes > 0 ? $",target={TargetBytes}" : "") + (StatisticsInterval > TimeSpan.Zero ? $",stats={(long)StatisticsInterval.TotalSeconds}" : "") + FormatCommon();
 
     /// <summary>Reads [key=value[,key=value...]].</summary>
     /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>
@@ -160,6 +164,12 @@ public sealed record BalloonOptions : VirtioOptions
         ParseCommon(What, new BalloonOptions(), string.IsNullOrEmpty(text) ? [] : text.Split(','), static (balloon, key, value) => key switch
         {
             "target" => balloon with { TargetBytes = MemorySize.Parse(value ?? "", $"{What}: target") },
+            "auto" => balloon with
+            {
+                Auto = (value ?? "").Split("..") is [var floor, var ceiling]
+                    ? new BalloonRange(MemorySize.Parse(floor, $"{What}: auto"), MemorySize.Parse(ceiling, $"{What}: auto"))
+                    : throw new ConfigurationException($"{What}: auto is MIN..MAX, what the guest is left with, such as 256M..1G, not '{value}'"),
+            },
             "stats" => balloon with
             {
                 StatisticsInterval = int.TryParse(value, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out int seconds) && seconds is > 0 and <= 86400
@@ -177,8 +187,23 @@ public sealed record BalloonOptions : VirtioOptions
     {
         if (TargetBytes > memoryBytes)
             throw new ConfigurationException($"{What}: the guest has {MemorySize.Format(memoryBytes)} and cannot give {MemorySize.Format(TargetBytes)}; give a smaller target");
+        if (Auto is not { } range)
+            return;
+        if (TargetBytes > 0)
+            throw new ConfigurationException($"{What}: with auto the policy sets the target; leave one of them out");
+        if (range.Floor > range.Ceiling)
+            throw new ConfigurationException($"{What}: auto={MemorySize.Format(range.Floor)}..{MemorySize.Format(range.Ceiling)} has its least above its most; write MIN..MAX");
+        if (range.Ceiling > memoryBytes)
+            throw new ConfigurationException($"{What}: auto leaves the guest up to {MemorySize.Format(range.Ceiling)}, but it has {MemorySize.Format(memoryBytes)}; give it more memory or a smaller MAX");
+        if (range.Floor < LeastFloor)
+            throw new ConfigurationException($"{What}: auto would leave the guest {MemorySize.Format(range.Floor)}; no kernel lives below {MemorySize.Format(LeastFloor)}, so give a larger MIN");
     }
 }
+
+/// <summary>How much memory a guest is left with.</summary>
+/// <param name="Floor">At least, in bytes.</param>
+/// <param name="Ceiling">At most.</param>
+public sealed record BalloonRange(ulong Floor, ulong Ceiling);
 
 /// <summary>A virtio console (hvc0 in Linux), with further ports beside it or without.</summary>
 public sealed record ConsoleOptions : VirtioOptions

@@ -20,6 +20,15 @@ public sealed partial class VirtualMachine
     /// </summary>
     public IBalloon? Balloon => board.Balloon;
 
+    /// <summary>What sets the balloon's target by itself; null: nothing does.</summary>
+    public BalloonController? BalloonController { get; private set; }
+
+    private void StartPolicy()
+    {
+        if (Balloon is { } balloon && Options.Devices.OfType<BalloonOptions>().FirstOrDefault() is { Auto: { } range })
+            BalloonController = new BalloonController(balloon, new BalloonPolicy(range.Floor, range.Ceiling), memory.TotalBytes, Journal, clock);
+    }
+
     /// <summary>The virtio balloon, which can do more than others: free page hints. Null: the machine has none.</summary>
     public VirtioBalloon? VirtioBalloon => Balloon as VirtioBalloon;
 

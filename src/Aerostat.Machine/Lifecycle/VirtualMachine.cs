@@ -116,6 +116,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 part.Dispose();
             throw;
         }
+        StartPolicy();
         lifecycle = Task.Run(RunQueue);
     }
 
@@ -471,6 +472,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         await lifecycle.ConfigureAwait(false);
         foreach (VcpuThread vcpu in vcpus)
             vcpu.Dispose();
+        BalloonController?.Dispose();
         board.Virtio.Dispose();
         clock.Dispose();
         foreach (IVirtualProcessor processor in processors)

@@ -23,6 +23,19 @@ public sealed record HostMemory(ulong TotalBytes, ulong AvailableBytes, ulong Sw
             values.GetValueOrDefault("MemTotal"), values.GetValueOrDefault("MemAvailable"), values.GetValueOrDefault("SwapFree"), limit, left);
     }
 
+    /// <summary>
+    /// Share of the last ten seconds, in percent, in which some task waited for memory (PSI, /proc/pressure/memory); null: the host does not tell.
+    /// </summary>
+    /// <param name="root">Where /proc is; for tests.</param>
+    public static double? ReadPressure(string root = "/")
+    {
+        // "some avg10=0.00 avg60=0.00 avg300=0.00 total=0".
+        const string Key = "avg10=";
+        string? line = ProcFile.Read(root, "proc/pressure/memory")?.Split('\n').FirstOrDefault(l => l.StartsWith("some ", StringComparison.Ordinal));
+        string? word = line?.Split(' ').FirstOrDefault(w => w.StartsWith(Key, StringComparison.Ordinal));
+        return word is not null && double.TryParse(word[Key.Length..], NumberStyles.Float, CultureInfo.InvariantCulture, out double percent) ? percent : null;
+    }
+
     private static (ulong? Limit, ulong? Left) ReadControlGroup(string root)
     {
         foreach (string line in (ProcFile.Read(root, "proc/self/cgroup") ?? "").Split('\n'))
