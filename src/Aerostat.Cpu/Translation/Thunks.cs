@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics.X86;
 using Iced.Intel;
 
@@ -122,19 +121,19 @@ internal sealed unsafe partial class Thunks(CpuState* state)
         a.RM(0x03, Host.R11, Host.None, Host.None, 0, Offset(&state->CheckSites), gs: true);
         a.RM(0x8B, Host.Rcx, Host.Rax, Host.None, 0, Interpreter.StateBytes + (set * Interpreter.TlbEntries * sizeof(TlbEntry)) + (write ? 16 : 0), gs: true);
         a.RR(0x33, Host.Rcx, Host.R10);
-        a.RM(0x3B, Host.Rcx, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Limit)));
+        a.RM(0x3B, Host.Rcx, Host.R11, Host.None, 0, CheckSite.OffsetOfLimit);
         nint leave = a.Jcc(Condition.A);
-        a.RM(0x83, 5, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Misses)), wide: false);
+        a.RM(0x83, 5, Host.R11, Host.None, 0, CheckSite.OffsetOfMisses, wide: false);
         a.Byte(1);
         nint tired = a.Jcc(Condition.S);
         a.Move(Host.R10, Host.Rcx);
-        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Continue)));
+        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, CheckSite.OffsetOfContinue);
         a.StoreFrame(Frame.AgainTarget, Host.Rcx);
         a.Move(Host.R11, Host.Rax);
         EmitGoOn(a);
         a.Bind(leave);
         a.Bind(tired);
-        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, FieldOf(nameof(CheckSite.Leave)));
+        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, CheckSite.OffsetOfLeave);
         a.StoreFrame(Frame.AgainTarget, Host.Rcx);
         EmitGoOn(a);
         return start;
@@ -147,7 +146,6 @@ internal sealed unsafe partial class Thunks(CpuState* state)
         a.RM(0xFF, 4, Host.Rsp, Host.None, 0, Frame.AgainTarget, wide: false);
     }
 
-    private static int FieldOf(string name) => (int)Marshal.OffsetOf<CheckSite>(name);
 
     private int Offset(void* field) => (int)((byte*)field - (byte*)state);
 
