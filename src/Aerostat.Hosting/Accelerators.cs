@@ -103,9 +103,9 @@ public static class Accelerators
         }
     }
 
-    // KVM's own synthetic interrupts go through its own local APIC (KVM_CAP_HYPERV_SYNIC2 asks for one), and this program's are its own.
+    // KVM answers the registers and hypercalls itself (KVM_CAP_HYPERV_SYNIC2), and the VMBus is made for a partition of this program's own.
     private static string NoHyperVOnKvm() => s_kvm.Value.Capabilities is { HyperV: true }
-        ? "on KVM, synthetic interrupts need the local APIC of the host's kernel, and a machine on KVM has this program's"
+        ? "it is for the software processors; the Hyper-V enlightenments of the host's KVM are not used yet"
         : "the host's KVM does not offer it (KVM_CAP_HYPERV)";
 
     // What the machine is told is what the guest will see.

@@ -9,4 +9,5 @@ namespace Aerostat.HyperV;
 [JsonSerializable(typeof(HyperVPartitionSavedState))]
 [JsonSerializable(typeof(HyperVProcessorSavedState))]
 [JsonSerializable(typeof(HyperVTestDeviceSavedState))]
+[JsonSerializable(typeof(VmBusSavedState))]
 public sealed partial class HyperVStates : JsonSerializerContext;

@@ -67,13 +67,14 @@ internal static class Guest
     /// <param name="accelerator">Which processor.</param>
     /// <param name="devices">Devices besides those of every PC.</param>
     /// <param name="personality">Which hypervisor the guest sees.</param>
+    /// <param name="files">More files of the initramfs.</param>
     public static async Task<BootOutcome> BootAsync(
         string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter",
-        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm")
+        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", IReadOnlyList<InitramfsFile>? files = null)
     {
         string busybox = Path.Combine(Cache, "busybox", "bin", "busybox");
         Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
-        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? []) }, companion, devices, personality);
+        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? [], files) }, companion, devices, personality);
     }
 
     /// <summary>As <see cref="BootAsync"/>, with an initramfs of the caller's; of <paramref name="initrd"/> only that is used.</summary>
@@ -128,7 +129,7 @@ internal static class Guest
     private static string ExpectedHash { get; } = Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(
         System.Text.Encoding.ASCII.GetBytes(string.Concat(Enumerable.Range(1, 2000).Select(i => $"{i}\n")))))[..16];
 
-    internal static byte[] Initramfs(string kernel, string busybox, string script, string[] modules)
+    internal static byte[] Initramfs(string kernel, string busybox, string script, string[] modules, IReadOnlyList<InitramfsFile>? files = null)
     {
         string? folder = null;
         if (modules.Length > 0)
@@ -144,6 +145,7 @@ internal static class Guest
             InitScript = $"{Facts}{script}\necho {Done}\npoweroff -f\n",
             Modules = folder is null ? null : KernelModules.Open(folder),
             ModuleNames = modules,
+            ExtraFiles = files ?? [],
         }.Build(archive);
         return archive.ToArray();
     }

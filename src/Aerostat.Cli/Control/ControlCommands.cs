@@ -20,5 +20,7 @@ internal static class ControlCommands
         EventsCommands.Logs(),
         EventsCommands.Events(),
         SnapshotCommand.Create(),
+        FreezeCommands.Freeze(),
+        FreezeCommands.Thaw(),
     ];
 }

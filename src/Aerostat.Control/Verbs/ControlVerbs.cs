@@ -17,5 +17,7 @@ public static class ControlVerbs
         new SnapshotVerb(),
         new BalloonVerb(),
         new MemoryVerb(),
+        new FreezeVerb(),
+        new ThawVerb(),
     ];
 }

@@ -30,6 +30,7 @@ namespace Aerostat.Control;
 /// <param name="UnclaimedMmioAccesses">Memory accesses that no device claimed.</param>
 /// <param name="Debugger">"attached", or where one may attach; null: neither.</param>
 /// <param name="Balloon">The balloon; absent: there is none.</param>
+/// <param name="Guest">What the guest's daemon says of its system, by Hyper-V's names; null: nothing.</param>
 public sealed record ShowAnswer(
     string Name,
     int Pid,
@@ -56,7 +57,8 @@ public sealed record ShowAnswer(
     long UnclaimedPortAccesses,
     long UnclaimedMmioAccesses,
     string? Debugger,
-    BalloonAnswer? Balloon = null);
+    BalloonAnswer? Balloon = null,
+    IReadOnlyDictionary<string, string>? Guest = null);
 
 /// <summary>How often, and how long that took.</summary>
 /// <param name="Count">How often.</param>
@@ -107,7 +109,8 @@ internal sealed class ShowVerb() : ControlVerb<NoArguments, ShowAnswer>(ControlJ
             statistics.UnclaimedPortAccesses,
             statistics.UnclaimedMmioAccesses,
             vm.HasDebugger ? "attached" : machine.Debug?.Endpoint.ForGdb,
-            BalloonAnswer.Of(vm)));
+            BalloonAnswer.Of(vm),
+            vm.IntegrationComponents?.KeyValues.Facts is { Count: > 0 } facts ? facts : null));
     }
 
     private static SortedDictionary<string, ExitFigures> Figures(IReadOnlyDictionary<string, long> counts, IReadOnlyDictionary<string, TimeSpan> times) =>

@@ -100,7 +100,7 @@ internal sealed class BootImage : IDisposable
         SleepTypeS5 = PcLayout.SleepTypeS5,
         SleepTypeS3 = PcLayout.SleepTypeS3,
         PciInterruptRoute = static (slot, pin) => (uint)PcLayout.PciGsi(slot, pin),
-        Devices = [.. VirtioPlacement.Describe(options.Devices)],
+        Devices = [.. VirtioPlacement.Describe(options.Devices), .. options.Personality == HyperVPersonality.Name ? [HyperVBoard.Describe] : Array.Empty<Action<AmlBuilder>>()],
         GenerationIdAddress = identityAddress,
         GenerationIdEvent = PcLayout.GenerationIdEvent,
     };

@@ -1,16 +1,18 @@
 using Aerostat.Chipset;
 using Aerostat.Devices;
 using Aerostat.HyperV;
+using Aerostat.Loader;
 using Aerostat.Memory;
 using Aerostat.Processors;
 using Aerostat.State;
 
 namespace Aerostat.Machine;
 
-/// <summary>What a machine with the Hyper-V personality has besides every PC's devices: the partition.</summary>
+/// <summary>What a machine with the Hyper-V personality has besides every PC's devices: the partition, and a VMBus with the integration components.</summary>
 internal sealed class HyperVBoard : IDevice
 {
-    private readonly List<StateElement> elements = [];
+    // As of devices that are made: the bus stands still.
+    private bool quiet = true;
 
     /// <summary>Builds it around the processors.</summary>
     public HyperVBoard(HyperVHost host, GuestMemory memory, TimeProvider clock, IReadOnlyList<IVirtualProcessor> processors, IReadOnlyList<LocalApic> apics)
@@ -18,7 +20,13 @@ internal sealed class HyperVBoard : IDevice
         Partition = new HyperVPartition(
             [.. processors.Zip(apics, (p, a) => new PartitionProcessor(p.Timestamp, a))], memory, clock,
             new PartitionOptions { UsesVmmcall = host.IsAmd, FlushTranslations = host.FlushTranslations, Crashed = host.Crashed });
-        elements.Add(StateElement.Of("hyperv", Partition, HyperVStates.Default.HyperVPartitionSavedState));
+        Bus = new VmBusServer(Partition, memory, clock, new VmBusOptions { Log = host.Log }, host.Failed);
+        Components = new HyperVComponents(Bus, TimeProvider.System, line => host.Note("freeze", line));
+        Elements =
+        [
+            StateElement.Of("hyperv", Partition, HyperVStates.Default.HyperVPartitionSavedState),
+            StateElement.Of("vmbus", Bus, HyperVStates.Default.VmBusSavedState),
+        ];
     }
 
     /// <inheritdoc/>
@@ -27,15 +35,53 @@ internal sealed class HyperVBoard : IDevice
     /// <summary>The partition.</summary>
     public HyperVPartition Partition { get; }
 
-    /// <summary>The states, in the order in which they are put back: after the local APICs'.</summary>
-    public IReadOnlyList<StateElement> Elements => elements;
+    /// <summary>The VMBus.</summary>
+    public VmBusServer Bus { get; }
+
+    /// <summary>The integration components.</summary>
+    public HyperVComponents Components { get; }
+
+    /// <summary>The states of what the processors share, in the order in which they are put back: after the local APICs'.</summary>
+    public IReadOnlyList<StateElement> Elements { get; }
+
+    /// <summary>What the ACPI tables say of the bus (Linux, drivers/hv/vmbus_drv.c): the name is all that matters, but _CRS has to be there.</summary>
+    public static void Describe(AmlBuilder sb) => sb.Device("VMBS", d => d
+        .Name("_HID", "VMBus")
+        .Name("_UID", 0)
+        .Name("_DDN", "VMBUS")
+        .Name("_STA", 0xF)
+        .Name("_CRS", v => v.ResourceTemplate(_ => { })));
 
     /// <inheritdoc/>
-    public void Reset() => Partition.Reset();
+    public void Reset()
+    {
+        Bus.Reset();
+        Partition.Reset();
+    }
+
+    /// <summary>Lets the bus go on. The machine's queue only, as the next.</summary>
+    public void Resume()
+    {
+        if (quiet)
+            Bus.Resume();
+        quiet = false;
+    }
+
+    /// <summary>Waits until the bus's thread does not touch guest memory.</summary>
+    public void Quiesce()
+    {
+        if (!quiet)
+            Bus.Quiesce();
+        quiet = true;
+    }
 }
 
 /// <summary>What the Hyper-V personality needs of its machine.</summary>
 /// <param name="IsAmd">Whether the processors say that they are AMD's.</param>
 /// <param name="FlushTranslations">See <see cref="IHypervisor.FlushTranslations"/>.</param>
 /// <param name="Crashed">Takes what the guest says of its crash.</param>
-internal sealed record HyperVHost(bool IsAmd, Action<ulong>? FlushTranslations, Action<GuestCrash> Crashed);
+/// <param name="Log">Where complaints about the guest go.</param>
+/// <param name="Note">Writes an event of a kind into the journal.</param>
+/// <param name="Failed">The bus's thread has failed.</param>
+internal sealed record HyperVHost(
+    bool IsAmd, Action<ulong>? FlushTranslations, Action<GuestCrash> Crashed, IDeviceLog Log, Action<string, string> Note, Action<Exception> Failed);

@@ -20,11 +20,43 @@ public sealed partial class VirtualMachine
         }
     }
 
+    /// <summary>What the guest's own drivers and daemons do for the host; null: the machine has another personality. Any thread.</summary>
+    public HyperVComponents? IntegrationComponents => board.HyperV?.Components;
+
+    /// <summary>
+    /// Freezes the guest's file systems, has something done while nothing changes on its disks, and thaws them, whatever happens meanwhile. Only when
+    /// the answer says so were they frozen all the time.
+    /// </summary>
+    /// <param name="options">How long to wait.</param>
+    /// <param name="whileFrozen">Notes the state of the disks; the shorter the better.</param>
+    /// <exception cref="FreezeException">The guest cannot, or does not, freeze or thaw.</exception>
+    /// <exception cref="InvalidOperationException">The machine has another personality, or does not run.</exception>
+    public async Task<FreezeResult> FreezeAsync(FreezeOptions options, Func<Task> whileFrozen)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentNullException.ThrowIfNull(whileFrozen);
+        VolumeSnapshots volumes = IntegrationComponents?.Volumes ?? throw new InvalidOperationException("only guests with --personality hyperv can be asked to freeze their file systems");
+        if (state != MachineState.Running)
+            throw new InvalidOperationException("the machine does not run, and its guest can do nothing");
+        await volumes.FreezeAsync(options).ConfigureAwait(false);
+        try
+        {
+            await whileFrozen().ConfigureAwait(false);
+        }
+        catch
+        {
+            // The watchdog sees to it if even this fails.
+            await volumes.ThawAsync().ContinueWith(static t => t.Exception, TaskScheduler.Default).ConfigureAwait(false);
+            throw;
+        }
+        return await volumes.ThawAsync().ConfigureAwait(false);
+    }
+
     private CpuidTable DescribeCpuid(int index) =>
         IPersonality.AddCpuid(Options.Personality, accelerator.Cpuid(index, Options.Cpus), accelerator.PassesHypercalls, Options.Cpus, hypervisor.FlushTranslations is not null);
 
     private HyperVHost? DescribeHyperVHost() => Options.Personality == HyperVPersonality.Name
-        ? new HyperVHost(IsAmd(accelerator.Cpuid(0, Options.Cpus)), hypervisor.FlushTranslations, OnGuestCrash)
+        ? new HyperVHost(IsAmd(accelerator.Cpuid(0, Options.Cpus)), hypervisor.FlushTranslations, OnGuestCrash, new JournaledLog(Journal, Options.DeviceLog), Journal.Write, e => Fail("the VMBus failed", e, null))
         : null;
 
     // "AuthenticAMD", "HygonGenuine".

@@ -16,6 +16,7 @@ public sealed partial class VirtualMachine
             return;
         await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
         board.Virtio.Quiesce();
+        board.HyperV?.Quiesce();
         state = MachineState.Suspended;
         Journal.Write("suspended", "was suspended to RAM by its guest");
         // The event that wakes it may have come before.
@@ -39,6 +40,7 @@ public sealed partial class VirtualMachine
         Volatile.Write(ref guestRequested, 0);
         gate.Closed = false;
         board.Virtio.Resume();
+        board.HyperV?.Resume();
         state = MachineState.Running;
         Journal.Write("woken", "was woken up");
         await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);

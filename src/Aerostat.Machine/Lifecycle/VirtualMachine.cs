@@ -300,6 +300,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             return;
         }
         board.Virtio.Resume();
+        board.HyperV?.Resume();
         state = MachineState.Running;
         await Task.WhenAll(vcpus.Select(v => v.ResumeAsync())).ConfigureAwait(false);
     }
@@ -310,6 +311,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             return;
         await Task.WhenAll(vcpus.Select(v => v.PauseAsync())).ConfigureAwait(false);
         board.Virtio.Quiesce();
+        board.HyperV?.Quiesce();
         hypervisor.LocalApics?.HoldTime();
         clock.Stop();
         state = MachineState.Paused;
@@ -403,6 +405,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         gate.Closed = true;
         await Task.WhenAll(vcpus.Select(v => v.StopAsync())).ConfigureAwait(false);
         board.Virtio.Stop();
+        board.HyperV?.Bus.Stop();
         clock.Stop();
         state = MachineState.Ended;
         Journal.Write("ended", how.Summary);

@@ -1,0 +1,380 @@
+using System.Buffers.Binary;
+using System.Globalization;
+
+namespace Aerostat.HyperV;
+
+/// <summary>Where the host stands with the guest's file systems.</summary>
+public enum FreezePhase
+{
+    /// <summary>Nothing is under way.</summary>
+    Idle,
+    /// <summary>The guest is asked whether it can.</summary>
+    Probing,
+    /// <summary>The guest is writing out what is dirty, and holds writers up.</summary>
+    Freezing,
+    /// <summary>Nothing changes on the guest's disks.</summary>
+    Frozen,
+    /// <summary>The guest has been told to go on.</summary>
+    Thawing,
+    /// <summary>The guest does not confirm that it goes on; its channel has been taken away, which makes its daemon let go.</summary>
+    Failed,
+}
+
+/// <summary>The guest's file systems could not be frozen or thawed; the message says why, for people.</summary>
+public sealed class FreezeException : Exception
+{
+    /// <summary>Says why.</summary>
+    public FreezeException(string message)
+        : base(message)
+    {
+    }
+}
+
+/// <summary>How long the host waits.</summary>
+public sealed record FreezeOptions
+{
+    /// <summary>For the answer to the freeze: the guest may have much to write.</summary>
+    public TimeSpan Deadline { get; init; } = TimeSpan.FromSeconds(60);
+
+    /// <summary>How long the guest may stay frozen before the watchdog thaws it.</summary>
+    public TimeSpan Watchdog { get; init; } = TimeSpan.FromSeconds(30);
+}
+
+/// <summary>How a freeze went.</summary>
+/// <param name="FreezeTime">From the host's request to the guest's answer.</param>
+/// <param name="FrozenTime">From the answer to the freeze to the answer to the thaw.</param>
+/// <param name="ByWatchdog">Whether the watchdog ended it, or something else that was not the one who asked for it: what was copied may have changed meanwhile.</param>
+public sealed record FreezeResult(TimeSpan FreezeTime, TimeSpan FrozenTime, bool ByWatchdog);
+
+/// <summary>
+/// The host's side of the volume snapshot component: asks the guest's driver, which asks its daemon, to freeze every file system, and to thaw them. One
+/// transaction at a time; a deadline on every wait, in VM time; a thaw on every path. A driver answers after 15 minutes at most if its daemon does not, and
+/// nothing in the guest ever thaws by itself.
+/// </summary>
+/// <remarks>The bus's thread, but for what says otherwise.</remarks>
+public sealed class VolumeSnapshots : IntegrationComponent
+{
+    private const byte HotBackup = 2, FreezeOperation = 5, ThawOperation = 6;
+
+    // A driver drops what is shorter than 12 bytes without a word.
+    private const int BodySize = 40;
+    private const int ThawAttempts = 3;
+
+    private static readonly TimeSpan s_answerLimit = TimeSpan.FromSeconds(35), s_retryPause = TimeSpan.FromSeconds(1);
+
+    private volatile FreezePhase phase;
+    private Transaction? current;
+    private IDisposable? timer, watchdog;
+    private byte? waiting;
+    private int thawAttempts;
+    private bool thawTwice;
+
+    /// <inheritdoc/>
+    public override string Name => "vss";
+
+    /// <inheritdoc/>
+    public override ChannelOffer Offer { get; } = new(new("35fa2e29-ea23-4236-96ae-3a6ebacba440"), new("2450ee40-33bf-4fbd-892e-9fb06e9214cf"));
+
+    /// <summary>Where the host stands. Any thread.</summary>
+    public FreezePhase Phase => phase;
+
+    /// <summary>Told of each change of <see cref="Phase"/> in a line, for a journal. Set before the machine runs.</summary>
+    public Action<string>? Journal { get; set; }
+
+    /// <summary>Told when the guest must not be asked anything else (true), and when that is over.</summary>
+    internal Action<bool>? Hold { get; set; }
+
+    private protected override ushort MessageType => 5;
+
+    // Below 5.0 there is no freeze among the messages.
+    private protected override IReadOnlyList<ComponentVersion> MessageVersions { get; } = [new(5, 0)];
+
+    private protected override IReadOnlyList<ComponentVersion> FrameworkVersions { get; } = [new(3, 0)];
+
+    private sealed class Transaction(FreezeOptions options)
+    {
+        public FreezeOptions Options => options;
+        public TaskCompletionSource Frozen { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public TaskCompletionSource<FreezeResult> Thawed { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        public long Asked { get; set; }
+        public long? FrozenAt { get; set; }
+        public TimeSpan FreezeTime { get; set; }
+        public bool ByWatchdog { get; set; }
+        public string? Failure { get; set; }
+    }
+
+    /// <summary>
+    /// Freezes the guest's file systems; the task completes when they are frozen. They stay so until <see cref="ThawAsync"/> or the watchdog. Any thread.
+    /// </summary>
+    /// <exception cref="FreezeException">They could not be frozen; they are not, or are being thawed again.</exception>
+    public Task FreezeAsync(FreezeOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        Transaction transaction = new(options);
+        // Nobody may be left to look at it.
+        _ = transaction.Thawed.Task.ContinueWith(static t => t.Exception, CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+        Bus.Post(() => Begin(transaction));
+        return transaction.Frozen.Task;
+    }
+
+    /// <summary>Thaws the guest's file systems; the task completes when the guest has confirmed it. Any thread.</summary>
+    /// <exception cref="FreezeException">Nothing is frozen, or the guest does not confirm.</exception>
+    public Task<FreezeResult> ThawAsync()
+    {
+        TaskCompletionSource<FreezeResult> done = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        Bus.Post(() =>
+        {
+            if (current is not { } transaction)
+            {
+                done.TrySetException(new FreezeException("nothing is frozen"));
+                return;
+            }
+            transaction.Thawed.Task.ContinueWith(
+                t =>
+                {
+                    if (t.IsFaulted)
+                        done.TrySetException(t.Exception!.InnerExceptions);
+                    else
+                        done.TrySetResult(t.Result);
+                },
+                CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+            if (phase == FreezePhase.Frozen)
+                Thaw();
+        });
+        return done.Task;
+    }
+
+    private void Begin(Transaction transaction)
+    {
+        string? obstacle = current is not null || phase != FreezePhase.Idle ? "a freeze is under way already"
+            : State switch
+            {
+                ComponentState.Absent => "the guest has no snapshot channel open: its kernel has no hv_utils, or has not loaded it",
+                ComponentState.Negotiating => "the guest's driver has not agreed on a version yet",
+                ComponentState.Incompatible => "the guest's driver speaks no version that has a freeze (it takes 5.0)",
+                _ => null,
+            };
+        if (obstacle is not null)
+        {
+            transaction.Frozen.TrySetException(new FreezeException(obstacle));
+            transaction.Thawed.TrySetException(new FreezeException(obstacle));
+            return;
+        }
+        current = transaction;
+        Enter(FreezePhase.Probing);
+        Hold?.Invoke(true);
+        Ask(HotBackup, s_answerLimit, () => Fail("the guest's driver does not answer whether it can freeze"));
+    }
+
+    // One request is in the guest at a time; the answer to it may come late, and is then told by its number.
+    private void Ask(byte operation, TimeSpan limit, Action late)
+    {
+        timer?.Dispose();
+        Span<byte> body = stackalloc byte[BodySize];
+        body.Clear();
+        body[0] = operation;
+        waiting = Request(body);
+        timer = Bus.After(limit, late);
+    }
+
+    private protected override void Answered(byte number, uint status, ReadOnlySpan<byte> body)
+    {
+        if (number != waiting)
+        {
+            NoteSpurious();
+            return;
+        }
+        waiting = null;
+        timer?.Dispose();
+        timer = null;
+        switch (phase)
+        {
+            case FreezePhase.Probing when status == Succeeded:
+                current!.Asked = Bus.Clock.GetTimestamp();
+                Enter(FreezePhase.Freezing);
+                Ask(FreezeOperation, current.Options.Deadline, FreezeIsLate);
+                break;
+            case FreezePhase.Probing:
+                Fail("no daemon answers in the guest: install hyperv-daemons (hv_vss_daemon) there and start it");
+                break;
+            case FreezePhase.Freezing when status == Succeeded:
+                current!.FrozenAt = Bus.Clock.GetTimestamp();
+                current.FreezeTime = Bus.Clock.GetElapsedTime(current.Asked, current.FrozenAt.Value);
+                Enter(FreezePhase.Frozen);
+                watchdog = Bus.After(current.Options.Watchdog, WatchdogThaws);
+                current.Frozen.TrySetResult();
+                break;
+            case FreezePhase.Freezing:
+                // The daemon has thawed what it had frozen; one more thaw does no harm.
+                FailAndThaw($"the guest could not freeze its file systems (0x{status:x8}); its log says which");
+                break;
+            case FreezePhase.Thawing when status == Succeeded && thawTwice:
+                // The answer may have been the freeze's own, late: only the next is certain.
+                thawTwice = false;
+                Thaw();
+                break;
+            case FreezePhase.Thawing when status == Succeeded:
+                Finish();
+                break;
+            case FreezePhase.Thawing:
+                thawTwice = false;
+                ThawAgain();
+                break;
+            default:
+                NoteSpurious();
+                break;
+        }
+    }
+
+    // The driver takes no second packet while it works on the first: a thaw that is put into the ring now is done as soon as the freeze is.
+    private void FreezeIsLate()
+    {
+        thawTwice = true;
+        FailAndThaw($"the guest has not frozen its file systems within {current!.Options.Deadline.TotalSeconds.ToString("0.#", CultureInfo.InvariantCulture)} s");
+    }
+
+    private void WatchdogThaws()
+    {
+        if (phase != FreezePhase.Frozen)
+            return;
+        current!.ByWatchdog = true;
+        Journal?.Invoke("the watchdog thaws the guest's file systems: nobody else did in time");
+        Thaw();
+    }
+
+    private void FailAndThaw(string why)
+    {
+        current!.Failure = why;
+        current.Frozen.TrySetException(new FreezeException(why));
+        Thaw();
+    }
+
+    private void Thaw()
+    {
+        watchdog?.Dispose();
+        watchdog = null;
+        Enter(FreezePhase.Thawing);
+        thawAttempts++;
+        Ask(ThawOperation, s_answerLimit, ThawAgain);
+    }
+
+    private void ThawAgain()
+    {
+        waiting = null;
+        if (thawAttempts < ThawAttempts && State == ComponentState.Ready)
+        {
+            timer?.Dispose();
+            timer = Bus.After(s_retryPause, Thaw);
+            return;
+        }
+        // The last resort: without its device the daemon thaws what it has frozen, and ends.
+        Transaction transaction = current!;
+        Enter(FreezePhase.Failed);
+        string why = "the guest does not confirm that it has thawed its file systems; its snapshot channel has been taken away so that its daemon lets go";
+        transaction.Frozen.TrySetException(new FreezeException(why));
+        transaction.Thawed.TrySetException(new FreezeException(why));
+        Forget();
+        Bus.Rescind(this);
+    }
+
+    private void Finish()
+    {
+        Transaction transaction = current!;
+        if (transaction.Failure is { } failure)
+            transaction.Thawed.TrySetException(new FreezeException(failure));
+        else
+            transaction.Thawed.TrySetResult(new FreezeResult(
+                transaction.FreezeTime, transaction.FrozenAt is { } at ? Bus.Clock.GetElapsedTime(at) : default, transaction.ByWatchdog));
+        Forget();
+        Enter(FreezePhase.Idle);
+    }
+
+    private void Fail(string why)
+    {
+        Transaction transaction = current!;
+        transaction.Frozen.TrySetException(new FreezeException(why));
+        transaction.Thawed.TrySetException(new FreezeException(why));
+        Forget();
+        Enter(FreezePhase.Idle);
+    }
+
+    private void Forget()
+    {
+        timer?.Dispose();
+        watchdog?.Dispose();
+        timer = watchdog = null;
+        waiting = null;
+        current = null;
+        thawAttempts = 0;
+        thawTwice = false;
+        Hold?.Invoke(false);
+    }
+
+    // A guest that has closed its channel has no daemon that holds anything, or is no more.
+    private protected override void Lost()
+    {
+        if (current is { } transaction)
+        {
+            string why = phase == FreezePhase.Frozen || phase == FreezePhase.Thawing
+                ? "the guest has closed its snapshot channel, or was reset, while its file systems were frozen"
+                : "the guest has closed its snapshot channel, or was reset";
+            transaction.Frozen.TrySetException(new FreezeException(why));
+            transaction.Thawed.TrySetException(new FreezeException(why));
+            Forget();
+        }
+        if (phase != FreezePhase.Failed)
+            Enter(FreezePhase.Idle);
+    }
+
+    private protected override void Ready()
+    {
+        if (phase == FreezePhase.Failed)
+            Enter(FreezePhase.Idle);
+    }
+
+    private void Enter(FreezePhase next)
+    {
+        if (phase == next)
+            return;
+        phase = next;
+        Journal?.Invoke(next switch
+        {
+            FreezePhase.Probing => "asks the guest whether it can freeze its file systems",
+            FreezePhase.Freezing => "asks the guest to freeze its file systems",
+            FreezePhase.Frozen => "the guest's file systems are frozen",
+            FreezePhase.Thawing => "asks the guest to thaw its file systems",
+            FreezePhase.Failed => "the guest does not confirm the thaw; its snapshot channel is taken away",
+            _ => "nothing is frozen",
+        });
+    }
+
+    /// <inheritdoc/>
+    protected internal override string Save() => $"{base.Save()} {(int)phase}";
+
+    /// <inheritdoc/>
+    protected internal override void Restore(string? saved)
+    {
+        base.Restore(saved);
+        string[] words = (saved ?? "").Split(' ');
+        FreezePhase was = words.Length > 6 && Enum.TryParse(words[6], out FreezePhase p) && Enum.IsDefined(p) ? p : FreezePhase.Idle;
+        // Whoever froze the guest that this one is a copy of is not here. It must not stay frozen.
+        restoredFrozen = was is FreezePhase.Freezing or FreezePhase.Frozen or FreezePhase.Thawing;
+        thawTwice = was is FreezePhase.Freezing or FreezePhase.Thawing;
+    }
+
+    private bool restoredFrozen;
+
+    /// <inheritdoc/>
+    protected internal override void Resumed()
+    {
+        if (!restoredFrozen || State != ComponentState.Ready)
+            return;
+        restoredFrozen = false;
+        current = new Transaction(new FreezeOptions()) { ByWatchdog = true };
+        current.Frozen.TrySetException(new FreezeException("the machine was saved while its file systems were frozen"));
+        _ = current.Frozen.Task.Exception;
+        Hold?.Invoke(true);
+        Journal?.Invoke("the machine was saved while its file systems were frozen");
+        Thaw();
+    }
+}

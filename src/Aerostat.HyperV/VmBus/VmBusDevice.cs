@@ -1,0 +1,53 @@
+namespace Aerostat.HyperV;
+
+/// <summary>
+/// Something behind a channel of the VMBus. A device is one small class: it says what it offers, is told when its channel opens and closes, and takes
+/// packets. All of it happens on the bus's own thread, one call after the other, never on a vCPU's; nothing here needs a lock.
+/// </summary>
+public abstract class VmBusDevice
+{
+    /// <summary>A short stable name: "vss".</summary>
+    public abstract string Name { get; }
+
+    /// <summary>What the guest is told.</summary>
+    public abstract ChannelOffer Offer { get; }
+
+    /// <summary>The bus; there from the moment the device is added to it.</summary>
+    protected VmBusServer Bus { get; private set; } = null!;
+
+    /// <summary>Whether the guest has the channel open.</summary>
+    protected bool IsOpen => Bus.IsOpen(this);
+
+    /// <summary>The guest has opened the channel.</summary>
+    protected internal virtual void Opened()
+    {
+    }
+
+    /// <summary>The channel is closed: by the guest, by a reset, or because the device was taken away.</summary>
+    protected internal virtual void Closed()
+    {
+    }
+
+    /// <summary>A packet has come.</summary>
+    /// <param name="transaction">The guest's number for it.</param>
+    /// <param name="payload">The data, with up to seven bytes that it is padded with; valid during the call.</param>
+    protected internal abstract void Received(ulong transaction, ReadOnlySpan<byte> payload);
+
+    /// <summary>Sends a packet; false: the channel is closed, or has no room at the moment.</summary>
+    protected bool Send(ReadOnlySpan<byte> payload, ulong transaction = 0) => Bus.Send(this, payload, transaction);
+
+    /// <summary>What the device has to keep, as text of its own; null: nothing.</summary>
+    protected internal virtual string? Save() => null;
+
+    /// <summary>Goes on from what <see cref="Save"/> gave; its channel is already as it was.</summary>
+    protected internal virtual void Restore(string? saved)
+    {
+    }
+
+    /// <summary>Time goes on after the machine stood still, or was restored.</summary>
+    protected internal virtual void Resumed()
+    {
+    }
+
+    internal void Attach(VmBusServer bus) => Bus = bus;
+}

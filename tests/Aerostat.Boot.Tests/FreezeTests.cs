@@ -1,0 +1,118 @@
+using System.Diagnostics;
+using System.Globalization;
+using Aerostat.HyperV;
+using Aerostat.Loader;
+using Aerostat.Machine;
+using Xunit;
+
+namespace Aerostat.Boot.Tests;
+
+/// <summary>A stock kernel with Debian's own hv_vss_daemon and hv_kvp_daemon, frozen and thawed by the host.</summary>
+public sealed class FreezeTests
+{
+    private const string Script = """
+        while read -r m; do insmod $m || echo FAILED=$m; done < /etc/modules
+        mkdir -p /mnt /var/lib
+        mount -t ext4 /dev/vda /mnt || echo FAILED=mount
+        while [ ! -e /dev/vmbus/hv_vss ]; do sleep 0.1; done
+        echo WITHOUT-DAEMON
+        read -r line < /dev/ttyS0
+        hv_vss_daemon -n &
+        hv_kvp_daemon -n &
+        until dmesg | grep -q 'VSS: userspace daemon'; do sleep 0.1; done
+        echo WITH-DAEMON
+        trap 'poweroff -f' USR2
+        n=0
+        while :; do n=$((n + 1)); echo $n > /mnt/count; sync; echo WROTE=$n; sleep 0.05; done
+        """;
+
+    private const int Superblock = 1024, IncompatibleFeatures = 0x60;
+    private const uint NeedsRecovery = 4;
+
+    [Fact]
+    public async Task WritersAreHeldUpAndTheCopyNeedsNoRecovery()
+    {
+        CancellationToken token = TestContext.Current.CancellationToken;
+        string daemons = Path.Combine(Guest.Cache, "hyperv", "usr", "sbin"), library = Path.Combine(Guest.Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
+        Assert.SkipUnless(File.Exists(Path.Combine(daemons, "hv_vss_daemon")), $"no hv_vss_daemon in {daemons}: './dev kernels' fetches it, and could not");
+        Assert.SkipUnless(File.Exists(Path.Combine(library, "libc.so.6")), $"no C library in {library}: './dev test' fetches it, and could not");
+        string? format = ((string[])["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]).FirstOrDefault(File.Exists);
+        Assert.SkipWhen(format is null, "no mkfs.ext4: install e2fsprogs");
+        DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-freeze-");
+        try
+        {
+            string disk = Path.Combine(folder.FullName, "disk.img"), copy = Path.Combine(folder.FullName, "copy.img");
+            using (FileStream file = File.Create(disk))
+                file.SetLength(32 << 20);
+            Assert.Equal(0, await RunAsync(format!, "-q", "-F", disk));
+            FreezeResult? result = null;
+            long before = 0, during = 0;
+            BootOutcome outcome = await Guest.BootAsync(
+                accelerator: "translator", personality: "hyperv", modules: ["hv_utils", "virtio_pci", "virtio_blk"], script: Script, devices: [new DiskOptions(disk)],
+                files:
+                [
+                    new("bin/hv_vss_daemon", Path.Combine(daemons, "hv_vss_daemon"), true),
+                    new("bin/hv_kvp_daemon", Path.Combine(daemons, "hv_kvp_daemon"), true),
+                    new("lib64/ld-linux-x86-64.so.2", Path.Combine(library, "ld-linux-x86-64.so.2"), true),
+                    new("lib/x86_64-linux-gnu/libc.so.6", Path.Combine(library, "libc.so.6"), true),
+                ],
+                companion: async (machine, console) =>
+                {
+                    HyperVComponents components = machine.IntegrationComponents!;
+                    try
+                    {
+                        Assert.True(await console.WaitForAsync("WITHOUT-DAEMON", token), console.Text);
+                        FreezeException none = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask));
+                        Assert.Contains("hyperv-daemons", none.Message, StringComparison.Ordinal);
+                        await machine.SendSerialAsync("\n"u8.ToArray(), token);
+                        Assert.True(await console.WaitForAsync("WROTE=5\r", token), console.Text);
+                        result = await machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
+                        {
+                            before = Written(console);
+                            await Task.Delay(1000, token);
+                            during = Written(console);
+                            File.Copy(disk, copy);
+                        });
+                        Assert.True(await console.WaitForAsync($"WROTE={during + 5}\r", token), console.Text);
+                        while (components.KeyValues.Facts.Count == 0 && !machine.Exit.IsCompleted)
+                            await Task.Delay(100, token);
+                        Assert.Equal(("Linux", "x86_64"), (components.KeyValues.Facts["OSName"], components.KeyValues.Facts["ProcessorArchitecture"]));
+                        Assert.InRange(components.Heartbeat.Answers, 1, long.MaxValue);
+                        Assert.True(await components.Shutdown.RequestAsync(ShutdownKind.PowerOff));
+                    }
+                    catch
+                    {
+                        await machine.StopAsync();
+                        throw;
+                    }
+                });
+            Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff, $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");
+            Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+            foreach (string said in (string[])["Vmbus version:5.3", "Heartbeat IC version 3.0", "Shutdown IC version 3.2", "TimeSync IC version 4.0", "VSS IC version 5.0", "KVP IC version 4.0"])
+                Assert.Contains(said, outcome.Console, StringComparison.Ordinal);
+            // A line may have been on its way to the console.
+            Assert.InRange(during, before, before + 1);
+            Assert.False(result!.ByWatchdog);
+            Assert.InRange(result.FrozenTime, TimeSpan.FromSeconds(1), TimeSpan.FromMinutes(5));
+            byte[] bytes = await File.ReadAllBytesAsync(copy, token);
+            Assert.Equal(0u, BitConverter.ToUInt32(bytes, Superblock + IncompatibleFeatures) & NeedsRecovery);
+            if (((string[])["/usr/sbin/e2fsck", "/sbin/e2fsck"]).FirstOrDefault(File.Exists) is { } check)
+                Assert.Equal(0, await RunAsync(check, "-f", "-n", copy));
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
+    private static long Written(SerialTranscript console) => long.Parse(
+        console.Text.Split('\n').Select(l => l.Trim()).Last(l => l.StartsWith("WROTE=", StringComparison.Ordinal))[6..], CultureInfo.InvariantCulture);
+
+    private static async Task<int> RunAsync(string program, params string[] arguments)
+    {
+        using Process process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true })!;
+        await process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        return process.ExitCode;
+    }
+}
