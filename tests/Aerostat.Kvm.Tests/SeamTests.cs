@@ -87,6 +87,39 @@ public sealed class SeamTests
             g.World.Log.Where(l => l.Kind == "write"));
     }
 
+    /// <summary>INVLPG of any part of a large page forgets that the page was a device's, or memory.</summary>
+    [Theory, MemberData(nameof(Kinds))]
+    public void APageOfADeviceBecomesMemoryAndBack(string kind)
+    {
+        const ulong Device = 0x1000_0000, Entry = 0x3000 + ((Device >> 21) * 8), Ram = 0x20_0000;
+        using SmallGuest g = new(kind);
+        g.World.Input = (_, address, _) => address & 0xFFFF;
+        g.Memory.Write(new(Ram + 0x10), 0x1234_5678u);
+        g.Memory.Write(new(Ram + 0x3010), 0x9ABC_DEF0u);
+        g.Long(a =>
+        {
+            Label again = a.CreateLabel();
+            a.mov(ebx, (uint)Device);
+            a.mov(ebp, 50);
+            a.Label(ref again);
+            a.mov(r8d, __dword_ptr[rbx + 0x10]);
+            a.mov(r9d, __dword_ptr[rbx + 0x20]);
+            a.mov(__qword_ptr[Entry], (int)Ram | 0x83);
+            a.invlpg(__byte_ptr[rbx + 0x1000]);
+            a.mov(r10d, __dword_ptr[rbx + 0x10]);
+            a.mov(r11d, __dword_ptr[rbx + 0x3010]);
+            a.mov(__qword_ptr[Entry], (int)Device | 0x83);
+            a.invlpg(__byte_ptr[rbx + 0x2000]);
+            a.mov(r12d, __dword_ptr[rbx + 0x10]);
+            a.mov(r13d, __dword_ptr[rbx + 0x3010]);
+            a.dec(ebp);
+            a.jne(again);
+            a.hlt();
+        });
+        ProcessorState s = g.RunToHalt();
+        Assert.Equal([0x10UL, 0x20, 0x1234_5678, 0x9ABC_DEF0, 0x10, 0x3010], s.Gpr[8..14]);
+    }
+
     /// <summary>Leaving after a read must not lose what was read, nor run one instruction more.</summary>
     [Theory, MemberData(nameof(Kinds))]
     public void LeavingAfterAReadCompletesItFirst(string kind)
