@@ -19,6 +19,7 @@ internal static class CommandTree
         RootCommand root = new("Aerostat, a virtual machine monitor.")
         {
             RunCommand.Create(),
+            FlattenCommand.Create(),
             DemoCommand.Create(),
             DoctorCommand.Create(),
             BenchCommand.Create(),

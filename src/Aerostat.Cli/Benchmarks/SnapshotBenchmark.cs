@@ -13,7 +13,10 @@ namespace Aerostat.Cli;
 /// </summary>
 internal sealed class SnapshotBenchmark
 {
-    private const string Ready = "GUEST-READY", Answer = "GUEST-ANSWERS";
+    private const string Ready = "GUEST-READY";
+
+    /// <summary>What a guest says to a line.</summary>
+    internal const string Answer = "GUEST-ANSWERS";
 
     private static readonly TimeSpan s_limit = TimeSpan.FromMinutes(10);
 
@@ -102,7 +105,8 @@ internal sealed class SnapshotBenchmark
         }
     }
 
-    private async Task<(double Open, double Run, double? Answer)> RestoreAsync(string directory, CancellationToken cancellation)
+    /// <summary>Restores a guest that answers lines: seconds until it is checked, runs, and answers; null: it does not.</summary>
+    internal static async Task<(double Open, double Run, double? Answer)> RestoreAsync(string directory, CancellationToken cancellation)
     {
         SerialTranscript console = new();
         Stopwatch time = Stopwatch.StartNew();
@@ -119,13 +123,13 @@ internal sealed class SnapshotBenchmark
         }
     }
 
-    private static async Task<bool> ReachAsync(VirtualMachine machine, SerialTranscript console, string text, CancellationToken cancellation)
+    internal static async Task<bool> ReachAsync(VirtualMachine machine, SerialTranscript console, string text, CancellationToken cancellation)
     {
         Task<bool> found = console.WaitForAsync(text, cancellation);
         return await Task.WhenAny(found, machine.Exit, Task.Delay(s_limit, cancellation)).ConfigureAwait(false) == found && await found.ConfigureAwait(false);
     }
 
-    private static double Median(List<double> values)
+    internal static double Median(List<double> values)
     {
         double[] sorted = [.. values.Order()];
         return (sorted[(sorted.Length - 1) / 2] + sorted[sorted.Length / 2]) / 2;

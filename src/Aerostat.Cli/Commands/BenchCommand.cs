@@ -10,7 +10,7 @@ namespace Aerostat.Cli;
 /// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
 internal static class BenchCommand
 {
-    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreateMemory(), CreatePrograms(), CreateSoak() };
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreateMemory(), CreatePrograms(), CreateSnapshots(), CreateSoak() };
 
     private static Command CreateBoot()
     {
@@ -44,7 +44,7 @@ internal static class BenchCommand
         Option<string> runs = new("--runs") { HelpName = "N", Description = "How often the guest is restored", DefaultValueFactory = _ => "10" };
         Option<string> balloonRuns = new("--balloon-runs") { HelpName = "N", Description = "How many guests inflate a balloon", DefaultValueFactory = _ => "3" };
         Option<string> idle = new("--idle-seconds") { HelpName = "N", Description = "How long an idle guest is left alone", DefaultValueFactory = _ => "60" };
-        Option<string> only = new("--only") { HelpName = "snapshots|balloon", Description = "One of the two" };
+        Option<string> only = new("--only") { HelpName = "snapshots|hints|balloon", Description = "One of the three" };
         Option<string> personality = new("--personality") { HelpName = "vmware", Description = "Instead: the balloon of this personality against the virtio balloon" };
         Option<bool> json = new("--json") { Description = "Machine-readable output" };
         Command command = new("memory", "Save and restore an idle guest with a stock kernel; inflate and deflate its balloon, in turn with QEMU's software processor when that is installed.")
@@ -58,6 +58,21 @@ internal static class BenchCommand
             (string Name, Action<string> Build, Func<string, TextWriter, CancellationToken, Task<int>> Run)[] parts =
             [
                 ("snapshots", Busybox(result, busybox, SnapshotBenchmark.Script), (initrd, output, stopping) => new SnapshotBenchmark
+                {
+                    Kernel = path,
+                    Initrd = initrd,
+                    MemoryBytes = bytes,
+                    Accelerator = result.GetRequiredValue(accelerator),
+                    Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
+                    Json = result.GetValue(json),
+                }.RunAsync(output, result.InvocationConfiguration.Error, stopping)),
+                ("hints", file => new InitramfsBuilder
+                {
+                    BusyboxPath = program,
+                    InitScript = HintBenchmark.Script(bytes),
+                    Modules = StockKernel.Modules(null, path),
+                    ModuleNames = HintBenchmark.Modules,
+                }.Build(file), (initrd, output, stopping) => new HintBenchmark
                 {
                     Kernel = path,
                     Initrd = initrd,
@@ -105,7 +120,7 @@ internal static class BenchCommand
             }
             string? wanted = result.GetValue(only);
             if (wanted is not null && parts.All(p => p.Name != wanted))
-                throw new ConfigurationException($"--only: there is no '{wanted}'; there are snapshots and balloon");
+                throw new ConfigurationException($"--only: there is no '{wanted}'; there are snapshots, hints and balloon");
             List<string> documents = [];
             foreach ((string name, Action<string> build, Func<string, TextWriter, CancellationToken, Task<int>> run) in parts.Where(p => wanted is null || p.Name == wanted))
             {
@@ -121,6 +136,35 @@ internal static class BenchCommand
             if (result.GetValue(json))
                 await result.InvocationConfiguration.Output.WriteLineAsync($"{{\n  {string.Join(",\n  ", documents)}\n}}").ConfigureAwait(false);
             return ExitStatus.Success;
+        });
+        return command;
+    }
+
+    private static Command CreateSnapshots()
+    {
+        Option<string> kernel = Kernel(), busybox = Busybox(), accelerator = MachineArguments.Accelerator();
+        Option<string> memory = new("--memory") { HelpName = "SIZE", Description = "Guest memory", DefaultValueFactory = _ => "256M" };
+        Option<string> append = new("--append") { HelpName = "TEXT", Description = "More of the kernel's command line, such as init_on_alloc=0", DefaultValueFactory = _ => "" };
+        Option<string> rounds = new("--rounds") { HelpName = "N", Description = "How many snapshots", DefaultValueFactory = _ => "50" };
+        Command command = new("snapshots", "Save a guest under memory stress with free page hints again and again, and let a copy of each check its files.")
+        {
+            kernel, busybox, memory, append, accelerator, rounds,
+        };
+        command.SetAction((result, _) =>
+        {
+            string path = StockKernel.Kernel(result.GetValue(kernel)), program = StockKernel.Busybox(result.GetValue(busybox));
+            return WithInitramfs(
+                null,
+                file => new InitramfsBuilder { BusyboxPath = program, InitScript = SnapshotSoak.Script, Modules = StockKernel.Modules(null, path), ModuleNames = HintBenchmark.Modules }.Build(file),
+                (initrd, stopping) => new SnapshotSoak
+                {
+                    Kernel = path,
+                    Initrd = initrd,
+                    MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
+                    Accelerator = result.GetRequiredValue(accelerator),
+                    Append = result.GetRequiredValue(append),
+                    Rounds = ParseCount("--rounds", result.GetRequiredValue(rounds), 100_000),
+                }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping));
         });
         return command;
     }
