@@ -1,6 +1,8 @@
 using System.Globalization;
 using Aerostat.Devices;
+using Aerostat.Hosting;
 using Aerostat.Machine;
+using Aerostat.Snapshots;
 using Aerostat.VMware;
 using Xunit;
 
@@ -112,5 +114,151 @@ public sealed class VmwareTests
         Assert.InRange(deflated["command 2m-lock"].Sent, 1, 100);
         Assert.Equal(outcome.Statistics.Counters["vmballoon-large-pages-locked"], deflated["free (2M)"].Sent);
         Assert.InRange(deflated["free (2M)"].Sent, 1, 48);
+    }
+
+    /// <summary>Pages move while they are in the balloon, the host wants a new beginning, pages are refused, and the guest starts again.</summary>
+    [Fact]
+    public async Task WhatHappensToABalloon()
+    {
+        const ulong Target = 64 * MiB;
+        bool refused = false, back = false, again = false;
+        long moved = 0;
+        BootOutcome outcome = await Guest.BootAsync(
+            accelerator: "translator", cpus: 2, memory: 256 * MiB, modules: ["vmw_balloon"], personality: "vmware",
+            script: Prepare + """
+                figures 1
+                pause READY
+                # Fragments, so that small pages are taken among others and compaction has something to do.
+                mkdir /f; mount -t tmpfs -o size=200m t /f
+                i=0; while [ $i -lt 1500 ]; do i=$((i+1)); dd if=/dev/zero of=/f/$i bs=60k count=1 2>/dev/null; done
+                i=0; while [ $i -lt 1500 ]; do i=$((i+2)); rm -f /f/$i; done
+                pause FRAGMENTED
+                rm -rf /f/*
+                for i in 1 2 3; do echo 1 > /proc/sys/vm/compact_memory; done
+                echo MIGRATED=$(awk '/^compact_migrate_scanned/ { print $2 }' /proc/vmstat)
+                pause COMPACTED
+                figures 4
+                pause OVER
+                """ + Finish,
+            companion: async (machine, console) =>
+            {
+                VmwareBalloon balloon = Assert.IsType<VmwareBalloon>(machine.Balloon);
+                if (!await console.WaitForAsync("READY"))
+                    return;
+                balloon.SetTarget(Target);
+                await Until(machine, () => balloon.GetReport().Reason == BalloonReason.Reached);
+                // A new beginning: the driver frees everything and takes it again.
+                balloon.RequestReset();
+                await Until(machine, () => machine.GetStatistics().Counters["vmballoon-start"] >= 2 && balloon.GetReport().Reason == BalloonReason.Reached);
+                back = balloon.GetReport().ActualBytes >= Target;
+                await ContinueAsync(machine);
+                if (!await console.WaitForAsync("FRAGMENTED"))
+                    return;
+                // Pages that the host cannot take: the driver keeps them, and goes on with others.
+                List<Aerostat.Memory.MemoryPin> pins = [.. Enumerable.Range(1, 255).Select(i => machine.Memory.TryPin(new Aerostat.Memory.GuestAddress(((ulong)i * MiB) - 4096), 4096)!)];
+                balloon.SetTarget(Target + (48 * MiB));
+                await Until(machine, () => balloon.GetReport().ActualBytes >= Target + (24 * MiB));
+                refused = balloon.GetReport().RefusedPages > 0;
+                pins.ForEach(p => p.Dispose());
+                // Small pages are the first to go, and large ones do not move: what is there stays.
+                balloon.SetTarget(balloon.GetReport().ActualBytes);
+                await Until(machine, () => balloon.GetReport().Reason == BalloonReason.Reached);
+                long before = machine.GetStatistics().Counters["vmballoon-batched-unlock"] + machine.GetStatistics().Counters["vmballoon-unlock"];
+                await ContinueAsync(machine);
+                if (!await console.WaitForAsync("COMPACTED"))
+                    return;
+                moved = machine.GetStatistics().Counters["vmballoon-batched-unlock"] + machine.GetStatistics().Counters["vmballoon-unlock"] - before;
+                again = balloon.GetReport().ActualBytes >= Target + (24 * MiB);
+                await ContinueAsync(machine);
+                if (!await console.WaitForAsync("OVER"))
+                    return;
+                await ContinueAsync(machine);
+            });
+        Guest.AssertPoweredOff(outcome);
+        Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+        Assert.Equal(("yes", true, true, true), (outcome.Value("KEPT"), back, refused, again));
+        Dictionary<string, (long Sent, long Failed)> figures = Figures(outcome.Console, 4);
+        Assert.Equal(1, figures["reset"].Sent);
+        // The last START and what the driver has since are one conversation: nothing that it holds is unknown here.
+        Assert.Equal(outcome.Statistics.Counters["vmballoon-pages"], figures["current"].Sent);
+        foreach ((string theirs, string ours) in (ReadOnlySpan<(string, string)>)[("lock", "lock"), ("unlock", "unlock"), ("batchLock", "batched-lock"), ("batchUnlock", "batched-unlock"), ("2m-lock", "batched-2m-lock"), ("2m-unlock", "batched-2m-unlock")])
+            Assert.Equal((theirs, outcome.Statistics.Counters[$"vmballoon-{ours}"]), (theirs, figures[$"command {theirs}"].Sent));
+        TestContext.Current.TestOutputHelper?.WriteLine($"{moved} commands moved pages; {outcome.Statistics.Counters["vmballoon-status-frame-pinned"]} refusals");
+    }
+
+    /// <summary>The guest restarts with a full balloon: the pages are its own again, and the next driver starts from the same target.</summary>
+    [Fact]
+    public async Task AGuestThatRestarts()
+    {
+        const ulong Target = 48 * MiB;
+        string busybox = Path.Combine(Guest.Cache, "busybox", "bin", "busybox");
+        Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
+        string boot = Path.Combine(Guest.Cache, "cloud", "boot");
+        string? image = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
+        Assert.SkipWhen(image is null, $"no stock cloud kernel in {boot}: './dev kernels' fetches it, and could not");
+        SerialTranscript console = new();
+        VirtualMachine machine = Machines.Create(new MachineOptions
+        {
+            MemoryBytes = 192 * MiB,
+            Accelerator = "translator",
+            Personality = "vmware",
+            Serial = console.Append,
+            Boot = new KernelBootOptions(image!) { InitrdBytes = Guest.Initramfs("cloud", busybox, Prepare + "pause READY\necho SECOND\n", ["vmw_balloon"]), CommandLine = "console=ttyS0 panic=-1" },
+        });
+        DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-vmware-");
+        try
+        {
+            await using (machine)
+            {
+                VmwareBalloon balloon = Assert.IsType<VmwareBalloon>(machine.Balloon);
+                await machine.StartAsync();
+                await ReachAsync(machine, console, "READY", 1);
+                balloon.SetTarget(Target);
+                await Until(machine, () => balloon.GetReport().Reason == BalloonReason.Reached);
+                await machine.ResetAsync();
+                Assert.Equal(BalloonReason.NoDriver, balloon.GetReport().Reason);
+                await ReachAsync(machine, console, "READY", 2);
+                await Until(machine, () => balloon.GetReport().Reason == BalloonReason.Reached);
+                Assert.InRange(balloon.GetReport().ActualBytes, Target, Target + (2 * MiB) - 1);
+
+                // In mid-inflate: the driver has been told, and is not there yet.
+                balloon.SetTarget(2 * Target);
+                await Until(machine, () => balloon.GetReport().ActualBytes > Target + (2 * MiB) || balloon.GetReport().Reason == BalloonReason.Reached);
+                using MachineSnapshots snapshots = new(machine);
+                await snapshots.SaveAsync(Path.Combine(folder.FullName, "middle"), new SnapshotOptions { Durable = false }, cancellation: TestContext.Current.CancellationToken);
+                await machine.StopAsync();
+            }
+            SerialTranscript second = new();
+            VirtualMachine copy = Machines.Restore(Snapshot.Open(Path.Combine(folder.FullName, "middle")), "translator", adjust: o => o with { NoReboot = true, Serial = second.Append });
+            await using (copy)
+            {
+                VmwareBalloon balloon = Assert.IsType<VmwareBalloon>(copy.Balloon);
+                Assert.InRange(balloon.GetReport().ActualBytes, Target, (2 * Target) + (2 * MiB));
+                await copy.StartAsync();
+                await Until(copy, () => balloon.GetReport().Reason == BalloonReason.Reached);
+                Assert.InRange(balloon.GetReport().ActualBytes, 2 * Target, (2 * Target) + (2 * MiB) - 1);
+                balloon.SetTarget(0);
+                await Until(copy, () => balloon.GetReport().ActualBytes == 0);
+                await ContinueAsync(copy);
+                MachineExit exit = await copy.WaitForExitAsync(TimeSpan.FromMinutes(5));
+                Assert.True(exit.Kind == MachineExitKind.PoweredOff, $"{exit.Kind}: {exit.Report}\n{second.Text}");
+                Assert.Contains("SECOND", second.Text, StringComparison.Ordinal);
+                // Nothing was asked for twice, and nothing given back that was not there.
+                Assert.Equal((0L, 0L), (copy.GetStatistics().Counters["vmballoon-status-frame-locked"], copy.GetStatistics().Counters["vmballoon-status-frame-unlocked"]));
+            }
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
+    private static async Task ReachAsync(VirtualMachine machine, SerialTranscript console, string text, int times)
+    {
+        // The machine has no time limit of its own here.
+        using CancellationTokenSource limit = CancellationTokenSource.CreateLinkedTokenSource(TestContext.Current.CancellationToken);
+        limit.CancelAfter(TimeSpan.FromMinutes(5));
+        while (!machine.Exit.IsCompleted && console.Text.Split(text + "\r").Length <= times)
+            await Task.Delay(20, limit.Token);
     }
 }

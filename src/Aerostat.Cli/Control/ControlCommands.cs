@@ -17,6 +17,7 @@ internal static class ControlCommands
         DebugCommand.Create(),
         MemoryCommands.Balloon(),
         MemoryCommands.Memory(),
+        ToolsCommand.Create(),
         EventsCommands.Logs(),
         EventsCommands.Events(),
         SnapshotCommand.Create(),

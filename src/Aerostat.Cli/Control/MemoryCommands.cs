@@ -40,6 +40,7 @@ internal static class MemoryCommands
 
     internal static void WriteBalloon(TextWriter output, BalloonAnswer answer)
     {
+        output.WriteLine($"{"balloon dialect",-20} {answer.Dialect,8}");
         Row(output, "balloon target", answer.Target);
         Row(output, "balloon", answer.Actual);
         if (answer.RefusedPages > 0)

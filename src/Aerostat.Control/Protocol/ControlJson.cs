@@ -23,6 +23,8 @@ namespace Aerostat.Control;
 [JsonSerializable(typeof(BalloonArguments))]
 [JsonSerializable(typeof(BalloonAnswer))]
 [JsonSerializable(typeof(MemoryAnswer))]
+[JsonSerializable(typeof(ToolsArguments))]
+[JsonSerializable(typeof(ToolsAnswer))]
 public sealed partial class ControlJson : JsonSerializerContext;
 
 /// <summary>The lines around answers.</summary>

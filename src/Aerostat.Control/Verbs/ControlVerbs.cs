@@ -19,5 +19,6 @@ public static class ControlVerbs
         new MemoryVerb(),
         new FreezeVerb(),
         new ThawVerb(),
+        new ToolsVerb(),
     ];
 }

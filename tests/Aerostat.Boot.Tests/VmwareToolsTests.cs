@@ -1,0 +1,129 @@
+using System.Text;
+using Aerostat.Loader;
+using Aerostat.Machine;
+using Aerostat.VMware;
+using Xunit;
+
+namespace Aerostat.Boot.Tests;
+
+/// <summary>
+/// Debian's open-vm-tools in a guest with the VMware personality. Takes its time: <c>./dev test --vmtools</c> fetches the packages and runs it.
+/// </summary>
+public sealed class VmwareToolsTests
+{
+    private const string Script = """
+        #!/bin/sh
+        export PATH=/usr/bin:/usr/sbin LC_ALL=C
+        for fs in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/tmp tmpfs:/run; do busybox mount -t ${fs%%:*} ${fs%%:*} ${fs##*:}; done
+        while read -r m; do busybox insmod $m || echo FAILED=$m; done < /modules/order
+        busybox stty -echo
+        printf '#!/bin/sh\necho SHUTDOWN="$*"\nbusybox poweroff -f\n' > /tmp/shutdown; chmod +x /tmp/shutdown
+        rm -f /usr/sbin/shutdown; ln -s /tmp/shutdown /usr/sbin/shutdown
+        busybox mkdir -p /mnt /var/log /var/run
+        busybox mount -t ext4 /dev/vda /mnt || echo FAILED=mount
+        vmware-checkvm && echo CHECKVM=yes
+        vmware-rpctool 'info-set guestinfo.from-guest hello from the guest'
+        echo FROMHOST=$(vmware-rpctool 'info-get guestinfo.from-host')
+        echo LONG=$(vmware-rpctool 'info-get guestinfo.long' | wc -c)
+        echo HOSTTIME=$(vmware-toolbox-cmd stat hosttime)
+        echo VERSION=$(vmware-toolbox-cmd -v)
+        vmtoolsd > /tmp/vmtoolsd.log 2>&1 &
+        echo READY; read -r line
+        # Stops while the file system is frozen.
+        i=0; (while true; do i=$((i+1)); echo $i > /mnt/count; sync /mnt/count; echo TICK $i; sleep 0.2; done) &
+        read -r line
+        cat /tmp/vmtoolsd.log
+        echo LOG-END
+        while true; do sleep 100; done
+        """;
+
+    [Theory]
+    [InlineData("translator")]
+    public async Task DebiansTools(string accelerator)
+    {
+        Assert.SkipUnless(Environment.GetEnvironmentVariable("AEROSTAT_VMTOOLS") == "1", "takes its time: './dev test --vmtools' runs it");
+        string root = Path.Combine(Guest.Cache, "vmtools");
+        Assert.SkipUnless(Directory.Exists(Path.Combine(root, "usr", "bin")), $"no open-vm-tools in {root}");
+        string modules = Directory.EnumerateDirectories(Path.Combine(Guest.Cache, "cloud", "lib", "modules")).Order(StringComparer.Ordinal).Last();
+        DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-vmtools-");
+        string initramfs = Path.Combine(folder.FullName, "initramfs.cpio"), disk = Path.Combine(folder.FullName, "disk.img");
+        try
+        {
+            using (FileStream file = File.Create(disk))
+                file.SetLength(32 << 20);
+            using (System.Diagnostics.Process mkfs = System.Diagnostics.Process.Start("/usr/sbin/mkfs.ext4", ["-q", "-F", disk]))
+                mkfs.WaitForExit();
+            KernelModules kernel = KernelModules.Open(modules);
+            await using (FileStream file = new(initramfs, FileMode.Create, FileAccess.Write, FileShare.None, 1 << 20))
+            {
+                CpioArchive archive = new(file);
+                archive.AddFile("init", Encoding.UTF8.GetBytes(Script.Replace("\r", "", StringComparison.Ordinal) + "\n"), 0x1ED);
+                foreach (string name in (string[])["dev", "proc", "sys", "tmp", "run", "mnt", "modules"])
+                    archive.AddDirectory(name);
+                StringBuilder order = new();
+                foreach (string path in kernel.LoadOrder(["virtio_pci", "virtio_blk", "vmw_balloon"]))
+                {
+                    string name = $"modules/{Path.GetFileName(path)}";
+                    archive.AddFile(name, File.ReadAllBytes(Path.Combine(modules, path)), 0x1A4);
+                    order.Append(System.Globalization.CultureInfo.InvariantCulture, $"/{name}\n");
+                }
+                archive.AddFile("modules/order", Encoding.UTF8.GetBytes(order.ToString()), 0x1A4);
+                archive.AddCharacterDevice("dev/console", 5, 1);
+                archive.AddTree(root);
+                archive.Finish();
+            }
+            bool running = false, frozen = false, thawed = false, halting = false;
+            int before = 0, during = 0;
+            Version? version = null;
+            IReadOnlyDictionary<string, string> information = new Dictionary<string, string>();
+            BootOutcome outcome = await Guest.RunAsync(
+                "cloud", "quiet", 1, 1UL << 30, accelerator, new KernelBootOptions("") { Initrd = initramfs },
+                async (machine, console) =>
+                {
+                    GuestTools tools = machine.GuestTools!;
+                    Assert.True(tools.SetInformation("from-host", "hello from the host"));
+                    Assert.True(tools.SetInformation("long", new string('x', 40_000)));
+                    if (!await console.WaitForAsync("READY"))
+                        return;
+                    await Until(machine, () => tools.IsRunning && tools.ToolsVersion is not null && tools.Capabilities.Count > 0);
+                    (running, version, information) = (tools.IsRunning, tools.ToolsVersion, tools.Information);
+                    await machine.SendSerialAsync("\n"u8.ToArray());
+                    if (!await console.WaitForAsync("TICK 3"))
+                        return;
+                    frozen = await tools.FreezeAsync();
+                    await Task.Delay(1500);
+                    before = Ticks(console.Text);
+                    await Task.Delay(1500);
+                    during = Ticks(console.Text);
+                    thawed = await tools.ThawAsync();
+                    await Until(machine, () => Ticks(console.Text) > during + 2);
+                    await machine.SendSerialAsync("\n"u8.ToArray());
+                    if (!await console.WaitForAsync("LOG-END"))
+                        return;
+                    halting = await tools.RequestPowerAsync(GuestPowerOperation.Halt);
+                },
+                devices: [new DiskOptions(disk)], personality: "vmware");
+            Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff, $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");
+            Assert.True(running && halting, outcome.Tail);
+            Assert.True(frozen && thawed, $"frozen {frozen}, thawed {thawed}\n{outcome.Console[^Math.Min(outcome.Console.Length, 6000)..]}");
+            Assert.True(before > 0 && before == during, $"{before} and then {during} writes while the file system was frozen");
+            Assert.Equal(12, version!.Major);
+            Assert.Equal("hello from the guest", information["guestinfo.from-guest"]);
+            Assert.Equal(("yes", "hello from the host", "40001", "-h now"), (outcome.Value("CHECKVM"), outcome.Value("FROMHOST"), outcome.Value("LONG"), outcome.Value("SHUTDOWN")));
+            Assert.Contains($"{DateTime.UtcNow:yyyy}", outcome.Value("HOSTTIME"), StringComparison.Ordinal);
+            Assert.StartsWith("12.", outcome.Value("VERSION"), StringComparison.Ordinal);
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
+    private static int Ticks(string console) => console.Split("TICK ").Length;
+
+    private static async Task Until(VirtualMachine machine, Func<bool> condition)
+    {
+        while (!condition() && !machine.Exit.IsCompleted)
+            await Task.Delay(20);
+    }
+}
