@@ -17,7 +17,7 @@ public sealed class VmwareToolsTests
         for fs in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/tmp tmpfs:/run; do busybox mount -t ${fs%%:*} ${fs%%:*} ${fs##*:}; done
         while read -r m; do busybox insmod $m || echo FAILED=$m; done < /modules/order
         busybox stty -echo
-        printf '#!/bin/sh\necho SHUTDOWN="$*"\nbusybox poweroff -f\n' > /tmp/shutdown; chmod +x /tmp/shutdown
+        printf '#!/bin/sh\necho SHUTDOWN="$*" > /dev/console\nbusybox poweroff -f\n' > /tmp/shutdown; chmod +x /tmp/shutdown
         rm -f /usr/sbin/shutdown; ln -s /tmp/shutdown /usr/sbin/shutdown
         busybox mkdir -p /mnt /var/log /var/run
         busybox mount -t ext4 /dev/vda /mnt || echo FAILED=mount
@@ -27,6 +27,9 @@ public sealed class VmwareToolsTests
         echo LONG=$(vmware-rpctool 'info-get guestinfo.long' | wc -c)
         echo HOSTTIME=$(vmware-toolbox-cmd stat hosttime)
         echo VERSION=$(vmware-toolbox-cmd -v)
+        echo 'root:x:0:0:root:/tmp:/bin/sh' > /etc/passwd
+        # The tools look there for what can be frozen.
+        ln -sf /proc/self/mounts /etc/mtab
         vmtoolsd > /tmp/vmtoolsd.log 2>&1 &
         echo READY; read -r line
         # Stops while the file system is frozen.
@@ -90,6 +93,7 @@ public sealed class VmwareToolsTests
                     await machine.SendSerialAsync("\n"u8.ToArray());
                     if (!await console.WaitForAsync("TICK 3"))
                         return;
+                    await Until(machine, () => tools.PowerState is not null);
                     frozen = await tools.FreezeAsync();
                     await Task.Delay(1500);
                     before = Ticks(console.Text);

@@ -243,6 +243,8 @@ public sealed class GuestTools : IDevice, IRpcEndpoint, ISavable<GuestToolsSaved
         if (underWay is { } command)
         {
             underWay = null;
+            if (!text.StartsWith("OK", StringComparison.Ordinal) && logLines++ < MostLogLines)
+                log?.Warn(Name, $"'{command.Text}' is answered: {Printable(text)}");
             command.Answer?.TrySetResult(text == "OK" ? "" : text.StartsWith("OK ", StringComparison.Ordinal) ? text[3..] : null);
         }
         return null;
@@ -327,6 +329,8 @@ public sealed class GuestTools : IDevice, IRpcEndpoint, ISavable<GuestToolsSaved
 
     private void TakeBackupEvent(string what, string code)
     {
+        if (code != "0" && logLines++ < MostLogLines)
+            log?.Warn(Name, Printable($"backup event {what}, code {code}"));
         switch (what)
         {
             case "prov.snapshotCommit" when quiesce == QuiesceState.Asked:
