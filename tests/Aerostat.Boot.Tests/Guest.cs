@@ -80,7 +80,7 @@ internal static class Guest
     /// <summary>As <see cref="BootAsync"/>, with an initramfs of the caller's; of <paramref name="initrd"/> only that is used.</summary>
     public static async Task<BootOutcome> RunAsync(
         string kernel, string append, int cpus, ulong memory, string accelerator, KernelBootOptions initrd, Func<VirtualMachine, SerialTranscript, Task>? companion = null,
-        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm")
+        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", TimeSpan? limit = null)
     {
         string boot = Path.Combine(Cache, kernel, "boot");
         string? path = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
@@ -108,7 +108,7 @@ internal static class Guest
         {
             await machine.StartAsync();
             Task beside = companion?.Invoke(machine, console) ?? Task.CompletedTask;
-            MachineExit exit = await machine.WaitForExitAsync(s_limit);
+            MachineExit exit = await machine.WaitForExitAsync(limit ?? s_limit);
             console.Close();
             await beside;
             return new BootOutcome(exit, console.Text, machine.GetStatistics());
