@@ -63,14 +63,21 @@ internal sealed class IncomingRing : RingBuffer
             Read(Wrap(read + start), buffer[..length]);
         else
             length = 0;
-        int freeBefore = Size - available;
-        read = Wrap(read + total + TrailerSize);
+        int taken = total + TrailerSize;
+        read = Wrap(read + taken);
         Interlocked.MemoryBarrier();
         SetControl(ReadIndex, (uint)read);
         // The writer stores what it waits for, then looks at the index.
         Interlocked.MemoryBarrier();
         uint wanted = Control(PendingSize);
-        wakesWriter = wanted != 0 && wanted <= (uint)Size && freeBefore <= wanted && freeBefore + total + TrailerSize >= wanted;
+        if (wanted != 0 && wanted <= (uint)Size)
+        {
+            // With its index of now: it may have filled the ring since the look above, and then waits for the room that this packet leaves. Of those that
+            // make more than it waits for, only the first wakes it.
+            uint now = Control(WriteIndex);
+            int free = IsIndex(now) ? Size - Distance(read, (int)now) : 0;
+            wakesWriter = free >= wanted && free - taken <= wanted;
+        }
         return fits ? RingRead.Packet : RingRead.TooLong;
     }
 }

@@ -46,7 +46,9 @@ public sealed class GoldenListingTests
         ),
         ["locked"] = (0, 0, a => { a.@lock.xadd(__[rdi], eax); a.xor(ecx, ecx); a.int3(); }
         ),
-        ["interpreted"] = (0, 0, a => { a.mov(eax, 1); a.cpuid(); a.mov(ecx, eax); a.int3(); }
+        ["interpreted"] = (0, 0, a => { a.mov(eax, 1); a.rdtsc(); a.mov(ecx, eax); a.int3(); }
+        ),
+        ["cpuid"] = (0, 0, a => { a.mov(eax, 1); a.cpuid(); a.mov(ecx, eax); a.int3(); }
         ),
         ["stac-smap"] = (0, 0, a => { a.xor(eax, eax); a.stac(); a.int3(); }
         ),
