@@ -33,6 +33,23 @@ public sealed unsafe partial class GuestMemory
         return DiscardResult.Done;
     }
 
+    /// <summary>
+    /// Whether the host holds no memory for the page of an address that is RAM. It reads as zeros then, and whoever writes zeros there need not: the page
+    /// would only be made to be cleared. False when in doubt. Exact at the moment of asking, as a write would be. Any thread.
+    /// </summary>
+    public bool IsHole(ulong address)
+    {
+        ulong page = address >> 12;
+        // A page once seen to have memory is not asked for again until that is given back. The bit is only a hint, so it may be lost to a race.
+        if (IsSet(heldPages, page) || IsSet(filePages, page))
+            return false;
+        foreach (Extent e in extents)
+            if (address - e.Start < e.End - e.Start && file.IsHole(e.FileOffset + ((page << 12) - e.Start), 4096))
+                return true;
+        Interlocked.Or(ref heldPages[page >> 6], 1UL << (int)(page & 63));
+        return false;
+    }
+
     /// <summary>Keeps a range from being discarded until the pin is disposed; null when any byte is not RAM.</summary>
     public MemoryPin? TryPin(GuestAddress address, ulong length)
     {
@@ -177,7 +194,10 @@ public sealed unsafe partial class GuestMemory
                     return false;
                 }
                 lock (trackingLock)
+                {
                     SetBits(discardedPages, address >> 12, length >> 12, false);
+                    SetBits(heldPages, address >> 12, length >> 12, false);
+                }
                 return true;
             }
         return false;

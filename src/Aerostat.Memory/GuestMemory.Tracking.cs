@@ -49,6 +49,7 @@ public sealed unsafe partial class GuestMemory
     private ulong* codeChunks;
     private ulong* discardedPages;
     private ulong* hintedPages;
+    private ulong* heldPages;
     private ulong pageCount;
 
     /// <summary>
@@ -213,6 +214,7 @@ public sealed unsafe partial class GuestMemory
         codeChunks = (ulong*)HostMapping.AllocateLazy(pageCount * sizeof(ulong));
         discardedPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         hintedPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
+        heldPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         filePages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
     }
 
@@ -225,6 +227,7 @@ public sealed unsafe partial class GuestMemory
         Free(codeChunks, pageCount * sizeof(ulong));
         Free(discardedPages, BitmapBytes);
         Free(hintedPages, BitmapBytes);
+        Free(heldPages, BitmapBytes);
         Free(filePages, BitmapBytes);
 
         static void Free(void* address, ulong bytes)

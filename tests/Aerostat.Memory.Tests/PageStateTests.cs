@@ -65,6 +65,20 @@ public sealed unsafe class PageStateTests : IDisposable
     }
 
     [Fact]
+    public void A_page_that_is_said_to_be_a_hole_holds_nothing()
+    {
+        Assert.SkipUnless(memory.IsHole(0x5000), "this host does not tell (cachestat(2) is of Linux 6.5)");
+        memory.Write(new GuestAddress(0x5008), 1);
+        Assert.False(memory.IsHole(0x5000));
+        Assert.True(memory.IsHole(0x6000));
+        // Zeros are contents too, and a page that has been looked at is asked for again after it was given back.
+        Assert.True(memory.TryFill(new GuestAddress(0x5000), 4096, 0));
+        Assert.False(memory.IsHole(0x5000));
+        Assert.Equal(DiscardResult.Done, memory.Discard(new GuestAddress(0x5000), 0x1000));
+        Assert.True(memory.IsHole(0x5abc));
+    }
+
+    [Fact]
     public void Bad_ranges_are_refused_without_effect()
     {
         memory.TryFill(new(0), 200 * Page, 1);

@@ -140,6 +140,8 @@ public sealed class BalloonTests : IDisposable
         using (_memory.TryPin(new GuestAddress(Play), 4096))
             SendFrames(driver, 0, (uint)(Play >> 12), (uint)(Play >> 12) + 2);
         Assert.Equal(1, balloon.GetReport().RefusedPages);
+        balloon.SetTarget(balloon.GetReport().ActualBytes);
+        Assert.Equal(BalloonReason.NotDiscarded, balloon.GetReport().Reason);
         Assert.Equal(0x5A, driver.Bytes(Play, 1)[0]);
     }
 

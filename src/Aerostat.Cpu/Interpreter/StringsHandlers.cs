@@ -13,6 +13,7 @@ internal static unsafe class StringHandlers<T>
 {
     // SAFETY: Peek gives the host address of a page; Run keeps every piece inside it, in the direction of DF.
     private const ulong ByteBudget = 64 << 10;
+    private const ulong WorthAsking = 2048;
     private const int SlowBudget = 4096;
     private const byte Rcx = 1 * 8, Rsi = 6 * 8, Rdi = 7 * 8;
 
@@ -135,7 +136,9 @@ internal static unsafe class StringHandlers<T>
             {
                 byte* low = Backward(s) ? to - ((n - 1) * (ulong)sizeof(T)) : to;
                 ulong v = s->Gpr[0];
-                new Span<T>(low, (int)n).Fill(*(T*)&v);
+                // Kernels clear pages as they give them out (Linux: init_on_alloc). One that the host does not hold is clear already.
+                if (IntegerFlags.Cut<T>(v) != 0 || n * (ulong)sizeof(T) < WorthAsking || !cpu.Memory.IsHole((ulong)(low - cpu.Memory.HostBase)))
+                    new Span<T>(low, (int)n).Fill(*(T*)&v);
                 Advance(s, op, Rdi, di, n);
             }
             count -= n;

@@ -30,6 +30,8 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
     private readonly TimeProvider _clock;
     private readonly DescriptorChain _chain = new();
     private readonly PageSet _given;
+    // Of those, what the host still holds.
+    private readonly PageSet _held;
     private readonly ITimer? _timer;
     private readonly Dictionary<ushort, ulong> _statistics = [];
     private readonly uint[] _frames = new uint[FramesAtOnce];
@@ -63,6 +65,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         _options = options;
         _clock = context.Clock ?? TimeProvider.System;
         _given = new PageSet(Memory.End >> PageShift);
+        _held = new PageSet(Memory.End >> PageShift);
         _target = PagesOf(options.TargetBytes);
         if (options.StatisticsInterval > TimeSpan.Zero)
             _timer = _clock.CreateTimer(_ => RequestStatistics(), null, options.StatisticsInterval, options.StatisticsInterval);
@@ -132,7 +135,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         if (!IsRunning)
             return _target == 0 && _given.Count == 0 ? BalloonReason.Reached : Complained ? BalloonReason.DriverFailed : BalloonReason.NoDriver;
         if (_given.Count == _target || _guestActual == _target)
-            return BalloonReason.Reached;
+            return _held.Count > 0 ? BalloonReason.NotDiscarded : BalloonReason.Reached;
         if (_deflatedUnasked)
             return BalloonReason.DeflatedOnOom;
         return _clock.GetElapsedTime(_progressAt).TotalSeconds > StalledAfterSeconds ? BalloonReason.Stalled : BalloonReason.Working;
@@ -170,6 +173,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
     {
         // The target stays: the next driver starts from it. Memory that was given comes back as the guest touches it.
         _given.Clear();
+        _held.Clear();
         _guestActual = _poison = 0;
         _parked = null;
         _askedAt = null;
@@ -340,7 +344,10 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
             if (result != DiscardResult.Done)
                 _refused += (long)count;
             for (ulong page = first; page < first + count; page++)
+            {
                 _given.Set(page, given);
+                _held.Set(page, result != DiscardResult.Done);
+            }
             _progressAt = _clock.GetTimestamp();
             if (!given && _given.Count < _target && HasFeature(FeatureDeflateOnOom))
                 _deflatedUnasked = true;
