@@ -13,6 +13,23 @@ public enum DiskResult
     Unsupported,
 }
 
+/// <summary>What a part of a disk holds.</summary>
+public enum DiskExtentKind
+{
+    /// <summary>Bytes that must be read to be known.</summary>
+    Data,
+    /// <summary>Zeros.</summary>
+    Zero,
+    /// <summary>Nothing in this image: its backing file's contents show through. Only where one image of a chain is looked at.</summary>
+    Absent,
+}
+
+/// <summary>A part of a disk whose bytes are of one kind.</summary>
+/// <param name="Offset">First byte.</param>
+/// <param name="Length">Bytes.</param>
+/// <param name="Kind">What they are.</param>
+public readonly record struct DiskExtent(ulong Offset, ulong Length, DiskExtentKind Kind);
+
 /// <summary>
 /// Contents of a virtual disk. Members may be called from several threads at once; each blocks until it is done and never throws.
 /// Offsets and lengths are within <see cref="Length"/>, and multiples of <see cref="SectorSize"/>: callers check.
@@ -45,4 +62,12 @@ public interface IDisk : IDisposable
     /// <param name="length">Bytes.</param>
     /// <param name="mayUnmap">The space need not stay reserved.</param>
     DiskResult WriteZeroes(ulong offset, ulong length, bool mayUnmap);
+
+    /// <summary>
+    /// What is in the bytes from <paramref name="offset"/> on, as far as they are alike and known cheaply; the answer is at least a sector long
+    /// and begins at <paramref name="offset"/>. Who cannot tell answers Data.
+    /// </summary>
+    /// <param name="offset">Where.</param>
+    /// <param name="length">Bytes of interest, at least a sector.</param>
+    DiskExtent BlockStatus(ulong offset, ulong length) => new(offset, length, DiskExtentKind.Data);
 }

@@ -52,7 +52,7 @@ public sealed class ArgumentTests
         { "run --kernel k --accel translator --system-map m", "give that too" },
         { "run --kernel /dev/zero", "a device or a pipe" },
         { "run --kernel k --name a/b", "--name" },
-        { "run --kernel k --disk d.img,format=qcow2", "later version" },
+        { "run --kernel k --disk d.img,format=vmdk", "no format" },
         { "run --kernel k --disk d.img,bus=ide", "there is no bus 'ide'" },
         { "run --kernel k --disk ,ro", "the path is empty" },
         { "run --kernel k --disk d.img,queues=17", "1 to 16" },

@@ -23,7 +23,7 @@ internal static class RunCommand
         Option<string> cpu = new("--cpu") { HelpName = "NAME", Description = "CPU model; 'help' lists them" };
         Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm, vmware, hyperv", DefaultValueFactory = _ => "kvm" };
         Option<string[]> device = new("--device") { HelpName = "NAME[,key=value...]", Description = "Add a device; 'help' lists them", DefaultValueFactory = _ => [] };
-        Option<string[]> disk = new("--disk") { HelpName = "FILE[,ro][,serial=TEXT][,queues=N]", Description = "Add a virtio disk with the contents of a raw image", DefaultValueFactory = _ => [] };
+        Option<string[]> disk = new("--disk") { HelpName = "FILE[,format=raw or qcow2][,ro][,serial=TEXT][,queues=N]", Description = "Add a virtio disk with the contents of an image, which is raw unless its name ends in .qcow2 or its format is given", DefaultValueFactory = _ => [] };
         Option<string?> balloon = new("--balloon") { HelpName = "target=SIZE,stats=SECONDS,deflate-on-oom,...", Arity = ArgumentArity.ZeroOrOne, Description = "Add a virtio memory balloon; target is what the host takes back" };
         Option<string?> name = new("--name") { HelpName = "NAME", Description = "The machine's name, by which the other commands reach it while it runs" };
         Option<string?> control = MachineTarget.ControlOption("Make the control socket here");

@@ -141,11 +141,11 @@ internal sealed class VirtioBoard : IDisposable
         _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
     };
 
-    private RawDisk Open(DiskOptions options)
+    private IDisk Open(DiskOptions options)
     {
         try
         {
-            RawDisk disk = RawDisk.Open(options.Path, options.ReadOnly);
+            IDisk disk = DiskImage.Open(options.Path, options.ImageFormat, options.ReadOnly);
             disks.Add(disk);
             return disk;
         }

@@ -78,6 +78,9 @@ public sealed record DiskOptions(string Path) : VirtioOptions
 {
     private const string What = "--disk";
 
+    /// <summary>What the image is; null: its name says it (<see cref="Storage.DiskImage.FormatOf"/>), never its contents.</summary>
+    public Storage.DiskFormat? ImageFormat { get; init; }
+
     /// <summary>The guest cannot write, and other machines may read the image too.</summary>
     public bool ReadOnly { get; init; }
 
@@ -92,7 +95,7 @@ public sealed record DiskOptions(string Path) : VirtioOptions
     /// <inheritdoc/>
     public override string? Format() => Path.Contains(',') || Serial.Contains(',')
         ? null
-        : $"--disk {System.IO.Path.GetFullPath(Path)},queues={Queues}{(ReadOnly ? ",ro" : "")}{(Serial.Length > 0 ? $",serial={Serial}" : "")}{FormatCommon()}";
+        : $"--disk {System.IO.Path.GetFullPath(Path)},queues={Queues}{(ImageFormat is { } format ? $",format={(format == Storage.DiskFormat.Raw ? "raw" : "qcow2")}" : "")}{(ReadOnly ? ",ro" : "")}{(Serial.Length > 0 ? $",serial={Serial}" : "")}{FormatCommon()}";
 
     /// <summary>Reads FILE[,key=value...].</summary>
     /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>
@@ -101,12 +104,19 @@ public sealed record DiskOptions(string Path) : VirtioOptions
         ArgumentNullException.ThrowIfNull(text);
         string[] parts = text.Split(',');
         if (parts[0].Length == 0)
-            throw new ConfigurationException($"{What}: the path is empty; write FILE[,ro][,serial=TEXT][,queues=N]");
+            throw new ConfigurationException($"{What}: the path is empty; write FILE[,format=raw or qcow2][,ro][,serial=TEXT][,queues=N]");
         return ParseCommon(What, new DiskOptions(parts[0]), parts.Skip(1), static (disk, key, value) => key switch
         {
             "ro" => disk with { ReadOnly = ParseSwitch(What, "ro", value) },
-            "format" when value == "raw" => disk,
-            "format" => throw new ConfigurationException($"{What}: format '{value}' comes with a later version; the only one now is raw"),
+            "format" => disk with
+            {
+                ImageFormat = value switch
+                {
+                    "raw" => Storage.DiskFormat.Raw,
+                    "qcow2" => Storage.DiskFormat.Qcow2,
+                    _ => throw new ConfigurationException($"{What}: there is no format '{value}'; write raw or qcow2"),
+                },
+            },
             "bus" when value == "virtio" => disk,
             "bus" => throw new ConfigurationException($"{What}: there is no bus '{value}'; the only one is virtio"),
             "serial" => disk with { Serial = value ?? "" },

@@ -17,6 +17,7 @@ public sealed unsafe partial class DiskFile : IDisposable
     private const short ReadLock = 0, WriteLock = 1;
     private const int KeepSize = 1, PunchHoleMode = 2, ZeroRangeMode = 0x10;
     private const int MostBuffers = 64, ZeroBlock = 1 << 16;
+    private const int SeekData = 3, SeekHole = 4, NoSuchAddress = 6;
 
     private readonly SafeFileHandle _handle;
 
@@ -26,7 +27,7 @@ public sealed unsafe partial class DiskFile : IDisposable
         Length = length;
     }
 
-    /// <summary>Bytes; the file must not become shorter.</summary>
+    /// <summary>Bytes when it was opened; the file must not become shorter.</summary>
     public ulong Length { get; }
 
     /// <summary>Opens and locks a file: for one writer, or for any number of readers.</summary>
@@ -62,6 +63,22 @@ public sealed unsafe partial class DiskFile : IDisposable
     /// <summary>Writes the buffers, all of them.</summary>
     public int Write(ulong offset, ReadOnlySpan<HostBuffer> buffers) => Transfer(offset, buffers, write: true);
 
+    /// <summary>Reads as many bytes as there is room for.</summary>
+    public int Read(ulong offset, Span<byte> bytes)
+    {
+        // SAFETY: the bytes stay where they are until the transfer is done.
+        fixed (byte* p = bytes)
+            return bytes.IsEmpty ? 0 : Transfer(offset, [new HostBuffer((nint)p, (nuint)bytes.Length)], write: false);
+    }
+
+    /// <summary>Writes all bytes.</summary>
+    public int Write(ulong offset, ReadOnlySpan<byte> bytes)
+    {
+        // SAFETY: as above.
+        fixed (byte* p = bytes)
+            return bytes.IsEmpty ? 0 : Transfer(offset, [new HostBuffer((nint)p, (nuint)bytes.Length)], write: true);
+    }
+
     /// <summary>Makes what was written durable.</summary>
     public int Flush()
     {
@@ -94,6 +111,24 @@ public sealed unsafe partial class DiskFile : IDisposable
             }
         }
         return 0;
+    }
+
+    /// <summary>
+    /// The bytes from <paramref name="offset"/> on that are alike: a hole, which reads as zeros, or data. A file system that does not know
+    /// answers that everything is data.
+    /// </summary>
+    /// <param name="offset">Where; before the end of the file.</param>
+    /// <param name="hole">Whether they are a hole.</param>
+    /// <returns>Where that ends, at most at the end of the file.</returns>
+    public ulong EndOfExtent(ulong offset, out bool hole)
+    {
+        nint data = lseek(_handle, (nint)offset, SeekData);
+        // Of an error only "no data any more" (ENXIO) is of interest.
+        hole = data < 0 ? Marshal.GetLastPInvokeError() == NoSuchAddress : (ulong)data > offset;
+        if (hole)
+            return data < 0 ? Length : Math.Min(Length, (ulong)data);
+        nint end = data < 0 ? -1 : lseek(_handle, (nint)offset, SeekHole);
+        return end < 0 || (ulong)end <= offset ? Length : Math.Min(Length, (ulong)end);
     }
 
     /// <summary>Closes the file, which also unlocks it.</summary>
@@ -159,6 +194,9 @@ public sealed unsafe partial class DiskFile : IDisposable
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint pwritev(SafeFileHandle fd, HostBuffer* vector, int count, nint offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint lseek(SafeFileHandle fd, nint offset, int whence);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int fdatasync(SafeFileHandle fd);

@@ -73,6 +73,15 @@ public sealed class RawDisk : IDisk
     }
 
     /// <inheritdoc/>
+    public DiskExtent BlockStatus(ulong offset, ulong length)
+    {
+        ulong end = _file.EndOfExtent(offset, out bool hole);
+        // The host's blocks may be smaller than nothing we know; a part of a sector counts as data.
+        ulong known = (hole ? end - offset : end - offset + IDisk.SectorSize - 1) / IDisk.SectorSize * IDisk.SectorSize;
+        return known == 0 ? new(offset, IDisk.SectorSize, DiskExtentKind.Data) : new(offset, Math.Min(known, length), hole ? DiskExtentKind.Zero : DiskExtentKind.Data);
+    }
+
+    /// <inheritdoc/>
     public void Dispose() => _file.Dispose();
 
     private static DiskResult Answer(int error) => error == 0 ? DiskResult.Done : DiskResult.Failed;
