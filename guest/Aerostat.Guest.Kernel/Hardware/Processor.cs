@@ -1,0 +1,114 @@
+using System.Runtime;
+using System.Runtime.CompilerServices;
+
+namespace Aerostat.Guest.Kernel;
+
+/// <summary>Single instructions; the start-up code has them as functions.</summary>
+internal static unsafe class Processor
+{
+    [RuntimeImport("*", "In8"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern byte In8(ushort port);
+
+    [RuntimeImport("*", "In16"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ushort In16(ushort port);
+
+    [RuntimeImport("*", "In32"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern uint In32(ushort port);
+
+    [RuntimeImport("*", "Out8"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void Out8(ushort port, byte value);
+
+    [RuntimeImport("*", "Out16"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void Out16(ushort port, ushort value);
+
+    [RuntimeImport("*", "Out32"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void Out32(ushort port, uint value);
+
+    [RuntimeImport("*", "Halt"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void Halt();
+
+    /// <summary>Lets interrupts in and waits for one; none that comes in between is missed.</summary>
+    [RuntimeImport("*", "EnableAndHalt"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void EnableAndHalt();
+
+    [RuntimeImport("*", "EnableInterrupts"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void EnableInterrupts();
+
+    [RuntimeImport("*", "DisableInterrupts"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void DisableInterrupts();
+
+    /// <summary>CR2.</summary>
+    [RuntimeImport("*", "ReadFaultAddress"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong ReadFaultAddress();
+
+    /// <summary>CR3.</summary>
+    [RuntimeImport("*", "ReadPageTables"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong ReadPageTables();
+
+    [RuntimeImport("*", "WritePageTables"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void WritePageTables(ulong root);
+
+    [RuntimeImport("*", "LoadInterruptTable"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void LoadInterruptTable(void* pointer);
+
+    [RuntimeImport("*", "LoadGlobalTable"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void LoadGlobalTable(void* pointer);
+
+    [RuntimeImport("*", "LoadTask"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void LoadTask(ushort selector);
+
+    [RuntimeImport("*", "ReadFrame"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong ReadFrame();
+
+    [RuntimeImport("*", "ReadMsr"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong ReadMsr(uint register);
+
+    [RuntimeImport("*", "WriteMsr"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void WriteMsr(uint register, ulong value);
+
+    [RuntimeImport("*", "ReadTimestamp"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong ReadTimestamp();
+
+    /// <summary>CPUID; <paramref name="values"/> takes EAX, EBX, ECX and EDX.</summary>
+    [RuntimeImport("*", "Cpuid"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void Cpuid(uint leaf, uint subleaf, uint* values);
+
+    [RuntimeImport("*", "MemoryFence"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void MemoryFence();
+
+    [RuntimeImport("*", "Undefined"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void Undefined();
+
+    [RuntimeImport("*", "FillWords"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void FillWords(void* start, ulong value, ulong words);
+
+    [RuntimeImport("*", "InterruptStubs"), MethodImpl(MethodImplOptions.InternalCall)]
+    private static extern void InterruptStubs();
+
+    [RuntimeImport("*", "StackGuard"), MethodImpl(MethodImplOptions.InternalCall)]
+    private static extern void StackGuard();
+
+    [RuntimeImport("*", "ImageStart"), MethodImpl(MethodImplOptions.InternalCall)]
+    private static extern void ImageStartSymbol();
+
+    [RuntimeImport("*", "TextEnd"), MethodImpl(MethodImplOptions.InternalCall)]
+    private static extern void TextEndSymbol();
+
+    [RuntimeImport("*", "ImageEnd"), MethodImpl(MethodImplOptions.InternalCall)]
+    private static extern void ImageEndSymbol();
+
+    /// <summary>The first of the entries of the 256 vectors, 16 bytes each.</summary>
+    public static ulong Entries => (ulong)(delegate*<void>)&InterruptStubs;
+
+    /// <summary>The page below the first stack.</summary>
+    public static ulong FirstStackGuard => (ulong)(delegate*<void>)&StackGuard;
+
+    /// <summary>Where the image begins.</summary>
+    public static ulong ImageStart => (ulong)(delegate*<void>)&ImageStartSymbol;
+
+    /// <summary>Where its code ends and its data begins.</summary>
+    public static ulong TextEnd => (ulong)(delegate*<void>)&TextEndSymbol;
+
+    /// <summary>Where it ends in memory.</summary>
+    public static ulong ImageEnd => (ulong)(delegate*<void>)&ImageEndSymbol;
+}
