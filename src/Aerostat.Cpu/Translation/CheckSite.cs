@@ -29,5 +29,5 @@ internal struct CheckSite
     public uint Since;
 
     /// <summary>Wrong predictions between two looks at whether this is worth it, and how many guest instructions apart they have to be.</summary>
-    public const int Patience = 256, WorthInstructions = 64;
+    public const int Patience = 64, WorthInstructions = 1024;
 }
