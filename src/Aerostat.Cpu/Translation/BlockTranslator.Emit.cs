@@ -173,15 +173,18 @@ internal sealed unsafe partial class BlockTranslator
         {
             case ColdKind.Slow:
                 a.Bind(c.Site);
-                a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
-                a.Constant(Host.R11, (uint)c.Check);
-                a.Jmp(cache.Thunks.Again(variant % 3, c.Write));
-                if (c.Site2 != 0)
+                if (c.Check != 0)
                 {
-                    a.Bind(c.Site2);
                     a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                    a.Constant(Host.R11, (uint)c.Check);
+                    a.Jmp(cache.Thunks.Again(variant % 3, c.Write));
                 }
-                cache.Site(c.Check)->Leave = a.Here;
+                if (c.Site2 != 0)
+                    a.Bind(c.Site2);
+                if (c.Check == 0 || c.Site2 != 0)
+                    a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                if (c.Check != 0)
+                    cache.Site(c.Check)->Leave = a.Here;
                 goto case ColdKind.Constant;
             case ColdKind.Constant:
                 if (c.Kind == ColdKind.Constant)
@@ -301,13 +304,17 @@ internal sealed unsafe partial class BlockTranslator
         EmitSaveFlags(saved, spillToMemory);
         if (segment >= 0)
             a.RM(0x03, Host.R10, Host.None, Host.None, 0, segment, gs: true);
-        int check = cache.CheckSiteCount++;
-        EmitPrediction(check);
+        int check = loops ? cache.CheckSiteCount++ : 0;
+        if (loops)
+            EmitPrediction(check);
+        else
+            EmitSearch();
         a.RM(0x33, Host.R10, Host.R11, Host.None, 0, tag, gs: true);
         a.RR(0x81, 7, Host.R10);
         a.Int32(4096 - size);
         nint slow = a.Jcc(Condition.A), slow2 = 0;
-        *cache.Site(check) = new CheckSite { Continue = a.Here, Limit = (ulong)(4096 - size), Misses = CheckSite.Patience };
+        if (loops)
+            *cache.Site(check) = new CheckSite { Continue = a.Here, Limit = (ulong)(4096 - size), Misses = CheckSite.Patience };
         if (alignment != 0)
         {
             // test r10b, alignment

@@ -35,7 +35,7 @@ internal sealed unsafe partial class BlockTranslator
     private readonly List<(ulong Next, ulong Target, nint Site, nint Pad)> callSites = [];
     private int count;
     // What follows the last instruction: an address to go on at, or nothing (it was a branch).
-    private bool fallsThrough;
+    private bool fallsThrough, loops;
     private ulong linear, pageLinear, gpa, end;
     private int variant;
     private bool vectors, ungrouped, crossing, exact;
@@ -180,6 +180,7 @@ internal sealed unsafe partial class BlockTranslator
             }
         }
         end = ip;
+        loops = Loops();
         int after = fallsThrough ? LiveAt(end, LookAheadDepth) : FlagEffects.All;
         for (int k = count - 1; k >= 0; k--)
         {
@@ -191,6 +192,15 @@ internal sealed unsafe partial class BlockTranslator
             }
             live[k] = after = exact ? FlagEffects.All : (after & ~killed) | read;
         }
+    }
+
+    // Whether this is a loop by itself.
+    private bool Loops()
+    {
+        for (int k = 0; k < count; k++)
+            if (treatments[k] is Treatment.ConditionalBranch or Treatment.Branch && code[k].NearBranchTarget == linear)
+                return true;
+        return false;
     }
 
     private static bool EndsBlock(in Instruction i, Treatment t) =>
