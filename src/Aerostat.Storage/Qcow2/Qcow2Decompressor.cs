@@ -38,7 +38,7 @@ internal sealed class Qcow2Decompressor(Qcow2File file, Qcow2Header header)
             _packed = new byte[Math.Max(length, header.ClusterSize)];
         if (!file.Read(offset, _packed.AsSpan(0, length)))
             return false;
-        return header.Compression == Qcow2Compression.Zlib && Inflate(length);
+        return header.Compression == Qcow2Compression.Zstd ? ZstdDecoder.TryDecode(_packed.AsSpan(0, length), _plain) : Inflate(length);
     }
 
     // What is behind the end of the compressed data is somebody else's.
