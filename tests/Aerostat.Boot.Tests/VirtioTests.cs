@@ -73,11 +73,13 @@ public sealed class VirtioTests
 
     /// <summary>A file system of the host's on a disk: read, written and checked by the guest, then checked by the host.</summary>
     [Theory]
-    [InlineData("translator", VirtioTransport.Pci, false, 1, 1)]
-    [InlineData("translator", VirtioTransport.Pci, true, 4, 4)]
-    [InlineData("interpreter", VirtioTransport.Mmio, false, 1, 1)]
-    public async Task FileSystemOnADisk(string accelerator, VirtioTransport transport, bool packed, int queues, int cpus)
+    [InlineData("translator", VirtioTransport.Pci, false, 1, 1, "raw")]
+    [InlineData("translator", VirtioTransport.Pci, true, 4, 4, "raw")]
+    [InlineData("translator", VirtioTransport.Pci, false, 2, 2, "qcow2")]
+    [InlineData("interpreter", VirtioTransport.Mmio, false, 1, 1, "raw")]
+    public async Task FileSystemOnADisk(string accelerator, VirtioTransport transport, bool packed, int queues, int cpus, string format)
     {
+        Assert.SkipUnless(format == "raw" || File.Exists("/usr/bin/qemu-img"), "no qemu-img: install qemu-utils");
         Assert.SkipUnless(File.Exists("/sbin/mkfs.ext4") || File.Exists("/usr/sbin/mkfs.ext4"), "no mkfs.ext4: install e2fsprogs");
         string folder = Directory.CreateTempSubdirectory("aerostat-disk").FullName;
         try
@@ -91,12 +93,20 @@ public sealed class VirtioTests
                 file.SetLength(64 << 20);
             Tool("mkfs.ext4", "-q", "-F", "-d", content, image);
             File.WriteAllBytes(text, new byte[1 << 20]);
+            string disk = image, under = Path.Combine(folder, "under.qcow2");
+            if (format == "qcow2")
+            {
+                // What the host wrote is compressed, and under the image that the guest writes to.
+                disk = Path.Combine(folder, "disk.qcow2");
+                Tool("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", image, under);
+                Storage.Qcow2Disk.Create(disk, 64 << 20, new Storage.Qcow2Options { BackingFile = "under.qcow2" }).Dispose();
+            }
             BootOutcome outcome = await Guest.BootAsync(
                 accelerator: accelerator, cpus: cpus, memory: 256UL << 20,
                 modules: [transport == VirtioTransport.Pci ? "virtio_pci" : "virtio_mmio", "virtio_blk"],
                 devices:
                 [
-                    new DiskOptions(image) { Transport = transport, Packed = packed, Queues = queues, Serial = "aerostat-one" },
+                    new DiskOptions(disk) { Transport = transport, Packed = packed, Queues = queues, Serial = "aerostat-one" },
                     new DiskOptions(text) { Transport = transport, ReadOnly = true },
                 ],
                 script: LoadModules + """
@@ -127,6 +137,11 @@ public sealed class VirtioTests
             Assert.Equal($"{queues}", outcome.Value("QUEUES"));
             Assert.Equal(Hash(random), outcome.Value("HOSTFILE"));
             Assert.Equal($"{8 << 20}", outcome.Value("DIRECT"));
+            if (format == "qcow2")
+            {
+                Tool("qemu-img", "check", disk);
+                Tool("qemu-img", "convert", "-O", "raw", disk, image);
+            }
             Tool("e2fsck", "-f", "-n", image);
             for (int i = 1; i <= 4; i++)
             {
@@ -281,7 +296,7 @@ public sealed class VirtioTests
 
     private static void Tool(string name, params string[] arguments)
     {
-        string path = ((string[])["/usr/sbin", "/sbin"]).Select(d => Path.Combine(d, name)).First(File.Exists);
+        string path = ((string[])["/usr/sbin", "/sbin", "/usr/bin"]).Select(d => Path.Combine(d, name)).First(File.Exists);
         using System.Diagnostics.Process process = System.Diagnostics.Process.Start(new System.Diagnostics.ProcessStartInfo(path, arguments)
         {
             RedirectStandardOutput = true,

@@ -3,18 +3,18 @@ using System.Runtime.CompilerServices;
 namespace Aerostat.Virtio.Tests;
 
 /// <summary>
-/// Keeps what the fuzzer finds: the seed of a failing case becomes a line of a file in this project's corpus folder, which every later run
+/// Keeps what the fuzzer finds: the seed of a failing case becomes a line of a file in the corpus folder beside the test, which every later run
 /// replays. Where there is no source tree that can be written, the folder next to the program takes it.
 /// </summary>
 internal static class CaseStore
 {
-    public static string Save(string kind, string line, string seen)
+    public static string Save(string kind, string line, string seen, [CallerFilePath] string test = "")
     {
-        foreach (string folder in Folders())
+        foreach (string folder in Folders(test))
         {
             try
             {
-                if (folder == SourceFolder() && !Directory.Exists(folder))
+                if (folder == SourceFolder(test) && !Directory.Exists(folder))
                     continue;
                 Directory.CreateDirectory(folder);
                 string file = Path.Combine(folder, $"{kind}-found.txt");
@@ -29,11 +29,11 @@ internal static class CaseStore
         return "could not be saved: add it to the corpus by hand";
     }
 
-    public static IEnumerable<string> Lines(string kind) => Folders().Where(Directory.Exists)
+    public static IEnumerable<string> Lines(string kind, [CallerFilePath] string test = "") => Folders(test).Where(Directory.Exists)
         .SelectMany(f => Directory.EnumerateFiles(f, $"{kind}-*.txt").Order(StringComparer.Ordinal))
         .SelectMany(File.ReadAllLines).Where(l => l.Length > 0 && l[0] != '#').Distinct();
 
-    private static IEnumerable<string> Folders() => [SourceFolder(), Path.Combine(AppContext.BaseDirectory, "corpus")];
+    private static IEnumerable<string> Folders(string test) => [SourceFolder(test), Path.Combine(AppContext.BaseDirectory, "corpus")];
 
-    private static string SourceFolder([CallerFilePath] string here = "") => Path.Combine(Path.GetDirectoryName(here) ?? "/", "corpus");
+    private static string SourceFolder(string test) => Path.Combine(Path.GetDirectoryName(test) ?? "/", "corpus");
 }

@@ -14,7 +14,7 @@ public sealed unsafe partial class DiskFile : IDisposable
 
     private const int Interrupted = 4, InputOutput = 5, Again = 11, AccessDenied = 13;
     private const int SetLock = 37;
-    private const short ReadLock = 0, WriteLock = 1;
+    private const short ReadLock = 0, WriteLock = 1, Unlock = 2;
     private const int KeepSize = 1, PunchHoleMode = 2, ZeroRangeMode = 0x10;
     private const int MostBuffers = 64, ZeroBlock = 1 << 16;
     private const int SeekData = 3, SeekHole = 4, NoSuchAddress = 6;
@@ -131,8 +131,16 @@ public sealed unsafe partial class DiskFile : IDisposable
         return end < 0 || (ulong)end <= offset ? Length : Math.Min(Length, (ulong)end);
     }
 
-    /// <summary>Closes the file, which also unlocks it.</summary>
-    public void Dispose() => _handle.Dispose();
+    /// <summary>Unlocks the file and closes it.</summary>
+    public void Dispose()
+    {
+        if (_handle.IsClosed)
+            return;
+        // A process that is just being started has the file, too, and with it the lock, until it is another program.
+        LockRange range = new() { Type = Unlock };
+        _ = fcntl(_handle, SetLock, &range);
+        _handle.Dispose();
+    }
 
     private int Transfer(ulong offset, ReadOnlySpan<HostBuffer> buffers, bool write)
     {

@@ -75,10 +75,10 @@ public sealed partial class Qcow2Disk : IDisk
         return Open(path, readOnly, []);
     }
 
-    internal static Qcow2Disk Open(string path, bool readOnly, IReadOnlyList<string> above)
+    internal static Qcow2Disk Open(string path, bool readOnly, IReadOnlyList<string> above, IFileObserver? observer = null)
     {
         DiskImage.RequireFile(path);
-        Qcow2File file = new(DiskFile.Open(path, readOnly));
+        Qcow2File file = new(DiskFile.Open(path, readOnly), observer);
         IDisk? backing = null;
         try
         {

@@ -2,8 +2,18 @@ using Aerostat.Platform;
 
 namespace Aerostat.Storage;
 
+/// <summary>Sees what is done to a file, in order: so a test can tell what is in it wherever that ends.</summary>
+internal interface IFileObserver
+{
+    void Written(ulong offset, ReadOnlySpan<byte> bytes);
+
+    void Punched(ulong offset, ulong length);
+
+    void Synced();
+}
+
 /// <summary>The file of a qcow2 image. It grows by being written to, and reads as zeros behind its end.</summary>
-internal sealed class Qcow2File(DiskFile file) : IDisposable
+internal sealed class Qcow2File(DiskFile file, IFileObserver? observer = null) : IDisposable
 {
     private const int BufferBatch = 64;
 
@@ -20,7 +30,11 @@ internal sealed class Qcow2File(DiskFile file) : IDisposable
         return file.Read(offset, bytes[..inFile]) == 0;
     }
 
-    public bool Write(ulong offset, ReadOnlySpan<byte> bytes) => file.Write(offset, bytes) == 0 && Extend(offset + (ulong)bytes.Length);
+    public bool Write(ulong offset, ReadOnlySpan<byte> bytes)
+    {
+        observer?.Written(offset, bytes);
+        return file.Write(offset, bytes) == 0 && Extend(offset + (ulong)bytes.Length);
+    }
 
     /// <summary>Reads into a part of the buffers.</summary>
     public bool Read(ulong offset, BufferRange buffers)
@@ -32,12 +46,31 @@ internal sealed class Qcow2File(DiskFile file) : IDisposable
     }
 
     /// <summary>Writes a part of the buffers.</summary>
-    public bool Write(ulong offset, BufferRange buffers) => Transfer(offset, buffers, write: true) && Extend(offset + buffers.Length);
+    public bool Write(ulong offset, BufferRange buffers)
+    {
+        if (observer is not null)
+        {
+            byte[] copy = new byte[buffers.Length];
+            buffers.CopyTo(copy);
+            observer.Written(offset, copy);
+        }
+        return Transfer(offset, buffers, write: true) && Extend(offset + buffers.Length);
+    }
 
-    public bool Sync() => file.Flush() == 0;
+    public bool Sync()
+    {
+        if (file.Flush() != 0)
+            return false;
+        observer?.Synced();
+        return true;
+    }
 
     /// <summary>Gives space back if the host can.</summary>
-    public void Punch(ulong offset, ulong length) => _ = file.PunchHole(offset, length);
+    public void Punch(ulong offset, ulong length)
+    {
+        observer?.Punched(offset, length);
+        _ = file.PunchHole(offset, length);
+    }
 
     public void Dispose() => file.Dispose();
 
