@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
+using Aerostat.Backup;
 using Aerostat.Control;
 using Aerostat.Loader;
 using Aerostat.Machine;
@@ -20,6 +21,8 @@ internal static class CommandTree
         {
             RunCommand.Create(),
             FlattenCommand.Create(),
+            RestoreCommands.Restore(),
+            RestoreCommands.Verify(),
             DemoCommand.Create(),
             DoctorCommand.Create(),
             BenchCommand.Create(),
@@ -61,6 +64,10 @@ internal static class CommandTree
         catch (Exception e) when (e is ConfigurationException or BootException or SnapshotException)
         {
             return Report(error, $"{verb}: {OneLine(e.Message)}", ExitStatus.Usage);
+        }
+        catch (BackupException e)
+        {
+            return Report(error, $"{verb}: {OneLine(e.Message)}", e.IsHost ? ExitStatus.Failure : e.IsDamage ? ExitStatus.Refused : ExitStatus.Usage);
         }
         catch (ControlException e)
         {

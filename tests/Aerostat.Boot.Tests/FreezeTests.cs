@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Globalization;
 using Aerostat.HyperV;
 using Aerostat.Loader;
@@ -33,29 +32,17 @@ public sealed class FreezeTests
     public async Task WritersAreHeldUpAndTheCopyNeedsNoRecovery()
     {
         CancellationToken token = TestContext.Current.CancellationToken;
-        string daemons = Path.Combine(Guest.Cache, "hyperv", "usr", "sbin"), library = Path.Combine(Guest.Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
-        Assert.SkipUnless(File.Exists(Path.Combine(daemons, "hv_vss_daemon")), $"no hv_vss_daemon in {daemons}: './dev kernels' fetches it, and could not");
-        Assert.SkipUnless(File.Exists(Path.Combine(library, "libc.so.6")), $"no C library in {library}: './dev test' fetches it, and could not");
-        string? format = ((string[])["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]).FirstOrDefault(File.Exists);
-        Assert.SkipWhen(format is null, "no mkfs.ext4: install e2fsprogs");
+        IReadOnlyList<InitramfsFile> daemons = FrozenGuest.Daemons();
         DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-freeze-");
         try
         {
             string disk = Path.Combine(folder.FullName, "disk.img"), copy = Path.Combine(folder.FullName, "copy.img");
-            using (FileStream file = File.Create(disk))
-                file.SetLength(32 << 20);
-            Assert.Equal(0, await RunAsync(format!, "-q", "-F", disk));
+            await FrozenGuest.MakeExt4Async(disk, 32 << 20);
             FreezeResult? result = null;
             long before = 0, during = 0;
             BootOutcome outcome = await Guest.BootAsync(
-                accelerator: "translator", personality: "hyperv", modules: ["hv_utils", "virtio_pci", "virtio_blk"], script: Script, devices: [new DiskOptions(disk)],
-                files:
-                [
-                    new("bin/hv_vss_daemon", Path.Combine(daemons, "hv_vss_daemon"), true),
-                    new("bin/hv_kvp_daemon", Path.Combine(daemons, "hv_kvp_daemon"), true),
-                    new("lib64/ld-linux-x86-64.so.2", Path.Combine(library, "ld-linux-x86-64.so.2"), true),
-                    new("lib/x86_64-linux-gnu/libc.so.6", Path.Combine(library, "libc.so.6"), true),
-                ],
+                accelerator: "translator", personality: "hyperv", modules: FrozenGuest.Modules, script: Script, devices: [new DiskOptions(disk)],
+                files: daemons,
                 companion: async (machine, console) =>
                 {
                     HyperVComponents components = machine.IntegrationComponents!;
@@ -96,8 +83,8 @@ public sealed class FreezeTests
             Assert.InRange(result.FrozenTime, TimeSpan.FromSeconds(1), TimeSpan.FromMinutes(5));
             byte[] bytes = await File.ReadAllBytesAsync(copy, token);
             Assert.Equal(0u, BitConverter.ToUInt32(bytes, Superblock + IncompatibleFeatures) & NeedsRecovery);
-            if (((string[])["/usr/sbin/e2fsck", "/sbin/e2fsck"]).FirstOrDefault(File.Exists) is { } check)
-                Assert.Equal(0, await RunAsync(check, "-f", "-n", copy));
+            if (FrozenGuest.Find("e2fsck") is { } check)
+                Assert.Equal(0, (await FrozenGuest.RunAsync(check, "-f", "-n", copy)).Status);
         }
         finally
         {
@@ -107,12 +94,4 @@ public sealed class FreezeTests
 
     private static long Written(SerialTranscript console) => long.Parse(
         console.Text.Split('\n').Select(l => l.Trim()).Last(l => l.StartsWith("WROTE=", StringComparison.Ordinal))[6..], CultureInfo.InvariantCulture);
-
-    private static async Task<int> RunAsync(string program, params string[] arguments)
-    {
-        using Process process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true })!;
-        await process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
-        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
-        return process.ExitCode;
-    }
 }

@@ -23,5 +23,6 @@ internal static class ControlCommands
         SnapshotCommand.Create(),
         FreezeCommands.Freeze(),
         FreezeCommands.Thaw(),
+        BackupCommand.Create(),
     ];
 }

@@ -27,6 +27,9 @@ public sealed class ControlClient : IDisposable
     /// <summary>What the machine said first.</summary>
     public ControlHello Hello { get; private set; }
 
+    /// <summary>Where it is.</summary>
+    public ControlEndpoint Endpoint => endpoint;
+
     private string Who => endpoint.Name is { } name ? $"the machine '{name}'" : $"the machine at {endpoint.Path}";
 
     /// <summary>Connects.</summary>

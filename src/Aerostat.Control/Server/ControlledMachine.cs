@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using Aerostat.Backup;
 using Aerostat.Debugger;
 using Aerostat.Machine;
 using Aerostat.Snapshots;
@@ -27,6 +28,9 @@ public sealed class ControlledMachine(VirtualMachine machine, string product) : 
 
     /// <summary>What takes the machine's snapshots, or null; whoever made it disposes of it.</summary>
     public MachineSnapshots? Snapshots { get; init; }
+
+    /// <summary>What backs up the machine's disks.</summary>
+    public MachineBackups Backups { get; } = new(machine, $"aerostat {product}");
 
     /// <summary>A debug server that is there already; whoever made it disposes of it.</summary>
     public DebugServer? Debug

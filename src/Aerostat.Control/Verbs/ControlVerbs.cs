@@ -19,6 +19,8 @@ public static class ControlVerbs
         new MemoryVerb(),
         new FreezeVerb(),
         new ThawVerb(),
+        new BackupVerb(),
+        new BackupProgressVerb(),
         new ToolsVerb(),
     ];
 }

@@ -15,7 +15,7 @@ internal sealed class VirtioBoard : IDisposable
     private readonly List<PciEndpoint> functions = [];
     private readonly List<IDevice> parts = [];
     private readonly List<StateElement> elements = [];
-    private readonly List<IDisk> disks = [];
+    private readonly List<MachineDisk> disks = [];
     private readonly PciMemorySpace space;
     private readonly IDoorbells? doorbells;
     // As devices are made.
@@ -70,6 +70,9 @@ internal sealed class VirtioBoard : IDisposable
     /// <summary>The devices.</summary>
     public IReadOnlyList<VirtioDevice> Devices => devices;
 
+    /// <summary>The disks, in the order of the options.</summary>
+    public IReadOnlyList<MachineDisk> Disks => disks;
+
     /// <summary>Places the PCI functions' registers.</summary>
     public void ConfigureLikeFirmware() => PciEndpoint.Assign(functions, space);
 
@@ -106,7 +109,7 @@ internal sealed class VirtioBoard : IDisposable
     public void Dispose()
     {
         Stop();
-        disks.ForEach(d => d.Dispose());
+        disks.ForEach(d => d.Contents.Dispose());
     }
 
     private T Add<T, TState>(T part, JsonTypeInfo<TState> shape)
@@ -121,7 +124,7 @@ internal sealed class VirtioBoard : IDisposable
     private VirtioDevice Create(VirtioPlace place, VirtioContext context) => place.Options switch
     {
         RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), VirtioStates.Default.VirtioRngSavedState),
-        DiskOptions disk => Add(new VirtioBlock(place.Name, Open(disk), disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
+        DiskOptions disk => Add(new VirtioBlock(place.Name, Open(place.Name, disk), disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
         ConsoleOptions console => Add(new VirtioConsole(
             place.Name,
             [.. Enumerable.Range(0, console.Ports).Select(i => ($"port{i}", console.Output is { } output ? new ConsoleOutput(bytes => output(i, bytes.ToArray())) : null))],
@@ -141,12 +144,12 @@ internal sealed class VirtioBoard : IDisposable
         _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
     };
 
-    private IDisk Open(DiskOptions options)
+    private TrackedDisk Open(string name, DiskOptions options)
     {
         try
         {
-            IDisk disk = DiskImage.Open(options.Path, options.ImageFormat, options.ReadOnly);
-            disks.Add(disk);
+            TrackedDisk disk = new(DiskImage.Open(options.Path, options.ImageFormat, options.ReadOnly), options.Path);
+            disks.Add(new MachineDisk(name, options, disk));
             return disk;
         }
         catch (IOException e)

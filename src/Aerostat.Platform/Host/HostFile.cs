@@ -16,6 +16,13 @@ public enum HostFileKind
     Special,
 }
 
+/// <summary>By what a file is known again, and a change of it is seen: every write moves the times, and another file has another number.</summary>
+/// <param name="Inode">Number of the file in its file system.</param>
+/// <param name="Length">Bytes.</param>
+/// <param name="Modified">Last change of the contents, nanoseconds since 1970.</param>
+/// <param name="Changed">Last change of the contents or of what the file system says of it; cannot be set back.</param>
+public readonly record struct FileIdentity(ulong Inode, ulong Length, long Modified, long Changed);
+
 /// <summary>What the runtime does not do with paths and descriptors.</summary>
 public static unsafe partial class HostFile
 {
@@ -44,6 +51,21 @@ public static unsafe partial class HostFile
             DirectoryType => HostFileKind.Directory,
             _ => HostFileKind.Special,
         };
+    }
+
+    /// <summary>By what the file at <paramref name="path"/> is known again, links followed; null: there is none.</summary>
+    public static FileIdentity? IdentityOf(string path)
+    {
+        const int Inode = 32, Length = 40, Changed = 96, Modified = 112;
+        const uint WantAll = 0x7FF;
+        byte* result = stackalloc byte[StatxSize];
+        // SAFETY: the kernel writes at most the size of struct statx.
+        if (path.Contains('\0', StringComparison.Ordinal) || statx(CurrentDirectory, path, 0, WantAll, result) != 0)
+            return null;
+        return new FileIdentity(*(ulong*)(result + Inode), *(ulong*)(result + Length), Time(result + Modified), Time(result + Changed));
+
+        // struct statx_timestamp: 64-bit seconds, 32-bit nanoseconds.
+        static long Time(byte* at) => (*(long*)at * 1_000_000_000) + *(uint*)(at + 8);
     }
 
     /// <summary>Whether this user may write to what is at <paramref name="path"/>.</summary>

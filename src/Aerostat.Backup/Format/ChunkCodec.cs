@@ -1,0 +1,65 @@
+using Aerostat.Platform;
+using Aerostat.Storage;
+
+namespace Aerostat.Backup;
+
+/// <summary>Chunks to their stored form and back. For one thread.</summary>
+internal sealed class ChunkCodec : IDisposable
+{
+    /// <summary>Bytes of a chunk but the last of a disk.</summary>
+    public const int ChunkSize = TrackedDisk.BlockSize;
+
+    /// <summary>Bytes that a chunk takes at most, stored.</summary>
+    public const int MostStored = ChunkSize + 1024;
+
+    private readonly Zstandard? zstandard = Zstandard.IsAvailable ? new Zstandard() : null;
+
+    /// <summary>Stores a chunk.</summary>
+    /// <param name="contents">The chunk.</param>
+    /// <param name="stored">Room for <see cref="MostStored"/>.</param>
+    /// <param name="level">Of compression; null: none.</param>
+    /// <param name="encoding">How it was stored.</param>
+    /// <returns>Bytes of it.</returns>
+    public int Encode(ReadOnlySpan<byte> contents, Span<byte> stored, int? level, out ChunkEncoding encoding)
+    {
+        if (level is { } wanted && zstandard is not null)
+        {
+            int count = zstandard.Compress(contents, stored, wanted);
+            // What hardly becomes smaller is not worth being decompressed.
+            if (count > 0 && count < contents.Length - (contents.Length / 16))
+            {
+                encoding = ChunkEncoding.Zstandard;
+                return count;
+            }
+        }
+        contents.CopyTo(stored);
+        encoding = ChunkEncoding.Plain;
+        return contents.Length;
+    }
+
+    /// <summary>The chunk again, checked; false: it is damaged.</summary>
+    /// <exception cref="BackupException">This host cannot read it.</exception>
+    public bool Decode(in ChunkEntry entry, ReadOnlySpan<byte> stored, Span<byte> contents)
+    {
+        switch (entry.Encoding)
+        {
+            case ChunkEncoding.Zeros:
+                contents.Clear();
+                return true;
+            case ChunkEncoding.Plain when stored.Length == contents.Length:
+                stored.CopyTo(contents);
+                break;
+            case ChunkEncoding.Zstandard:
+                if (zstandard is null)
+                    throw new BackupException("the backup is compressed with Zstandard, and this host has no libzstd.so.1; install its package (libzstd1 in Debian)");
+                if (zstandard.Decompress(stored, contents) != contents.Length)
+                    return false;
+                break;
+            default:
+                return false;
+        }
+        return ChunkHash.Of(contents) == entry.Hash;
+    }
+
+    public void Dispose() => zstandard?.Dispose();
+}

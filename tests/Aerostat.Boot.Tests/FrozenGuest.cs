@@ -1,0 +1,50 @@
+using System.Diagnostics;
+using Aerostat.Loader;
+using Xunit;
+
+namespace Aerostat.Boot.Tests;
+
+/// <summary>What tests of a guest that is frozen share: Debian's daemons for its initramfs, and the host's programs that make and check file systems.</summary>
+internal static class FrozenGuest
+{
+    /// <summary>Kernel modules with the daemons' drivers and those of the disks.</summary>
+    public static readonly string[] Modules = ["hv_utils", "virtio_pci", "virtio_blk"];
+
+    /// <summary>hv_vss_daemon and hv_kvp_daemon with the C library. Skips the test when they are not there.</summary>
+    public static IReadOnlyList<InitramfsFile> Daemons()
+    {
+        string daemons = Path.Combine(Guest.Cache, "hyperv", "usr", "sbin"), library = Path.Combine(Guest.Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
+        Assert.SkipUnless(File.Exists(Path.Combine(daemons, "hv_vss_daemon")), $"no hv_vss_daemon in {daemons}: './dev kernels' fetches it, and could not");
+        Assert.SkipUnless(File.Exists(Path.Combine(library, "libc.so.6")), $"no C library in {library}: './dev test' fetches it, and could not");
+        return
+        [
+            new("bin/hv_vss_daemon", Path.Combine(daemons, "hv_vss_daemon"), true),
+            new("bin/hv_kvp_daemon", Path.Combine(daemons, "hv_kvp_daemon"), true),
+            new("lib64/ld-linux-x86-64.so.2", Path.Combine(library, "ld-linux-x86-64.so.2"), true),
+            new("lib/x86_64-linux-gnu/libc.so.6", Path.Combine(library, "libc.so.6"), true),
+        ];
+    }
+
+    /// <summary>A program of the host's system folders; null: it is not installed.</summary>
+    public static string? Find(string program) => ((string[])["/usr/sbin", "/sbin", "/usr/bin", "/bin"]).Select(f => Path.Combine(f, program)).FirstOrDefault(File.Exists);
+
+    /// <summary>An image with an empty ext4. Skips the test when it cannot be made.</summary>
+    public static async Task MakeExt4Async(string image, long bytes)
+    {
+        string? format = Find("mkfs.ext4");
+        Assert.SkipWhen(format is null, "no mkfs.ext4: install e2fsprogs");
+        using (FileStream file = File.Create(image))
+            file.SetLength(bytes);
+        Assert.Equal(0, (await RunAsync(format!, "-q", "-F", image)).Status);
+    }
+
+    /// <summary>Runs a program of the host.</summary>
+    public static async Task<(int Status, string Output)> RunAsync(string program, params string[] arguments)
+    {
+        using Process process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true })!;
+        Task<string> errors = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
+        string output = await process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        return (process.ExitCode, output + await errors);
+    }
+}
