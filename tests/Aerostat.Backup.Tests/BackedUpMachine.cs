@@ -25,6 +25,12 @@ internal sealed class BackedUpMachine : IAsyncDisposable
         Open();
     }
 
+    public BackedUpMachine(string[] existing)
+    {
+        images.AddRange(existing);
+        Open();
+    }
+
     public VirtualMachine Machine => machine!;
 
     public MachineBackups Backups { get; private set; } = null!;

@@ -39,6 +39,44 @@ public sealed class RoundTripTests
     }
 
     [Fact]
+    public async Task Qcow2ImagesAreBackedUpAndRestored()
+    {
+        CancellationToken token = TestContext.Current.CancellationToken;
+        string folder = Directory.CreateTempSubdirectory("aerostat-backup-").FullName;
+        try
+        {
+            string image = Path.Combine(folder, "disk.qcow2"), copy = Path.Combine(folder, "copy.qcow2"), store = Path.Combine(folder, "store");
+            Qcow2Disk.Create(image, 8 << 20).Dispose();
+            await using (BackedUpMachine guest = new([image]))
+            {
+                guest.WriteNoise(0, new Random(1), 1 << 20, 1 << 20);
+                await guest.SaveAsync(store: store, afterThaw: () =>
+                {
+                    guest.WriteNoise(0, new Random(2), (1 << 20) + 65536, 65536);
+                    guest.WriteNoise(0, new Random(3), 5 << 20, 65536);
+                    return Task.CompletedTask;
+                });
+                guest.WriteNoise(0, new Random(1), 1 << 20, 1 << 20);
+                guest.Machine.Disks[0].Contents.WriteZeroes(5 << 20, 65536, mayUnmap: true);
+                BackupResult same = await guest.SaveAsync(store: store, incremental: true);
+                Assert.Equal(0, same.StoredBytes);
+            }
+            BackupStore made = BackupStore.Open(store);
+            BackupReader.Restore(made, made.Find(made.Names[0]), "disk0", copy, replace: false, BackupReader.Creator(DiskFormat.Qcow2), null, token);
+            Assert.InRange(new FileInfo(copy).Length, 1 << 20, 2 << 20);
+            if (File.Exists("/usr/bin/qemu-img"))
+            {
+                Assert.Equal(0, FailureTests.Run("qemu-img", "check", "-q", copy));
+                Assert.Equal(0, FailureTests.Run("qemu-img", "compare", "-q", image, copy));
+            }
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    [Fact]
     public async Task IncrementalBackupsReadOnlyWhatHasChanged()
     {
         await using BackedUpMachine guest = new(16);

@@ -59,6 +59,9 @@ public static class BackupReader
         }
     }
 
+    /// <summary>Makes empty images of a format.</summary>
+    public static Func<string, ulong, IDisk> Creator(DiskFormat format) => format == DiskFormat.Qcow2 ? static (path, length) => Qcow2Disk.Create(path, length) : CreateRaw;
+
     /// <summary>An empty raw image, all holes.</summary>
     public static IDisk CreateRaw(string path, ulong length)
     {

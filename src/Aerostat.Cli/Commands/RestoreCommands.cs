@@ -5,6 +5,7 @@ using System.Text.Json.Serialization;
 using Aerostat.Backup;
 using Aerostat.Machine;
 using Aerostat.Platform;
+using Aerostat.Storage;
 
 namespace Aerostat.Cli;
 
@@ -19,13 +20,21 @@ internal static class RestoreCommands
         Option<string?> to = new("--to") { HelpName = "DISK", Description = "The new image; it appears when it is whole" };
         Option<string?> backup = new("--backup") { HelpName = "NAME", Description = "Which backup, by its name or the beginning of it (the latest)" };
         Option<string?> disk = new("--disk") { HelpName = "NAME", Description = "Which disk, such as disk0; needed when there are several" };
+        Option<string?> format = new("--format") { HelpName = "raw|qcow2", Description = "What the new image is; by default its name says so: .qcow2, or raw" };
         Option<bool> force = new("--force") { Description = "Replace what is there" };
         Option<bool> json = new("--json") { Description = "Machine-readable output" };
-        Command command = new("restore", "Write a disk as it was at a backup into a new image; all that is read is checked.") { from, to, backup, disk, force, json };
+        Command command = new("restore", "Write a disk as it was at a backup into a new image; all that is read is checked.") { from, to, backup, disk, format, force, json };
         command.SetAction(result =>
         {
             if (result.GetValue(to) is not { Length: > 0 } target)
                 throw new ConfigurationException("where to? give --to DISK");
+            DiskFormat image = result.GetValue(format) switch
+            {
+                null => DiskImage.FormatOf(target),
+                "raw" => DiskFormat.Raw,
+                "qcow2" => DiskFormat.Qcow2,
+                var other => throw new ConfigurationException($"--format: there is no '{other}'; there are raw and qcow2"),
+            };
             BackupStore store = BackupStore.Open(result.GetRequiredValue(from));
             StoredBackup found = store.Find(result.GetValue(backup));
             string[] names = [.. found.Manifest.Disks.Select(d => d.Name)];
@@ -34,7 +43,7 @@ internal static class RestoreCommands
                 throw new ConfigurationException($"backup {found.Name} has no disk '{name}'; there are {string.Join(", ", names)}");
             BackupProgress progress = new();
             using HostSignals signals = new();
-            int status = Run(result, signals, "restoring", progress, () => BackupReader.Restore(store, found, name, target, result.GetValue(force), BackupReader.CreateRaw, progress, signals.Stopping));
+            int status = Run(result, signals, "restoring", progress, () => BackupReader.Restore(store, found, name, target, result.GetValue(force), BackupReader.Creator(image), progress, signals.Stopping));
             if (status != ExitStatus.Success)
                 return status;
             BackupDisk restored = found.Manifest.Disks.First(d => d.Name == name);

@@ -16,7 +16,6 @@ public sealed unsafe partial class DiskFile : IDisposable
     private const int SetLock = 37;
     private const short ReadLock = 0, WriteLock = 1, Unlock = 2;
     private const int KeepSize = 1, PunchHoleMode = 2, ZeroRangeMode = 0x10;
-    private const int SeekData = 3, SeekHole = 4, NoSuchAddress = 6;
     private const int MostBuffers = 64, ZeroBlock = 1 << 16;
     private const int SeekData = 3, SeekHole = 4, NoSuchAddress = 6;
 
@@ -87,21 +86,6 @@ public sealed unsafe partial class DiskFile : IDisposable
             if (Marshal.GetLastPInvokeError() is var error && error != Interrupted)
                 return error;
         return 0;
-    }
-
-    /// <summary>
-    /// The next run from <paramref name="offset"/> on that may hold something; what lies before it are holes, which read as zeros. Both are the length of the
-    /// file when there is none. A file system that does not tell answers with all the rest.
-    /// </summary>
-    public (ulong Start, ulong End) NextData(ulong offset)
-    {
-        if (offset >= Length)
-            return (Length, Length);
-        nint start = lseek(_handle, (nint)offset, SeekData);
-        if (start < 0)
-            return Marshal.GetLastPInvokeError() == NoSuchAddress ? (Length, Length) : (offset, Length);
-        nint end = lseek(_handle, start, SeekHole);
-        return ((ulong)start, end < start ? Length : Math.Min((ulong)end, Length));
     }
 
     /// <summary>Gives a range's space back; it reads as zeros.</summary>

@@ -6,7 +6,7 @@ namespace Aerostat.Storage;
 /// A disk whose contents are a file's, byte for byte. The file is locked while the disk is open: one writer, or any number of readers.
 /// <para>Not done: direct I/O; the host's page cache is used, and a flush is fdatasync(2).</para>
 /// </summary>
-public sealed class RawDisk : IDisk, IDiskMap
+public sealed class RawDisk : IDisk
 {
     private readonly DiskFile _file;
 
@@ -48,9 +48,6 @@ public sealed class RawDisk : IDisk, IDiskMap
 
     /// <inheritdoc/>
     public DiskResult Write(ulong offset, ReadOnlySpan<HostBuffer> buffers) => ReadOnly ? DiskResult.Failed : Answer(_file.Write(offset, buffers));
-
-    /// <inheritdoc/>
-    public (ulong Start, ulong End) NextData(ulong offset) => _file.NextData(offset);
 
     /// <inheritdoc/>
     public DiskResult Flush() => ReadOnly ? DiskResult.Done : Answer(_file.Flush());

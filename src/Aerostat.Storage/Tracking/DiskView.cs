@@ -109,7 +109,8 @@ public sealed class DiskView
         int length = LengthOf(block);
         Sidecar.Slot slot = Sidecar.Slot.Zeros;
         ulong offset = (ulong)block * TrackedDisk.BlockSize;
-        if (disk.NextData(offset).Start < offset + (ulong)length)
+        DiskExtent extent = disk.BlockStatus(offset, (ulong)length);
+        if (extent.Kind == DiskExtentKind.Data || extent.Length < (ulong)length)
         {
             DiskResult result = disk.Inner.Read(offset, [buffer.Part(0, length)]);
             buffer.KeepAlive();
@@ -166,9 +167,9 @@ public sealed class DiskView
         ArgumentNullException.ThrowIfNull(buffer);
         Check();
         ulong from = (ulong)block * TrackedDisk.BlockSize;
-        ulong start = Math.Min(disk.NextData(from).Start, Length);
+        DiskExtent extent = disk.BlockStatus(from, Length - from);
         // Blocks wholly within a hole.
-        long holes = start == Length ? Blocks - block : (long)(start / TrackedDisk.BlockSize) - block;
+        long holes = extent.Kind == DiskExtentKind.Data ? 0 : from + extent.Length >= Length ? Blocks - block : (long)((from + extent.Length) / TrackedDisk.BlockSize) - block;
         if (holes > 0)
         {
             // As many as there are at once, whatever the room: nothing is read.

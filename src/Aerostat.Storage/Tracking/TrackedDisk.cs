@@ -11,7 +11,7 @@ namespace Aerostat.Storage;
 /// write is before it or after it, and what was written after an answered write is never in it without that write. The order within a write is: what the
 /// view needs is saved, the blocks are marked as changed, the data goes to the disk.
 /// </remarks>
-public sealed class TrackedDisk : IDisk, IDiskMap
+public sealed class TrackedDisk : IDisk
 {
     /// <summary>Bytes of a block, the unit of views and of change tracking.</summary>
     public const int BlockSize = 64 << 10;
@@ -72,7 +72,7 @@ public sealed class TrackedDisk : IDisk, IDiskMap
     public DiskResult Read(ulong offset, ReadOnlySpan<HostBuffer> buffers) => inner.Read(offset, buffers);
 
     /// <inheritdoc/>
-    public (ulong Start, ulong End) NextData(ulong offset) => inner is IDiskMap map ? map.NextData(offset) : (offset, Length);
+    public DiskExtent BlockStatus(ulong offset, ulong length) => inner.BlockStatus(offset, length);
 
     /// <inheritdoc/>
     public DiskResult Write(ulong offset, ReadOnlySpan<HostBuffer> buffers)
