@@ -223,6 +223,24 @@ internal sealed class StartupCode
             a.mov(__dword_ptr[r8 + 12], edx);
             a.pop(rbx);
         });
+        // RDI: EAX, EBX, ECX, EDX and ESI as 8 bytes each, there and back, for hosts that take their arguments in registers with IN.
+        Function("HostCall", a =>
+        {
+            a.push(rbx);
+            a.push(rdi);
+            a.mov(rax, __qword_ptr[rdi]);
+            a.mov(rbx, __qword_ptr[rdi + 8]);
+            a.mov(rcx, __qword_ptr[rdi + 16]);
+            a.mov(rdx, __qword_ptr[rdi + 24]);
+            a.mov(rsi, __qword_ptr[rdi + 32]);
+            a.xor(edi, edi);
+            a.@in(eax, dx);
+            a.pop(rdi);
+            a.mov(__qword_ptr[rdi], rax);
+            a.mov(__qword_ptr[rdi + 8], rbx);
+            a.mov(__qword_ptr[rdi + 16], rcx);
+            a.pop(rbx);
+        });
         Function("MemoryFence", a => a.mfence());
         Function("Undefined", a => a.ud2());
         // RDI where, RSI the new value: returns the old one.

@@ -55,6 +55,10 @@ internal static class GuestKernel
         {
             await machine.StartAsync();
             Task beside = companion?.Invoke(machine, console) ?? Task.CompletedTask;
+            // A script that fails ends the run: the guest would wait for its next line.
+            await Task.WhenAny(machine.Exit, beside);
+            if (!beside.IsCompletedSuccessfully && beside.IsCompleted)
+                await beside;
             MachineExit exit = await machine.WaitForExitAsync(s_limit);
             console.Close();
             await beside;

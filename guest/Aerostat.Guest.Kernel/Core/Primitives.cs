@@ -137,6 +137,9 @@ public abstract class MulticastDelegate : Delegate;
 
 public abstract class Type;
 
+// The native compiler looks for this one by name.
+internal sealed class RuntimeType : Type;
+
 public class Exception;
 
 public struct RuntimeTypeHandle;

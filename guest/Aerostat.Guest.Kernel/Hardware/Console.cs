@@ -22,6 +22,9 @@ internal static class Console
         Processor.Out8(Port + 4, 0x0B);
     }
 
+    /// <summary>Lets the port interrupt when something came.</summary>
+    public static void EnableInput() => Processor.Out8(Port + 1, 1);
+
     public static void Write(byte value)
     {
         if (room == 0)

@@ -73,6 +73,10 @@ internal static unsafe class Processor
     [RuntimeImport("*", "Cpuid"), MethodImpl(MethodImplOptions.InternalCall)]
     public static extern void Cpuid(uint leaf, uint subleaf, uint* values);
 
+    /// <summary>IN from a port with five registers, 8 bytes each: RAX, RBX, RCX, RDX, RSI; the first three come back.</summary>
+    [RuntimeImport("*", "HostCall"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void HostCall(ulong* registers);
+
     [RuntimeImport("*", "MemoryFence"), MethodImpl(MethodImplOptions.InternalCall)]
     public static extern void MemoryFence();
 

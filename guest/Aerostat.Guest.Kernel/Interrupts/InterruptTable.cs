@@ -57,5 +57,9 @@ internal static unsafe class InterruptTable
     {
         if (frame->Vector < Exceptions)
             Panic.Stop(frame);
+        if (frame->Vector == LocalApic.SpuriousVector)
+            return;
+        Kernel.Interrupted();
+        LocalApic.End();
     }
 }

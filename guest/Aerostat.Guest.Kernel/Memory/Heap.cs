@@ -36,6 +36,9 @@ internal static unsafe class Heap
         return made;
     }
 
+    [RuntimeExport("RhpNewPtrArrayFast")]
+    private static void* NewArrayOfObjects(MethodTable* type, int length) => NewArray(type, length);
+
     // The size includes the word before the object, which only locks and hash codes would use.
     private static void** Take(ulong size)
     {
