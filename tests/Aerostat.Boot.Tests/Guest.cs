@@ -72,9 +72,7 @@ internal static class Guest
         string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter",
         IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", IReadOnlyList<InitramfsFile>? files = null)
     {
-        string busybox = Path.Combine(Cache, "busybox", "bin", "busybox");
-        Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
-        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, busybox, script, modules ?? [], files) }, companion, devices, personality);
+        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, Busybox(), script, modules ?? [], files) }, companion, devices, personality);
     }
 
     /// <summary>As <see cref="BootAsync"/>, with an initramfs of the caller's; of <paramref name="initrd"/> only that is used.</summary>
@@ -82,10 +80,7 @@ internal static class Guest
         string kernel, string append, int cpus, ulong memory, string accelerator, KernelBootOptions initrd, Func<VirtualMachine, SerialTranscript, Task>? companion = null,
         IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", TimeSpan? limit = null)
     {
-        string boot = Path.Combine(Cache, kernel, "boot");
-        string? path = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
-        Assert.SkipWhen(path is null, $"no stock {kernel} kernel in {boot}: './dev kernels' fetches it, and could not");
-
+        string path = Image(kernel);
         SerialTranscript console = new();
         VirtualMachine machine = Machines.Create(new MachineOptions
         {
@@ -97,7 +92,7 @@ internal static class Guest
             Serial = console.Append,
             Devices = devices ?? [],
             DeviceLog = new TranscriptLog(console),
-            Boot = new KernelBootOptions(path!)
+            Boot = new KernelBootOptions(path)
             {
                 Initrd = initrd.Initrd,
                 InitrdBytes = initrd.InitrdBytes,
@@ -113,6 +108,31 @@ internal static class Guest
             await beside;
             return new BootOutcome(exit, console.Text, machine.GetStatistics());
         }
+    }
+
+    /// <summary>A static busybox; skips the test when there is none.</summary>
+    public static string Busybox()
+    {
+        string busybox = Path.Combine(Cache, "busybox", "bin", "busybox");
+        Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
+        return busybox;
+    }
+
+    /// <summary>A stock kernel, "cloud" or "generic"; skips the test when there is none.</summary>
+    public static string Image(string kernel)
+    {
+        string boot = Path.Combine(Cache, kernel, "boot");
+        string? path = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
+        Assert.SkipWhen(path is null, $"no stock {kernel} kernel in {boot}: './dev kernels' fetches it, and could not");
+        return path!;
+    }
+
+    /// <summary>Waits until the guest has written a text.</summary>
+    public static async Task ReachAsync(VirtualMachine machine, SerialTranscript console, string text, TimeSpan limit)
+    {
+        Task found = console.WaitForAsync(text, TestContext.Current.CancellationToken);
+        Task over = await Task.WhenAny(found, machine.Exit, Task.Delay(limit, TestContext.Current.CancellationToken));
+        Assert.True(over == found, $"the guest did not get to '{text}':\n{console.Text}");
     }
 
     /// <summary>The guest got to its end and powered off by itself.</summary>

@@ -61,12 +61,7 @@ public sealed class SnapshotTests
     [MemberData(nameof(Machines))]
     public async Task AStockKernelGoesOn(string kernel, int cpus, string first, string second, int rounds)
     {
-        string busybox = Path.Combine(Guest.Cache, "busybox", "bin", "busybox");
-        Assert.SkipUnless(File.Exists(busybox), $"no static busybox at {busybox}: './dev kernels' fetches it, and could not");
-        string boot = Path.Combine(Guest.Cache, kernel, "boot");
-        string? image = Directory.Exists(boot) ? Directory.EnumerateFiles(boot, "vmlinuz-*").Order(StringComparer.Ordinal).LastOrDefault() : null;
-        Assert.SkipWhen(image is null, $"no stock {kernel} kernel in {boot}: './dev kernels' fetches it, and could not");
-
+        string image = Guest.Image(kernel), busybox = Guest.Busybox();
         DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-snapshot-boot-");
         try
         {
@@ -79,7 +74,7 @@ public sealed class SnapshotTests
                 NoReboot = true,
                 Serial = console.Append,
                 Devices = [new RngOptions()],
-                Boot = new KernelBootOptions(image!) { InitrdBytes = Guest.Initramfs(kernel, busybox, Work.Replace("ROUNDS", $"{rounds}", StringComparison.Ordinal), ["virtio_pci", "virtio-rng"]), CommandLine = "console=ttyS0 panic=-1" },
+                Boot = new KernelBootOptions(image) { InitrdBytes = Guest.Initramfs(kernel, busybox, Work.Replace("ROUNDS", $"{rounds}", StringComparison.Ordinal), ["virtio_pci", "virtio-rng"]), CommandLine = "console=ttyS0 panic=-1" },
             };
             string full = Path.Combine(folder.FullName, "full"), changes = Path.Combine(folder.FullName, "changes");
             VirtualMachine original = Hosting.Machines.Create(options);
@@ -136,12 +131,7 @@ public sealed class SnapshotTests
 
     private static string ExpectedSum { get; } = Convert.ToHexStringLower(SHA256.HashData(Encoding.ASCII.GetBytes(string.Concat(Enumerable.Range(1, 60000).Select(i => $"{i}\n")))));
 
-    private static async Task ReachAsync(VirtualMachine machine, SerialTranscript console, string text)
-    {
-        Task found = console.WaitForAsync(text, TestContext.Current.CancellationToken);
-        Task over = await Task.WhenAny(found, machine.Exit, Task.Delay(s_limit, TestContext.Current.CancellationToken));
-        Assert.True(over == found, $"the guest did not get to '{text}':\n{console.Text}");
-    }
+    private static Task ReachAsync(VirtualMachine machine, SerialTranscript console, string text) => Guest.ReachAsync(machine, console, text, s_limit);
 
     private static string Line(string text, string head) =>
         text.Split('\n').Select(l => l.Trim()).Last(l => l.StartsWith(head, StringComparison.Ordinal))[head.Length..];

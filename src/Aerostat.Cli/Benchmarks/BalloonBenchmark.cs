@@ -32,9 +32,6 @@ internal sealed class BalloonBenchmark
 
         """;
 
-    /// <summary>Modules of the guest.</summary>
-    public static IReadOnlyList<string> Modules { get; } = ["virtio_pci", "virtio_balloon"];
-
     /// <summary>One way of the balloon.</summary>
     private readonly record struct Way(double Seconds, double Cpu);
 
@@ -49,13 +46,7 @@ internal sealed class BalloonBenchmark
 
     private sealed record Idle(ulong Held, ulong KernelUse);
 
-    public required string Kernel { get; init; }
-
-    public required string Initrd { get; init; }
-
-    public required ulong MemoryBytes { get; init; }
-
-    public required string Accelerator { get; init; }
+    public required StockGuest Guest { get; init; }
 
     public required int Runs { get; init; }
 
@@ -63,7 +54,7 @@ internal sealed class BalloonBenchmark
 
     public required bool Json { get; init; }
 
-    private ulong BalloonBytes => MemoryBytes / 4 * 3;
+    private ulong BalloonBytes => Guest.MemoryBytes / 4 * 3;
 
     public async Task<int> RunAsync(TextWriter output, TextWriter error, CancellationToken cancellation)
     {
@@ -102,7 +93,7 @@ internal sealed class BalloonBenchmark
 
     private string[] OwnArguments(string control, ulong memory, bool reporting) =>
     [
-        "run", "--accel", Accelerator, "--kernel", Kernel, "--initrd", Initrd, "--append", "console=ttyS0 panic=-1 quiet",
+        "run", "--accel", Guest.Accelerator, "--kernel", Guest.Kernel, "--initrd", Guest.Initrd, "--append", $"{StockGuest.CommandLine} quiet",
         "--memory", MemorySize.Format(memory), "--no-reboot", "--control", control, "--balloon", $"reporting={(reporting ? "on" : "off")}",
     ];
 
@@ -110,7 +101,7 @@ internal sealed class BalloonBenchmark
     {
         string control = Path.Combine(folder, "own.sock");
         (string program, string[] prefix) = ChildRun.Self();
-        using GuestProcess guest = new(program, [.. prefix, .. OwnArguments(control, MemoryBytes, reporting: false)]);
+        using GuestProcess guest = new(program, [.. prefix, .. OwnArguments(control, Guest.MemoryBytes, reporting: false)]);
         if (!await Touch(guest, "aerostat", error, cancellation).ConfigureAwait(false))
             return null;
         using ControlClient client = await ControlClient.ConnectAsync(new ControlEndpoint(control), cancellation).ConfigureAwait(false);
@@ -124,8 +115,8 @@ internal sealed class BalloonBenchmark
         File.Delete(path);
         using GuestProcess guest = new(qemu,
         [
-            "-accel", "tcg", "-m", $"{MemoryBytes >> 20}", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-qmp", $"unix:{path},server=on,wait=off",
-            "-device", "virtio-balloon-pci", "-kernel", Kernel, "-initrd", Initrd, "-append", "console=ttyS0 panic=-1 quiet",
+            "-accel", "tcg", "-m", $"{Guest.MemoryBytes >> 20}", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-qmp", $"unix:{path},server=on,wait=off",
+            "-device", "virtio-balloon-pci", "-kernel", Guest.Kernel, "-initrd", Guest.Initrd, "-append", $"{StockGuest.CommandLine} quiet",
         ]);
         using QemuMonitor monitor = await QemuMonitor.ConnectAsync(path, cancellation).ConfigureAwait(false);
         if (!await Touch(guest, "qemu", error, cancellation).ConfigureAwait(false))
@@ -134,9 +125,9 @@ internal sealed class BalloonBenchmark
         return await Measure(guest, "qemu", async target =>
         {
             if (target is { } bytes)
-                await monitor.AskAsync($$$"""{"execute":"balloon","arguments":{"value":{{{MemoryBytes - bytes}}}}}""", cancellation).ConfigureAwait(false);
+                await monitor.AskAsync($$$"""{"execute":"balloon","arguments":{"value":{{{Guest.MemoryBytes - bytes}}}}}""", cancellation).ConfigureAwait(false);
             return await monitor.AskAsync("""{"execute":"query-balloon"}""", cancellation).ConfigureAwait(false) is { } answer
-                ? MemoryBytes - answer.GetProperty("actual").GetUInt64() : 0;
+                ? Guest.MemoryBytes - answer.GetProperty("actual").GetUInt64() : 0;
         }, null, error, cancellation).ConfigureAwait(false);
     }
 
@@ -221,7 +212,7 @@ internal sealed class BalloonBenchmark
 
     private void WriteText(TextWriter output, List<Sample> own, List<Sample> peer, Idle with, Idle without)
     {
-        output.WriteLine($"balloon of {BalloonBytes >> 20} MiB in a guest of {MemoryBytes >> 20} MiB, {Accelerator}, medians of {Runs}{(peer.Count == 0 ? "; qemu is not installed" : "; qemu -accel tcg behind the bar")}");
+        output.WriteLine($"balloon of {BalloonBytes >> 20} MiB in a guest of {Guest.MemoryBytes >> 20} MiB, {Guest.Accelerator}, medians of {Runs}{(peer.Count == 0 ? "; qemu is not installed" : "; qemu -accel tcg behind the bar")}");
         foreach ((string name, Func<Sample, Way> of) in s_ways)
         {
             string line = string.Create(CultureInfo.InvariantCulture, $"  {name,-17} {Rate(Seconds(own, of)),6:0.00} GiB/s, CPU {Cpu(own, of):0.00} s");
@@ -236,7 +227,7 @@ internal sealed class BalloonBenchmark
 
     private static double Held(List<Sample> own) => BootBenchmark.Median(own.Select(s => (double)(s.Held ?? 0)));
 
-    private double Share(List<Sample> own) => Held(own) / (MemoryBytes - BalloonBytes);
+    private double Share(List<Sample> own) => Held(own) / (Guest.MemoryBytes - BalloonBytes);
 
     private void WriteJson(TextWriter output, List<Sample> own, List<Sample> peer, Idle with, Idle without)
     {
@@ -244,7 +235,7 @@ internal sealed class BalloonBenchmark
         using (Utf8JsonWriter json = new(stream, new JsonWriterOptions { Indented = true }))
         {
             json.WriteStartObject();
-            json.WriteNumber("memoryBytes", MemoryBytes);
+            json.WriteNumber("memoryBytes", Guest.MemoryBytes);
             json.WriteNumber("balloonBytes", BalloonBytes);
             json.WriteNumber("runs", Runs);
             foreach ((string who, List<Sample> samples) in ((string, List<Sample>)[])[("aerostat", own), ("qemuTcg", peer)])

@@ -20,7 +20,7 @@ internal sealed class DialectBenchmark
     private static readonly string[] s_ways = ["inflate", "deflate", "inflateUntouched", "inflateUnzeroed", "deflateUnzeroed", "inflateUntouchedUnzeroed"];
 
     /// <summary>Modules of the guest; the driver whose device is not there does not stay.</summary>
-    public static IReadOnlyList<string> ModulesOf(string dialect) => dialect == "vmware" ? ["vmw_balloon"] : BalloonBenchmark.Modules;
+    public static IReadOnlyList<string> ModulesOf(string dialect) => dialect == "vmware" ? ["vmw_balloon"] : StockGuest.BalloonModules;
 
     private readonly record struct Way(double Seconds, double Latency, double Cpu);
 

@@ -14,15 +14,7 @@ internal sealed class HintBenchmark
 {
     private const string Ready = "GUEST-READY";
 
-    public static string[] Modules { get; } = ["virtio_pci", "virtio_balloon"];
-
-    public required string Kernel { get; init; }
-
-    public required string Initrd { get; init; }
-
-    public required ulong MemoryBytes { get; init; }
-
-    public required string Accelerator { get; init; }
+    public required StockGuest Guest { get; init; }
 
     public required int Runs { get; init; }
 
@@ -54,24 +46,12 @@ internal sealed class HintBenchmark
         {
             List<(string Name, SnapshotResult Result)> saved = [];
             SerialTranscript console = new();
-            VirtualMachine machine = Machines.Create(new MachineOptions
-            {
-                MemoryBytes = MemoryBytes,
-                Accelerator = Accelerator,
-                NoReboot = true,
-                Serial = console.Append,
-                Devices = [new BalloonOptions { Reporting = false }],
-                Boot = new KernelBootOptions(Kernel) { Initrd = Initrd, CommandLine = "console=ttyS0 panic=-1" },
-            });
+            VirtualMachine machine = Guest.Create(console, [new BalloonOptions { Reporting = false }]);
             await using (machine.ConfigureAwait(false))
             {
                 using MachineSnapshots snapshots = new(machine);
-                await machine.StartAsync().ConfigureAwait(false);
-                if (!await SnapshotBenchmark.ReachAsync(machine, console, Ready, cancellation).ConfigureAwait(false))
-                {
-                    error.WriteLine($"the guest did not come up; its console ends with: {console.Text[^Math.Min(console.Text.Length, 500)..]}");
+                if (!await StockGuest.StartAsync(machine, console, Ready, error, cancellation).ConfigureAwait(false))
                     return ExitStatus.Incomplete;
-                }
                 foreach ((string name, bool hints) in ((string, bool)[])[("without-hints", false), ("with-hints", true), ("with-hints-again", true)])
                     saved.Add((name, await snapshots.SaveAsync(Path.Combine(folder, name), new SnapshotOptions { Hints = hints, HintLimit = TimeSpan.FromSeconds(60) }, cancellation).ConfigureAwait(false)));
             }
@@ -86,7 +66,7 @@ internal sealed class HintBenchmark
                 }
                 running.Add(run);
             }
-            Write(output, saved, SnapshotBenchmark.Median(running));
+            Write(output, saved, BootBenchmark.Median(running));
             return ExitStatus.Success;
         }
         finally
@@ -101,7 +81,7 @@ internal sealed class HintBenchmark
         {
             foreach ((string name, SnapshotResult r) in saved)
                 output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                    $"{name,-17} {r.DataBytes / 1048576.0,8:0.0} MiB of {MemoryBytes >> 20} MiB; the guest named {r.Hints.NamedBytes >> 20} MiB in {r.Hints.Elapsed.TotalSeconds:0.000} s ({r.Hints.Explanation}), and stood still for {r.Paused.TotalMilliseconds:0.0} ms of {r.Elapsed.TotalSeconds:0.00} s"));
+                    $"{name,-17} {r.DataBytes / 1048576.0,8:0.0} MiB of {Guest.MemoryBytes >> 20} MiB; the guest named {r.Hints.NamedBytes >> 20} MiB in {r.Hints.Elapsed.TotalSeconds:0.000} s ({r.Hints.Explanation}), and stood still for {r.Paused.TotalMilliseconds:0.0} ms of {r.Elapsed.TotalSeconds:0.00} s"));
             output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"restore           median of {Runs}: running after {running * 1000:0.0} ms"));
             return;
         }

@@ -18,8 +18,6 @@ internal sealed class SnapshotBenchmark
     /// <summary>What a guest says to a line.</summary>
     internal const string Answer = "GUEST-ANSWERS";
 
-    private static readonly TimeSpan s_limit = TimeSpan.FromMinutes(10);
-
     /// <summary>What the guest does: it answers lines.</summary>
     public static string Script { get; } = $"""
         #!/bin/sh
@@ -32,13 +30,7 @@ internal sealed class SnapshotBenchmark
 
         """;
 
-    public required string Kernel { get; init; }
-
-    public required string Initrd { get; init; }
-
-    public required ulong MemoryBytes { get; init; }
-
-    public required string Accelerator { get; init; }
+    public required StockGuest Guest { get; init; }
 
     public required int Runs { get; init; }
 
@@ -68,7 +60,7 @@ internal sealed class SnapshotBenchmark
             }
             Stopwatch verify = Stopwatch.StartNew();
             Snapshot.Open(snapshots.Full.Directory).Verify();
-            Write(output, snapshots.Full, snapshots.Changes, Median(opened), Median(running), Median(answered), verify.Elapsed.TotalSeconds);
+            Write(output, snapshots.Full, snapshots.Changes, BootBenchmark.Median(opened), BootBenchmark.Median(running), BootBenchmark.Median(answered), verify.Elapsed.TotalSeconds);
             return ExitStatus.Success;
         }
         finally
@@ -80,26 +72,15 @@ internal sealed class SnapshotBenchmark
     private async Task<(SnapshotResult, SnapshotResult)?> SaveAsync(string folder, TextWriter error, CancellationToken cancellation)
     {
         SerialTranscript console = new();
-        VirtualMachine machine = Machines.Create(new MachineOptions
-        {
-            MemoryBytes = MemoryBytes,
-            Accelerator = Accelerator,
-            NoReboot = true,
-            Serial = console.Append,
-            Boot = new KernelBootOptions(Kernel) { Initrd = Initrd, CommandLine = "console=ttyS0 panic=-1" },
-        });
+        VirtualMachine machine = Guest.Create(console);
         await using (machine.ConfigureAwait(false))
         {
             using MachineSnapshots snapshots = new(machine);
-            await machine.StartAsync().ConfigureAwait(false);
-            if (!await ReachAsync(machine, console, Ready, cancellation).ConfigureAwait(false))
-            {
-                error.WriteLine($"the guest did not come up; its console ends with: {console.Text[^Math.Min(console.Text.Length, 500)..]}");
+            if (!await StockGuest.StartAsync(machine, console, Ready, error, cancellation).ConfigureAwait(false))
                 return null;
-            }
             SnapshotResult full = await snapshots.SaveAsync(Path.Combine(folder, "full"), new SnapshotOptions()).ConfigureAwait(false);
             await machine.SendSerialAsync("x\n"u8.ToArray(), cancellation).ConfigureAwait(false);
-            await ReachAsync(machine, console, Answer, cancellation).ConfigureAwait(false);
+            await StockGuest.ReachAsync(machine, console, Answer, cancellation).ConfigureAwait(false);
             SnapshotResult changes = await snapshots.SaveAsync(Path.Combine(folder, "changes"), new SnapshotOptions { Differential = true }).ConfigureAwait(false);
             return (full, changes);
         }
@@ -118,21 +99,9 @@ internal sealed class SnapshotBenchmark
             await machine.StartAsync().ConfigureAwait(false);
             double run = time.Elapsed.TotalSeconds;
             await machine.SendSerialAsync("x\n"u8.ToArray(), cancellation).ConfigureAwait(false);
-            bool answers = await ReachAsync(machine, console, Answer, cancellation).ConfigureAwait(false);
+            bool answers = await StockGuest.ReachAsync(machine, console, Answer, cancellation).ConfigureAwait(false);
             return (open, run, answers ? time.Elapsed.TotalSeconds : null);
         }
-    }
-
-    internal static async Task<bool> ReachAsync(VirtualMachine machine, SerialTranscript console, string text, CancellationToken cancellation)
-    {
-        Task<bool> found = console.WaitForAsync(text, cancellation);
-        return await Task.WhenAny(found, machine.Exit, Task.Delay(s_limit, cancellation)).ConfigureAwait(false) == found && await found.ConfigureAwait(false);
-    }
-
-    internal static double Median(List<double> values)
-    {
-        double[] sorted = [.. values.Order()];
-        return (sorted[(sorted.Length - 1) / 2] + sorted[sorted.Length / 2]) / 2;
     }
 
     private void Write(TextWriter output, SnapshotResult full, SnapshotResult changes, double opened, double running, double answered, double verified)
@@ -143,7 +112,7 @@ internal sealed class SnapshotBenchmark
             using (Utf8JsonWriter json = new(stream, new JsonWriterOptions { Indented = true }))
             {
                 json.WriteStartObject();
-                json.WriteNumber("memoryBytes", MemoryBytes);
+                json.WriteNumber("memoryBytes", Guest.MemoryBytes);
                 foreach ((string name, SnapshotResult result) in ((string, SnapshotResult)[])[("full", full), ("differential", changes)])
                 {
                     json.WriteStartObject(name);
@@ -163,7 +132,7 @@ internal sealed class SnapshotBenchmark
         }
         foreach ((string name, SnapshotResult result) in ((string, SnapshotResult)[])[("full", full), ("differential", changes)])
             output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                $"{name,-13} {result.DataBytes / 1048576.0,8:0.0} MiB of {MemoryBytes >> 20} MiB in {result.Elapsed.TotalSeconds:0.000} s ({result.DataBytes / 1048576.0 / result.Elapsed.TotalSeconds:0} MiB/s, on the disk); the guest stood still for {result.Paused.TotalMilliseconds:0} ms"));
+                $"{name,-13} {result.DataBytes / 1048576.0,8:0.0} MiB of {Guest.MemoryBytes >> 20} MiB in {result.Elapsed.TotalSeconds:0.000} s ({result.DataBytes / 1048576.0 / result.Elapsed.TotalSeconds:0} MiB/s, on the disk); the guest stood still for {result.Paused.TotalMilliseconds:0} ms"));
         output.WriteLine(string.Create(CultureInfo.InvariantCulture,
             $"restore       median of {Runs}: checked after {opened * 1000:0.0} ms, running after {running * 1000:0.0} ms, user space answers after {answered * 1000:0.0} ms; --verify takes {verified * 1000:0} ms"));
     }

@@ -11,30 +11,30 @@ namespace Aerostat.Cli;
 /// </summary>
 internal sealed class SnapshotSoak
 {
-    // Files whose checksums are looked at before they are replaced, and a hog that makes the kernel take back what its driver has named.
+    // Files whose checksums, kept where there is always room, are looked at before they are replaced, and a hog that makes the kernel take back what its driver has named.
     public const string Script = """
         #!/bin/sh
         export PATH=/bin
         mount -t proc proc /proc
         mount -t devtmpfs dev /dev
         while read -r module; do insmod $module; done < /etc/modules
-        mkdir /data
+        mkdir /data /sums
         mount -t tmpfs -o size=85% data /data
         churn() {
             i=0
             while true; do
-                i=$((i+1)); f=/data/$1.$((i%4))
-                [ ! -f $f.sum ] || [ "$(sha256sum < $f)" = "$(cat $f.sum)" ] || echo "WRONG $f $i"
-                rm -f $f $f.sum
+                i=$((i+1)); f=/data/$1.$((i%4)); sum=/sums/$1.$((i%4))
+                [ ! -f $sum ] || [ "$(sha256sum < $f)" = "$(cat $sum)" ] || echo "WRONG $f $i"
+                rm -f $f
                 dd if=/dev/urandom of=$f bs=64k count=$((8 + i % 5 * 16)) 2>/dev/null
-                sha256sum < $f > $f.sum
+                sha256sum < $f > $sum
                 echo "ROUND $1 $i"
             done
         }
         hog() {
             while true; do
-                dd if=/dev/zero of=/data/hog bs=1M count=$(($(awk '/^MemFree/ { print $2 }' /proc/meminfo) / 1024 - 12)) 2>/dev/null
-                rm /data/hog
+                dd if=/dev/zero of=/data/hog bs=1M count=$(($(awk '/^MemFree/ { print $2 }' /proc/meminfo) / 1024 - 32)) 2>/dev/null
+                rm -f /data/hog
                 sleep 0.3
             done
         }
@@ -45,13 +45,7 @@ internal sealed class SnapshotSoak
 
     private static readonly TimeSpan s_limit = TimeSpan.FromMinutes(5);
 
-    public required string Kernel { get; init; }
-
-    public required string Initrd { get; init; }
-
-    public required ulong MemoryBytes { get; init; }
-
-    public required string Accelerator { get; init; }
+    public required StockGuest Guest { get; init; }
 
     public required string Append { get; init; }
 
@@ -65,15 +59,7 @@ internal sealed class SnapshotSoak
             List<SnapshotResult> results = [];
             Stopwatch elapsed = Stopwatch.StartNew();
             SerialTranscript console = new();
-            VirtualMachine machine = Machines.Create(new MachineOptions
-            {
-                MemoryBytes = MemoryBytes,
-                Accelerator = Accelerator,
-                NoReboot = true,
-                Serial = console.Append,
-                Devices = [new BalloonOptions { Reporting = false }],
-                Boot = new KernelBootOptions(Kernel) { Initrd = Initrd, CommandLine = $"console=ttyS0 panic=-1 {Append}".TrimEnd() },
-            });
+            VirtualMachine machine = Guest.Create(console, [new BalloonOptions { Reporting = false }], Append);
             await using (machine.ConfigureAwait(false))
             {
                 using MachineSnapshots snapshots = new(machine);

@@ -55,48 +55,18 @@ internal static class BenchCommand
         {
             string path = StockKernel.Kernel(result.GetValue(kernel)), program = StockKernel.Busybox(result.GetValue(busybox));
             ulong bytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory));
-            (string Name, Action<string> Build, Func<string, TextWriter, CancellationToken, Task<int>> Run)[] parts =
+            int restores = ParseCount("--runs", result.GetRequiredValue(runs), 1000), balloons = ParseCount("--balloon-runs", result.GetRequiredValue(balloonRuns), 1000);
+            int seconds = ParseCount("--idle-seconds", result.GetRequiredValue(idle), 86400);
+            bool asJson = result.GetValue(json);
+            TextWriter error = result.InvocationConfiguration.Error;
+            (string Name, string Script, IReadOnlyList<string> Modules, Func<StockGuest, TextWriter, CancellationToken, Task<int>> Run)[] parts =
             [
-                ("snapshots", Busybox(result, busybox, SnapshotBenchmark.Script), (initrd, output, stopping) => new SnapshotBenchmark
-                {
-                    Kernel = path,
-                    Initrd = initrd,
-                    MemoryBytes = bytes,
-                    Accelerator = result.GetRequiredValue(accelerator),
-                    Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
-                    Json = result.GetValue(json),
-                }.RunAsync(output, result.InvocationConfiguration.Error, stopping)),
-                ("hints", file => new InitramfsBuilder
-                {
-                    BusyboxPath = program,
-                    InitScript = HintBenchmark.Script(bytes),
-                    Modules = StockKernel.Modules(null, path),
-                    ModuleNames = HintBenchmark.Modules,
-                }.Build(file), (initrd, output, stopping) => new HintBenchmark
-                {
-                    Kernel = path,
-                    Initrd = initrd,
-                    MemoryBytes = bytes,
-                    Accelerator = result.GetRequiredValue(accelerator),
-                    Runs = ParseCount("--runs", result.GetRequiredValue(runs), 1000),
-                    Json = result.GetValue(json),
-                }.RunAsync(output, result.InvocationConfiguration.Error, stopping)),
-                ("balloon", file => new InitramfsBuilder
-                {
-                    BusyboxPath = program,
-                    InitScript = BalloonBenchmark.Script,
-                    Modules = StockKernel.Modules(null, path),
-                    ModuleNames = BalloonBenchmark.Modules,
-                }.Build(file), (initrd, output, stopping) => new BalloonBenchmark
-                {
-                    Kernel = path,
-                    Initrd = initrd,
-                    MemoryBytes = bytes,
-                    Accelerator = result.GetRequiredValue(accelerator),
-                    Runs = ParseCount("--balloon-runs", result.GetRequiredValue(balloonRuns), 1000),
-                    IdleSeconds = ParseCount("--idle-seconds", result.GetRequiredValue(idle), 86400),
-                    Json = result.GetValue(json),
-                }.RunAsync(output, result.InvocationConfiguration.Error, stopping)),
+                ("snapshots", SnapshotBenchmark.Script, [],
+                    (guest, output, stopping) => new SnapshotBenchmark { Guest = guest, Runs = restores, Json = asJson }.RunAsync(output, error, stopping)),
+                ("hints", HintBenchmark.Script(bytes), StockGuest.BalloonModules,
+                    (guest, output, stopping) => new HintBenchmark { Guest = guest, Runs = restores, Json = asJson }.RunAsync(output, error, stopping)),
+                ("balloon", BalloonBenchmark.Script, StockGuest.BalloonModules,
+                    (guest, output, stopping) => new BalloonBenchmark { Guest = guest, Runs = balloons, IdleSeconds = seconds, Json = asJson }.RunAsync(output, error, stopping)),
             ];
             if (result.GetValue(personality) is { } other)
             {
@@ -105,7 +75,7 @@ internal static class BenchCommand
                 byte[] Initrd(string dialect)
                 {
                     using MemoryStream archive = new();
-                    new InitramfsBuilder { BusyboxPath = program, InitScript = BalloonBenchmark.Script, Modules = StockKernel.Modules(null, path), ModuleNames = DialectBenchmark.ModulesOf(dialect) }.Build(archive);
+                    Initramfs(path, program, BalloonBenchmark.Script, DialectBenchmark.ModulesOf(dialect)).Build(archive);
                     return archive.ToArray();
                 }
                 return await new DialectBenchmark
@@ -114,26 +84,27 @@ internal static class BenchCommand
                     Initrds = new Dictionary<string, byte[]> { ["vmware"] = Initrd("vmware"), ["virtio"] = Initrd("virtio") },
                     MemoryBytes = bytes,
                     Accelerator = result.GetRequiredValue(accelerator),
-                    Runs = ParseCount("--balloon-runs", result.GetRequiredValue(balloonRuns), 1000),
-                    Json = result.GetValue(json),
-                }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, CancellationToken.None).ConfigureAwait(false);
+                    Runs = balloons,
+                    Json = asJson,
+                }.RunAsync(result.InvocationConfiguration.Output, error, CancellationToken.None).ConfigureAwait(false);
             }
             string? wanted = result.GetValue(only);
             if (wanted is not null && parts.All(p => p.Name != wanted))
                 throw new ConfigurationException($"--only: there is no '{wanted}'; there are snapshots, hints and balloon");
             List<string> documents = [];
-            foreach ((string name, Action<string> build, Func<string, TextWriter, CancellationToken, Task<int>> run) in parts.Where(p => wanted is null || p.Name == wanted))
+            foreach ((string name, string script, IReadOnlyList<string> modules, Func<StockGuest, TextWriter, CancellationToken, Task<int>> run) in parts.Where(p => wanted is null || p.Name == wanted))
             {
                 using StringWriter text = new();
-                int status = await WithInitramfs(null, build, (initrd, stopping) => run(initrd, text, stopping)).ConfigureAwait(false);
+                int status = await WithInitramfs(null, Initramfs(path, program, script, modules).Build, (initrd, stopping) =>
+                    run(new StockGuest(path, initrd, bytes, result.GetRequiredValue(accelerator)), text, stopping)).ConfigureAwait(false);
                 if (status != ExitStatus.Success)
                     return status;
-                if (result.GetValue(json))
+                if (asJson)
                     documents.Add($"\"{name}\": {text.ToString().Trim().ReplaceLineEndings("\n  ")}");
                 else
                     await result.InvocationConfiguration.Output.WriteAsync(text.ToString()).ConfigureAwait(false);
             }
-            if (result.GetValue(json))
+            if (asJson)
                 await result.InvocationConfiguration.Output.WriteLineAsync($"{{\n  {string.Join(",\n  ", documents)}\n}}").ConfigureAwait(false);
             return ExitStatus.Success;
         });
@@ -153,18 +124,12 @@ internal static class BenchCommand
         command.SetAction((result, _) =>
         {
             string path = StockKernel.Kernel(result.GetValue(kernel)), program = StockKernel.Busybox(result.GetValue(busybox));
-            return WithInitramfs(
-                null,
-                file => new InitramfsBuilder { BusyboxPath = program, InitScript = SnapshotSoak.Script, Modules = StockKernel.Modules(null, path), ModuleNames = HintBenchmark.Modules }.Build(file),
-                (initrd, stopping) => new SnapshotSoak
-                {
-                    Kernel = path,
-                    Initrd = initrd,
-                    MemoryBytes = MachineArguments.ParseMemory(result.GetRequiredValue(memory)),
-                    Accelerator = result.GetRequiredValue(accelerator),
-                    Append = result.GetRequiredValue(append),
-                    Rounds = ParseCount("--rounds", result.GetRequiredValue(rounds), 100_000),
-                }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping));
+            return WithInitramfs(null, Initramfs(path, program, SnapshotSoak.Script, StockGuest.BalloonModules).Build, (initrd, stopping) => new SnapshotSoak
+            {
+                Guest = new StockGuest(path, initrd, MachineArguments.ParseMemory(result.GetRequiredValue(memory)), result.GetRequiredValue(accelerator)),
+                Append = result.GetRequiredValue(append),
+                Rounds = ParseCount("--rounds", result.GetRequiredValue(rounds), 100_000),
+            }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping));
         });
         return command;
     }
@@ -302,6 +267,9 @@ internal static class BenchCommand
         int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) && count >= 1 && count <= most
             ? count
             : throw new ConfigurationException($"{option}: '{text}' is not a number from 1 to {most}");
+
+    private static InitramfsBuilder Initramfs(string kernel, string busybox, string script, IReadOnlyList<string> modules) =>
+        new() { BusyboxPath = busybox, InitScript = script, Modules = modules.Count > 0 ? StockKernel.Modules(null, kernel) : null, ModuleNames = modules };
 
     private static Action<string> Busybox(ParseResult result, Option<string> busybox, string script) => path =>
         new InitramfsBuilder { BusyboxPath = StockKernel.Busybox(result.GetValue(busybox)), InitScript = script }.Build(path);
