@@ -29,23 +29,26 @@ public static class Machines
     /// <param name="accelerator">What is to run it; null: what ran it.</param>
     /// <param name="trackChanges">Whether the first snapshot of the machine can be a differential one.</param>
     /// <param name="adjust">Changes what does not concern the guest, such as where its console goes.</param>
+    /// <param name="anyDisks">Goes on with disk images that have changed since.</param>
     /// <exception cref="SnapshotException">It cannot be gone on from here.</exception>
     /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
-    public static VirtualMachine Restore(Snapshot snapshot, string? accelerator = null, bool trackChanges = false, Func<MachineOptions, MachineOptions>? adjust = null)
+    public static VirtualMachine Restore(Snapshot snapshot, string? accelerator = null, bool trackChanges = false, Func<MachineOptions, MachineOptions>? adjust = null, bool anyDisks = false)
     {
         ArgumentNullException.ThrowIfNull(snapshot);
         MachineOptions options = snapshot.ToMachineOptions(accelerator);
-        return Restore(snapshot, adjust?.Invoke(options) ?? options, trackChanges);
+        return Restore(snapshot, adjust?.Invoke(options) ?? options, trackChanges, anyDisks);
     }
 
     /// <summary>As above, with the snapshot's own options, changed in what does not concern the guest.</summary>
     /// <exception cref="SnapshotException">It cannot be gone on from here.</exception>
     /// <exception cref="HostException">The host cannot give what the machine needs.</exception>
-    public static VirtualMachine Restore(Snapshot snapshot, MachineOptions options, bool trackChanges)
+    public static VirtualMachine Restore(Snapshot snapshot, MachineOptions options, bool trackChanges, bool anyDisks = false)
     {
         ArgumentNullException.ThrowIfNull(snapshot);
         try
         {
+            if (!anyDisks)
+                snapshot.CheckDisks(options);
             return Create(options, snapshot.ToOrigin(trackChanges));
         }
         catch (Exception e) when (e is State.SavedStateException or ConfigurationException or IOException or System.ComponentModel.Win32Exception)

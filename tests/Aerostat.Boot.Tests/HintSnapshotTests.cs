@@ -125,7 +125,7 @@ public sealed class HintSnapshotTests
                 SerialTranscript again = new();
                 Snapshot snapshot = Snapshot.Open(place);
                 snapshot.Verify();
-                await using VirtualMachine copy = Hosting.Machines.Restore(snapshot, adjust: o => o with { NoReboot = true, Serial = again.Append, DeviceLog = new TranscriptLog(again) });
+                await using VirtualMachine copy = Hosting.Machines.Restore(snapshot, adjust: o => o with { NoReboot = true, Serial = again.Append, DeviceLog = new TranscriptLog(again) }, anyDisks: true);
                 using MachineSnapshots snapshots = new(copy);
                 await copy.StartAsync();
                 if (place == places[^1])

@@ -6,77 +6,9 @@ using Xunit;
 
 namespace Aerostat.Cli.Tests;
 
-/// <summary>Commands on running machines, as processes, with guests of a few bytes.</summary>
-public sealed class ControlTests : IDisposable
+/// <summary>Commands on running machines.</summary>
+public sealed class ControlTests : MachineProcesses
 {
-    private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(120);
-
-    // Short: it becomes part of a socket's path.
-    private readonly string folder = Directory.CreateTempSubdirectory("ctl-").FullName;
-    private readonly List<Process> machines = [];
-
-    private static CancellationToken Token => TestContext.Current.CancellationToken;
-
-    public void Dispose()
-    {
-        foreach (Process machine in machines)
-        {
-            if (!machine.HasExited)
-                machine.Kill();
-            machine.WaitForExit();
-            machine.Dispose();
-        }
-        Directory.Delete(folder, recursive: true);
-    }
-
-    private string SocketOf(string name) => Path.Combine(folder, "aerostat", name + ".sock");
-
-    private Process Start(params string[] arguments)
-    {
-        ProcessStartInfo info = new(Path.Combine(AppContext.BaseDirectory, "aerostat"), arguments)
-        {
-            RedirectStandardInput = true,
-            RedirectStandardOutput = true,
-            RedirectStandardError = true,
-        };
-        info.Environment["XDG_RUNTIME_DIR"] = folder;
-        return Process.Start(info)!;
-    }
-
-    private async Task<(int Status, string Output, string Error)> Run(params string[] arguments)
-    {
-        using Process process = Start(arguments);
-        process.StandardInput.Close();
-        return await End(process);
-    }
-
-    private static async Task<(int Status, string Output, string Error)> End(Process process)
-    {
-        Task<string> output = process.StandardOutput.ReadToEndAsync(Token), error = process.StandardError.ReadToEndAsync(Token);
-        await process.WaitForExitAsync(Token).WaitAsync(s_limit, Token);
-        return (process.ExitCode, await output, await error);
-    }
-
-    /// <summary>A machine whose guest runs: it has sent back what was typed.</summary>
-    private async Task<Process> Boot(params string[] options)
-    {
-        string kernel = Path.Combine(folder, "kernel");
-        if (!File.Exists(kernel))
-            File.WriteAllBytes(kernel, TinyKernel.Image(TinyKernel.Echo));
-        Process process = Start(["run", "--kernel", kernel, "--memory", "16M", "--accel", "interpreter", .. options]);
-        machines.Add(process);
-        await process.StandardInput.WriteAsync("x");
-        await process.StandardInput.FlushAsync(Token);
-        Assert.Equal('x', await Task.Run(process.StandardOutput.Read, Token).WaitAsync(s_limit, Token));
-        return process;
-    }
-
-    private static void OneLine(string expected, string error)
-    {
-        Assert.StartsWith(expected, error, StringComparison.Ordinal);
-        Assert.Single(error.TrimEnd('\n').Split('\n'));
-    }
-
     [Fact]
     public async Task AMachineIsFoundByItsName()
     {
@@ -152,7 +84,7 @@ public sealed class ControlTests : IDisposable
     public async Task OneNameOneMachine()
     {
         Process first = await Boot("--name", "web"), other = await Boot("--name", "db");
-        (int status, _, string error) = await Run("run", "--kernel", Path.Combine(folder, "kernel"), "--name", "web");
+        (int status, _, string error) = await Run("run", "--kernel", Path.Combine(Folder, "kernel"), "--name", "web");
         Assert.Equal(2, status);
         OneLine("aerostat run: --name: a machine named 'web' is running already; choose another name, or end that one with 'aerostat stop web'", error);
         Assert.Equal(0, (await Run("stop", "db", "--force")).Status);
@@ -171,7 +103,7 @@ public sealed class ControlTests : IDisposable
     [Fact]
     public async Task ASocketOfOnesOwn()
     {
-        string path = Path.Combine(folder, "own.sock");
+        string path = Path.Combine(Folder, "own.sock");
         Process machine = await Boot("--control", path);
         Assert.Equal((0, "guest is paused\n", ""), await Run("pause", "--control", path));
         (int status, string output, _) = await Run("inspect", "--control", path, "/vcpu0/processor/activity", "--json");
@@ -209,7 +141,7 @@ public sealed class ControlTests : IDisposable
     public async Task GdbCanAttachLater()
     {
         Process machine = await Boot("--name", "web");
-        string path = Path.Combine(folder, "gdb.sock");
+        string path = Path.Combine(Folder, "gdb.sock");
         Assert.Equal((0, $"gdb: target remote {path}\n", ""), await Run("debug", "web", path));
         using (Socket gdb = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified))
         {

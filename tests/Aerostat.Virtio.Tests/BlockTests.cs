@@ -42,6 +42,15 @@ public sealed class BlockTests : IDisposable
     }
 
     [Fact]
+    public void WhoIsSavedHasWrittenEverything()
+    {
+        _device.Save();
+        Assert.Equal(1, _disk.Flushes);
+        _disk.Fails = true;
+        Assert.Contains("cannot write", Assert.Throws<State.SavedStateException>(() => _device.Save()).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public void ReadsAndWritesScatterAndGather()
     {
         Assert.Equal(Ok, Request(In, 7, new Buffer(Data, 512, true), new Buffer(Data + 0x1000, 1536, true)));

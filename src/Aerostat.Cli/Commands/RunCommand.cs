@@ -37,9 +37,10 @@ internal static class RunCommand
         Option<bool> gdbWait = new("--gdb-wait") { Description = "With --gdb: the guest waits for the debugger to let it go" };
         Option<string?> from = new("--from") { HelpName = "DIR", Description = "Go on from a snapshot ('aerostat snapshot'); it says what the machine is" };
         Option<bool> verify = new("--verify") { Description = "With --from: read and check all of the snapshot's memory first" };
+        Option<bool> anyDisks = new("--any-disks") { Description = "With --from: go on although a disk's image has changed since the snapshot, which may damage what is on it" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait, from, verify,
+            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait, from, verify, anyDisks,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -56,6 +57,8 @@ internal static class RunCommand
             if (devices.Contains("help"))
                 return List(output, DeviceOptions.Known);
             Snapshot? snapshot = Open(result, from, verify, [kernel, initrd, append, memory, cpus, cpu, personality, device, disk, balloon]);
+            if (snapshot is null && result.GetValue(anyDisks))
+                throw new ConfigurationException("--any-disks is about the disks of a snapshot; give --from DIR too");
             string? kernelPath = result.GetValue(kernel);
             if (snapshot is null && kernelPath is not { Length: > 0 })
                 throw new ConfigurationException("nothing to boot; give --kernel FILE, or --from DIR to go on from a snapshot");
@@ -85,6 +88,7 @@ internal static class RunCommand
             MachineSession session = new(options)
             {
                 From = snapshot,
+                AnyDisks = result.GetValue(anyDisks),
                 Timeout = result.GetValue(timeout) is { } seconds ? MachineArguments.ParseTimeout(seconds) : null,
                 StatsPath = result.GetValue(stats),
                 Debug = result.GetValue(gdb) is { } endpoint ? MachineArguments.ParseDebugEndpoint(endpoint) : null,

@@ -30,6 +30,9 @@ internal sealed class MachineSession(MachineOptions options)
     /// <summary>What the machine goes on from, or null: it starts anew.</summary>
     public Snapshot? From { get; init; }
 
+    /// <summary>With <see cref="From"/>: disk images may have changed since.</summary>
+    public bool AnyDisks { get; init; }
+
     /// <summary>Whether the guest starts only when a debugger lets it.</summary>
     public bool WaitsForDebugger { get; init; }
 
@@ -60,7 +63,7 @@ internal sealed class MachineSession(MachineOptions options)
         };
         // Differential snapshots need the writes since the one before; only who can be asked for them pays for that.
         bool tracks = listener is not null;
-        VirtualMachine machine = From is null ? Machines.Create(wired) : Machines.Restore(From, wired, tracks);
+        VirtualMachine machine = From is null ? Machines.Create(wired) : Machines.Restore(From, wired, tracks, AnyDisks);
         await using (machine.ConfigureAwait(false))
         {
             if (ForwardInput)

@@ -22,6 +22,8 @@ public sealed record SnapshotManifest
     public required MachineSavedState State { get; init; }
     /// <summary>Its memory.</summary>
     public required SnapshotMemory Memory { get; init; }
+    /// <summary>The images of its disks, in the order of the devices; null: format version 1, which does not say.</summary>
+    public IReadOnlyList<SnapshotDisk>? Disks { get; init; }
 }
 
 /// <summary>The snapshot before a differential one.</summary>
@@ -95,7 +97,7 @@ public sealed record SnapshotRegion(ulong Base, ulong Size);
 internal static class ManifestFile
 {
     /// <summary>Version of the format.</summary>
-    public const int Version = 1;
+    public const int Version = 2;
 
     /// <summary>No manifest is larger.</summary>
     public const long LargestSize = 64 << 20;

@@ -165,6 +165,19 @@ public sealed class Snapshot
     public MachineOptions ToMachineOptions(string? accelerator = null) => ManifestCheck.Options(Manifest, Path, accelerator);
 
     /// <summary>
+    /// Whether the images of the machine's disks are as they were when the snapshot was taken: by size and time of the last write. An image at another
+    /// place than then is whoever's who gives it, and so is one of a snapshot of format version 1, which does not say.
+    /// </summary>
+    /// <exception cref="SnapshotException">One has changed; says which, and how.</exception>
+    public void CheckDisks(MachineOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        foreach ((SnapshotDisk was, DiskOptions now) in (Manifest.Disks ?? []).Zip(options.Devices.OfType<DiskOptions>()))
+            if (was.FindChange(now.Path) is { } change)
+                throw new SnapshotException($"{change}: the guest, which has parts of it in its memory, would damage it; give the image as it was then");
+    }
+
+    /// <summary>
     /// What a machine goes on from. Its memory shows the snapshot's files, which must stay as they are while it runs; removing or replacing the
     /// snapshot as a whole is no change to them.
     /// </summary>

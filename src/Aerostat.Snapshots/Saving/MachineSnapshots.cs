@@ -243,6 +243,7 @@ public sealed class MachineSnapshots : IDisposable
             Parent = parent,
             Machine = description with { Accelerator = statistics.Accelerator, CpuModel = statistics.CpuModel },
             State = state,
+            Disks = SnapshotDisk.Of(machine.Options),
             Memory = new SnapshotMemory
             {
                 Regions = [.. machine.Memory.Regions.Select(r => new SnapshotRegion(r.Base.Value, r.Size))],

@@ -263,7 +263,14 @@ public sealed class VirtioBlock : VirtioDevice, ISavable<VirtioBlockSavedState>
     };
 
     /// <inheritdoc/>
-    public VirtioBlockSavedState Save() => new() { Device = SaveDevice(), Length = _disk.Length, Serial = Encoding.ASCII.GetString(_serial).TrimEnd('\0') };
+    /// <exception cref="SavedStateException">The image cannot be written, and would not be what the guest believes.</exception>
+    public VirtioBlockSavedState Save()
+    {
+        // Whoever goes on from the state has only the file, not what this process still knows of it.
+        if (!_disk.ReadOnly && _disk.Flush() == DiskResult.Failed)
+            throw new SavedStateException($"{Name} has a disk image that the host cannot write");
+        return new() { Device = SaveDevice(), Length = _disk.Length, Serial = Encoding.ASCII.GetString(_serial).TrimEnd('\0') };
+    }
 
     /// <inheritdoc/>
     /// <exception cref="InvalidDataException">The disk is of another size; nothing was changed.</exception>

@@ -1,0 +1,40 @@
+using Aerostat.Machine;
+
+namespace Aerostat.Snapshots;
+
+/// <summary>
+/// A disk's image as it was at the pause. Its contents are not in the snapshot, so who goes on from it must find the image unchanged: the guest
+/// has parts of it in its memory.
+/// </summary>
+/// <param name="Path">The image, a full path.</param>
+/// <param name="Bytes">Size of the file.</param>
+/// <param name="Modified">When it was written last, by the host's clock.</param>
+public sealed record SnapshotDisk(string Path, long Bytes, DateTimeOffset Modified)
+{
+    /// <summary>The images of a machine whose devices stand still and have written everything.</summary>
+    /// <exception cref="IOException">One is not there any more.</exception>
+    internal static IReadOnlyList<SnapshotDisk> Of(MachineOptions options) =>
+        [.. options.Devices.OfType<DiskOptions>().Select(d => Read(d.Path) ?? throw new IOException($"the disk image {d.Path} is not there any more"))];
+
+    /// <summary>What has happened to this image; null: nothing. Another one, which somebody gives instead, need not be as old.</summary>
+    internal string? FindChange(string path)
+    {
+        string full = System.IO.Path.GetFullPath(path);
+        if (full != Path)
+            return null;
+        if (Read(full) is not { } now)
+            return $"the disk image {Path} is not there";
+        if (now.Bytes != Bytes)
+            return $"the disk image {Path} has {now.Bytes} bytes, and had {Bytes} when the snapshot was taken";
+        return now.Modified == Modified ? null
+            : $"the disk image {Path} was written at {now.Modified:yyyy-MM-dd HH:mm:ss.ffffff}Z, after the snapshot was taken (the image was of {Modified:yyyy-MM-dd HH:mm:ss.ffffff}Z)";
+    }
+
+    private static SnapshotDisk? Read(string path)
+    {
+        FileInfo file = new(System.IO.Path.GetFullPath(path));
+        if (file.Exists && file.ResolveLinkTarget(returnFinalTarget: true) is FileInfo target)
+            file = target;
+        return file.Exists ? new SnapshotDisk(System.IO.Path.GetFullPath(path), file.Length, new DateTimeOffset(file.LastWriteTimeUtc, TimeSpan.Zero)) : null;
+    }
+}
