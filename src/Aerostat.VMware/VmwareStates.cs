@@ -7,6 +7,7 @@ namespace Aerostat.VMware;
 [JsonSourceGenerationOptions(JsonSerializerDefaults.General,
     PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow)]
 [JsonSerializable(typeof(GuestToolsSavedState))]
+[JsonSerializable(typeof(VmciSavedState))]
 [JsonSerializable(typeof(VmwareBalloonSavedState))]
 [JsonSerializable(typeof(VmwareVcpuSavedState))]
 public sealed partial class VmwareStates : JsonSerializerContext;

@@ -29,6 +29,8 @@ internal sealed class Board
 
     private readonly List<IDevice> devices = [];
     private readonly VirtioBoard virtio;
+    private readonly PciMemorySpace pciSpace;
+    private readonly List<PciEndpoint> functions = [];
     private readonly List<StateElement> elements = [];
     private readonly List<string> unsavable = [];
     private readonly Pic pic;
@@ -106,16 +108,27 @@ internal sealed class Board
         PciEcamWindow ecam = AddStateless(new PciEcamWindow(pci));
         Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
 
-        virtio = new VirtioBoard(options, memory, clock, pci, Mmio, router, fabric, hypervisor.Doorbells);
+        pciSpace = new PciMemorySpace { Doorbells = hypervisor.Doorbells };
+        virtio = new VirtioBoard(options, memory, clock, pci, pciSpace, Mmio, router, fabric);
         devices.AddRange(virtio.Parts);
         elements.AddRange(virtio.Elements);
+        functions.AddRange(virtio.Functions);
 
         if (options.Personality == VmwarePersonality.Name)
         {
-            Vmware = new VmwareParts(options, memory, clock, processors[0].Timestamp, x2Apic, transfers: options.Accelerator != "kvm");
+            VmciDevice vmci = new(memory, pciSpace, fabric, router.Connect(PcLayout.PciGsi(VirtioPlacement.PersonalitySlot, 0)));
+            pci.Attach(VirtioPlacement.PersonalitySlot, 0, vmci);
+            functions.Add(vmci);
+            Vmware = new VmwareParts(options, memory, clock, processors[0].Timestamp, vmci, x2Apic, transfers: options.Accelerator != "kvm");
             AddStateless(Vmware.Backdoor);
             Add(Vmware.Tools, VmwareStates.Default.GuestToolsSavedState);
             Add(Vmware.Balloon, VmwareStates.Default.VmwareBalloonSavedState);
+            Add(vmci, VmwareStates.Default.VmciSavedState);
+        }
+        if (functions.Count > 0)
+        {
+            Mmio.Add("pci-memory", PcLayout.PciWindowBase, PcLayout.PciWindowSize, pciSpace.OpenWindow(PcLayout.PciWindowBase, PcLayout.PciWindowSize));
+            Mmio.Add("pci-memory-high", PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize, pciSpace.OpenWindow(PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize));
         }
         if (hyperV is not null)
             devices.Add(HyperV = new HyperVBoard(hyperV, memory, clock, processors, LocalApics));
@@ -222,7 +235,7 @@ internal sealed class Board
         LocalApics[0].ConfigureVirtualWire();
         pic.ConfigureLikeFirmware(firmwareIrqs);
         pic.WritePort(EdgeLevelPort2, 1, 1u << (PcLayout.SciIrq - 8));
-        virtio.ConfigureLikeFirmware();
+        PciEndpoint.Assign(functions, pciSpace);
     }
 
     // A device whose state cannot be taken. Snapshots are refused, and say why.

@@ -8,7 +8,7 @@ using Aerostat.Virtio;
 
 namespace Aerostat.Machine;
 
-/// <summary>The virtio devices of a board with their transports. Without any there is nothing: no window on the bus, no thread.</summary>
+/// <summary>The virtio devices of a board with their transports. Without any there is nothing: no thread.</summary>
 internal sealed class VirtioBoard : IDisposable
 {
     private readonly List<VirtioDevice> devices = [];
@@ -16,19 +16,17 @@ internal sealed class VirtioBoard : IDisposable
     private readonly List<IDevice> parts = [];
     private readonly List<StateElement> elements = [];
     private readonly List<MachineDisk> disks = [];
-    private readonly PciMemorySpace space;
     private readonly IDoorbells? doorbells;
     // As devices are made.
     private bool quiet = true;
 
     /// <summary>Builds what the options name.</summary>
-    public VirtioBoard(MachineOptions options, GuestMemory memory, TimeProvider clock, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric, IDoorbells? doorbells)
+    public VirtioBoard(MachineOptions options, GuestMemory memory, TimeProvider clock, PciBus pci, PciMemorySpace space, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
     {
-        this.doorbells = doorbells;
-        space = new PciMemorySpace { Doorbells = doorbells };
+        doorbells = space.Doorbells;
         try
         {
-            Build(new VirtioContext(memory, options.DeviceLog, clock), options, pci, mmio, router, fabric);
+            Build(new VirtioContext(memory, options.DeviceLog, clock), options, pci, space, mmio, router, fabric);
         }
         catch
         {
@@ -37,7 +35,7 @@ internal sealed class VirtioBoard : IDisposable
         }
     }
 
-    private void Build(VirtioContext context, MachineOptions options, PciBus pci, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
+    private void Build(VirtioContext context, MachineOptions options, PciBus pci, PciMemorySpace space, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
     {
         foreach (VirtioPlace place in VirtioPlacement.Of(options.Devices))
         {
@@ -55,10 +53,6 @@ internal sealed class VirtioBoard : IDisposable
             functions.Add(function);
             Add(function, VirtioStates.Default.VirtioPciSavedState);
         }
-        if (functions.Count == 0)
-            return;
-        mmio.Add("pci-memory", PcLayout.PciWindowBase, PcLayout.PciWindowSize, space.OpenWindow(PcLayout.PciWindowBase, PcLayout.PciWindowSize));
-        mmio.Add("pci-memory-high", PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize, space.OpenWindow(PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize));
     }
 
     /// <summary>Devices and transports, each device before its transport.</summary>
@@ -73,8 +67,8 @@ internal sealed class VirtioBoard : IDisposable
     /// <summary>The disks, in the order of the options.</summary>
     public IReadOnlyList<MachineDisk> Disks => disks;
 
-    /// <summary>Places the PCI functions' registers.</summary>
-    public void ConfigureLikeFirmware() => PciEndpoint.Assign(functions, space);
+    /// <summary>The transports on PCI.</summary>
+    public IReadOnlyList<PciEndpoint> Functions => functions;
 
     /// <summary>Lets the devices' threads go on. The machine's queue only, as the next.</summary>
     public void Resume()

@@ -20,7 +20,10 @@ internal sealed record VirtioPlace(VirtioOptions Options, string Name, int Index
 /// <summary>Gives virtio devices their places, in the order of the options: the board and the firmware tables must say the same.</summary>
 internal static class VirtioPlacement
 {
-    private const int PciSlots = 31, MmioSlots = 32;
+    /// <summary>The last slot, which is a personality's.</summary>
+    public const int PersonalitySlot = 31;
+
+    private const int PciSlots = PersonalitySlot - 1, MmioSlots = 32;
 
     /// <summary>The places.</summary>
     /// <exception cref="ConfigurationException">There are more devices than places.</exception>

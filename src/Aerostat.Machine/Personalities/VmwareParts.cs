@@ -13,7 +13,7 @@ internal sealed class VmwareParts
 {
     private readonly GuestMemory memory;
 
-    public VmwareParts(MachineOptions options, GuestMemory memory, TimeProvider clock, ITimestampCounter timestamp, bool x2Apic, bool transfers)
+    public VmwareParts(MachineOptions options, GuestMemory memory, TimeProvider clock, ITimestampCounter timestamp, VmciDevice vmci, bool x2Apic, bool transfers)
     {
         this.memory = memory;
         Tools = new GuestTools(clock, options.DeviceLog, transfers);
@@ -27,12 +27,15 @@ internal sealed class VmwareParts
             Clock = clock,
             HostClock = TimeProvider.System,
         }, Tools);
-        Balloon = new VmwareBalloon(memory, clock);
+        Vmci = vmci;
+        Balloon = new VmwareBalloon(memory, clock, vmci: vmci);
     }
 
     public VmwareBackdoor Backdoor { get; }
 
     public VmwareBalloon Balloon { get; }
+
+    public VmciDevice Vmci { get; }
 
     public GuestTools Tools { get; }
 
@@ -44,6 +47,8 @@ internal sealed class VmwareParts
     {
         foreach ((string name, long value) in Balloon.Counters)
             counters[$"{Balloon.Name}-{name}"] = value;
+        foreach ((string name, long value) in Vmci.Counters)
+            counters[$"{Vmci.Name}-{name}"] = value;
         foreach ((string name, long value) in Backdoor.Counters)
             counters[$"{Backdoor.Name}-{name}"] = value;
         foreach ((string name, long value) in Tools.Counters)

@@ -10,7 +10,7 @@ namespace Aerostat.VMware;
 /// pages: port 0x5670, one IN for each command, with the arguments in registers. The facts are those of the drivers' own sources (Linux:
 /// drivers/misc/vmw_balloon.c) and of VMware's balloon_def.h.
 /// <para>
-/// Not offered: the doorbell (it needs a VMCI device), so that a new target is seen at the driver's next poll, within a second.
+/// With a <see cref="VmciDevice"/> there is a doorbell, and a new target is seen at once; without one, at the driver's next poll, within a second.
 /// </para>
 /// </summary>
 /// <remarks>
@@ -27,11 +27,13 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
     private const int PageShift = 12, MostEntries = 512;
     private const ulong LargeFrames = 512, EntryStatus = 0x1F;
     private const BalloonCapabilities Supported =
-        BalloonCapabilities.Basic | BalloonCapabilities.Batched | BalloonCapabilities.BatchedLarge | BalloonCapabilities.WideTarget;
+        BalloonCapabilities.Basic | BalloonCapabilities.Batched | BalloonCapabilities.BatchedLarge | BalloonCapabilities.Doorbell | BalloonCapabilities.WideTarget;
+    private const ulong NoDoorbell = ulong.MaxValue;
     private const double StalledAfterSeconds = 5;
 
     private readonly GuestMemory _memory;
     private readonly TimeProvider _clock;
+    private readonly VmciDevice? _vmci;
     private readonly FrameSet _locked;
     // Held through a command, which may take a while: giving a gigabyte back does.
     private readonly Lock _commands = new();
@@ -45,6 +47,8 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
     // As of the last command that is over: what counts here is the host's.
     private ulong _given;
     private ulong _target, _limit, _toldTarget;
+    // Context in the upper half, resource in the lower.
+    private ulong _doorbell = NoDoorbell;
     private uint _guest;
     private long _progressAt, _polledAt, _passFrom, _refused, _largeLocked, _failures;
 
@@ -52,12 +56,14 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
     /// <param name="memory">Guest memory.</param>
     /// <param name="clock">VM time.</param>
     /// <param name="targetBytes">What the host wants back at first.</param>
-    public VmwareBalloon(GuestMemory memory, TimeProvider clock, ulong targetBytes = 0)
+    /// <param name="vmci">What rings the driver's doorbell; null: nothing does.</param>
+    public VmwareBalloon(GuestMemory memory, TimeProvider clock, ulong targetBytes = 0, VmciDevice? vmci = null)
     {
         ArgumentNullException.ThrowIfNull(memory);
         ArgumentNullException.ThrowIfNull(clock);
         _memory = memory;
         _clock = clock;
+        _vmci = vmci;
         _locked = new FrameSet(memory.End >> PageShift);
         _target = Math.Min(targetBytes, memory.TotalBytes) >> PageShift;
     }
@@ -119,6 +125,14 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
             throw new ArgumentOutOfRangeException(nameof(bytes), bytes, $"the guest has {_memory.TotalBytes} bytes of memory and cannot give {bytes}");
         Volatile.Write(ref _progressAt, _clock.GetTimestamp());
         Volatile.Write(ref _target, bytes >> PageShift);
+        Ring();
+    }
+
+    // A driver that has left its doorbell behind, or is not told, still polls.
+    private void Ring()
+    {
+        if (Volatile.Read(ref _doorbell) is var doorbell and not NoDoorbell)
+            _vmci?.Ring((uint)(doorbell >> 32), (uint)doorbell);
     }
 
     /// <summary>Does nothing: this dialect has none but the limit that comes with every poll.</summary>
@@ -127,7 +141,11 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
     }
 
     /// <summary>Tells the driver, with its next command, to let go of every page and to begin anew.</summary>
-    public void RequestReset() => _resetWanted = true;
+    public void RequestReset()
+    {
+        _resetWanted = true;
+        Ring();
+    }
 
     /// <inheritdoc/>
     public BalloonReport GetReport()
@@ -214,6 +232,9 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
             case BalloonCommand.GuestId:
                 _guest = (uint)first;
                 return BalloonStatus.Success;
+            case BalloonCommand.SetDoorbell when Has(BalloonCapabilities.Doorbell):
+                Volatile.Write(ref _doorbell, (ulong)(uint)first << 32 | (uint)second);
+                return BalloonStatus.Success;
             case BalloonCommand.Lock or BalloonCommand.Unlock:
                 return Has(BalloonCapabilities.Basic) ? ServeOne(first, command == BalloonCommand.Lock) : BalloonStatus.CommandInvalid;
             case BalloonCommand.BatchedLock or BalloonCommand.BatchedUnlock:
@@ -234,6 +255,8 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
     {
         Forget();
         _granted = wanted & Supported;
+        if (_vmci is null)
+            _granted &= ~BalloonCapabilities.Doorbell;
         Volatile.Write(ref _started, _granted != 0);
         Volatile.Write(ref _progressAt, _clock.GetTimestamp());
         // The first drivers take nothing but plain success.
@@ -343,6 +366,7 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
         Volatile.Write(ref _started, false);
         _resetWanted = false;
         _guest = 0;
+        Volatile.Write(ref _doorbell, NoDoorbell);
     }
 
     /// <inheritdoc/>
@@ -370,6 +394,7 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
                 Capabilities = (uint)_granted,
                 Guest = _guest,
                 ResetWanted = _resetWanted,
+                Doorbell = _doorbell,
                 Locked = _locked.ToRuns(),
             };
         }
@@ -387,6 +412,7 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
             _granted = (BalloonCapabilities)state.Capabilities & Supported;
             _guest = state.Guest;
             _resetWanted = state.ResetWanted;
+            _doorbell = state.Doorbell;
             _locked.FromRuns(state.Locked);
             _given = _locked.Count;
             _progressAt = _polledAt = _clock.GetTimestamp();
@@ -410,6 +436,8 @@ public sealed record VmwareBalloonSavedState
     public uint Guest { get; init; }
     /// <summary>Whether it is to be told to start over.</summary>
     public bool ResetWanted { get; init; }
+    /// <summary>The driver's doorbell: context in the upper half, resource in the lower; all ones: none.</summary>
+    public ulong Doorbell { get; init; } = ulong.MaxValue;
     /// <summary>Frames that are locked: first and number of each run.</summary>
     public ulong[] Locked { get; init; } = [];
 }
