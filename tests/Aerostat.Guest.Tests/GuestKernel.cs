@@ -16,20 +16,21 @@ internal static class GuestKernel
 {
     private static readonly TimeSpan s_limit = TimeSpan.FromMinutes(2);
 
-    private static string ImagePath => typeof(GuestKernel).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(a => a.Key == "GuestImage").Value!;
-
-    /// <summary>The image's bytes. Skips the test when it could not be linked.</summary>
-    public static byte[] Image()
+    /// <summary>An image's bytes. Skips the test when it could not be linked.</summary>
+    /// <param name="name">"GuestImage" or "Unikernel".</param>
+    public static byte[] Image(string name = "GuestImage")
     {
-        Assert.SkipUnless(File.Exists(ImagePath), $"no guest image at {ImagePath}: it is linked with ld, of Debian's package binutils");
-        return File.ReadAllBytes(ImagePath);
+        string path = typeof(GuestKernel).Assembly.GetCustomAttributes<AssemblyMetadataAttribute>().Single(a => a.Key == name).Value!;
+        Assert.SkipUnless(File.Exists(path), $"no guest image at {path}: it is linked with ld, of Debian's package binutils");
+        return File.ReadAllBytes(path);
     }
 
     /// <summary>A file with the image, in which one of the two protocols' signature is blotted out so that a loader takes the other.</summary>
     /// <param name="loader">"multiboot" or "PVH": what is left.</param>
-    public static TemporaryFile WriteImage(string loader)
+    /// <param name="name">Which image.</param>
+    public static TemporaryFile WriteImage(string loader, string name = "GuestImage")
     {
-        byte[] image = Image();
+        byte[] image = Image(name);
         byte[] signature = new byte[4];
         BinaryPrimitives.WriteUInt32LittleEndian(signature, loader == "PVH" ? 0x1BAD_B002u : 0x006E_6558u);
         int at = image.AsSpan().IndexOf(signature);
@@ -39,9 +40,9 @@ internal static class GuestKernel
     }
 
     /// <summary>Runs the image on one of our processors until it ends.</summary>
-    public static async Task<GuestOutcome> RunAsync(string accelerator, string commandLine = "", string loader = "PVH", MachineOptions? options = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null)
+    public static async Task<GuestOutcome> RunAsync(string accelerator, string commandLine = "", string loader = "PVH", MachineOptions? options = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string image = "GuestImage")
     {
-        using TemporaryFile file = WriteImage(loader);
+        using TemporaryFile file = WriteImage(loader, image);
         SerialTranscript console = new();
         VirtualMachine machine = Machines.Create((options ?? new MachineOptions { MemoryBytes = 64 << 20 }) with
         {

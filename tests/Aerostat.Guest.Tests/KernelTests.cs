@@ -61,6 +61,16 @@ public sealed class KernelTests
         Assert.Equal(Panicked, outcome.Status);
     }
 
+    /// <summary>The sample of docs/guests.md.</summary>
+    [Theory]
+    [MemberData(nameof(Judges))]
+    public async Task AGuestOfOnesOwnRuns(string judge)
+    {
+        GuestOutcome outcome = judge == "qemu" ? await Qemu.RunAsync("most=100000", image: "Unikernel") : await GuestKernel.RunAsync(judge, "most=100000", image: "Unikernel");
+        Assert.Contains("primes up to 100000: 9592, the last one 99991, in ", outcome.Console, StringComparison.Ordinal);
+        Assert.Equal(0, outcome.Status);
+    }
+
     [Fact]
     public void TheImageIsSmall() => Assert.InRange(GuestKernel.Image().Length, 1, 256 << 10);
 }

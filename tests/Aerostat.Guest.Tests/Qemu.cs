@@ -21,9 +21,9 @@ internal static class Qemu
     }
 
     /// <summary>Runs the guest image until it ends.</summary>
-    public static async Task<GuestOutcome> RunAsync(string commandLine, string loader = "multiboot", params string[] arguments)
+    public static async Task<GuestOutcome> RunAsync(string commandLine, string loader = "multiboot", string image = "GuestImage", params string[] arguments)
     {
-        using TemporaryFile file = GuestKernel.WriteImage(loader);
+        using TemporaryFile file = GuestKernel.WriteImage(loader, image);
         using Process process = Start(file.Path, commandLine, arguments);
         try
         {

@@ -180,21 +180,31 @@ public sealed class BalloonDriver
     public bool ReleaseForOom()
     {
         bool released = hints?.ReleaseForOom() ?? false;
-        if (!running || deflate is null || !Has(DeflateOnOom) || ledger.Count == 0 || deflating)
+        if (!running || deflate is null || !Has(DeflateOnOom) || !Finish() || ledger.Count == 0)
             return released;
-        ulong before = OomDeflated;
+        uint before = ledger.Count;
         BeginDeflate(OomPages);
-        // The one place that waits, for the caller cannot go on: for the host, and not for ever.
-        ulong begun = platform.Nanoseconds;
-        while (deflating && !deflate.IsBroken && platform.Nanoseconds - begun < AnswerWithin)
-            while (deflate.TryTake(out _))
-            {
-                OomDeflated += underway;
-                FinishDeflate();
-            }
+        bool finished = Finish();
+        OomDeflated += before - ledger.Count;
         transport.WriteConfig(ActualAt, reported = ledger.Count);
         retryAt = platform.Nanoseconds + RetryAfter;
-        return released || OomDeflated > before;
+        return released || (finished && ledger.Count < before);
+    }
+
+    // The one place that waits, for the caller has no memory to go on with: until the host has answered for what is under way, and not for ever.
+    private bool Finish()
+    {
+        ulong begun = platform.Nanoseconds;
+        while (inflating || deflating)
+        {
+            if (inflate is null || deflate is null || inflate.IsBroken || deflate.IsBroken || platform.Nanoseconds - begun > AnswerWithin)
+                return false;
+            while (inflate.TryTake(out _))
+                FinishInflate();
+            while (deflate.TryTake(out _))
+                FinishDeflate();
+        }
+        return true;
     }
 
     private bool Has(ulong feature) => (features & feature) != 0;
@@ -222,10 +232,7 @@ public sealed class BalloonDriver
         resetAt = platform.Nanoseconds + AnswerWithin;
         hints?.Abandon();
         reporting?.Abandon();
-        if (inflating)
-            for (uint i = 0; i < underway; i++)
-                platform.FreePages((ulong)Frame(i) << PageShift, 0);
-        else if (deflating)
+        if (inflating || deflating)
             for (uint i = 0; i < underway; i++)
                 platform.FreePages((ulong)Frame(i) << PageShift, 0);
         while (ledger.Count > 0)

@@ -1,0 +1,187 @@
+using System.Buffers.Binary;
+using Aerostat.Chipset;
+using Aerostat.Devices;
+using Aerostat.Guest.Drivers;
+using Aerostat.Interrupts;
+using Aerostat.Memory;
+using Aerostat.Virtio;
+
+namespace Aerostat.Guest.Tests;
+
+/// <summary>
+/// What the guest's drivers run on in an ordinary process: memory of the host, the host's device models on a PCI bus, time that goes on with each look, and an
+/// allocator that minds what a driver must not do (free what is not its own, touch memory that is not there).
+/// </summary>
+internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterrupts, IInterruptLine, IDisposable
+{
+    public const int MemoryBytes = 64 << 20;
+    private const ulong WindowBase = 0xE000_0000;
+    private const int MaxOrder = 10, FirstPage = 256;
+
+    private readonly Dictionary<ulong, int> taken = [];
+    private readonly HashSet<ulong> reported = [];
+    private readonly bool[] used = new bool[MemoryBytes / PageSize];
+    private readonly PciBus bus = new();
+    private readonly PciMemorySpace space = new();
+    private readonly PciEcamWindow config;
+    private readonly IMmioDevice window;
+    private ulong now;
+    private int interrupts;
+
+    public HostPlatform()
+    {
+        Array.Fill(used, true, 0, FirstPage);
+        window = space.OpenWindow(WindowBase, 0x100_0000);
+        config = new PciEcamWindow(bus);
+    }
+
+    public GuestMemory Memory { get; } = new(new MemoryRegion(new(0), MemoryBytes, "low"));
+
+    public List<string> Lines { get; } = [];
+
+    public int Interrupts => Volatile.Read(ref interrupts);
+
+    /// <summary>Pages that drivers have.</summary>
+    public int TakenPages => taken.Values.Sum(order => 1 << order);
+
+    public override ulong TotalPages => MemoryBytes / PageSize - FirstPage;
+
+    public override ulong FreePageCount => TotalPages - (ulong)TakenPages;
+
+    public override uint PoisonPattern => 0;
+
+    public override bool IsVmware => false;
+
+    public override ulong Nanoseconds => now += 1000;
+
+    /// <summary>Puts a device into a slot; what a driver sees of it.</summary>
+    public PciFunction Attach(VirtioDevice device, byte slot = 1)
+    {
+        VirtioPci function = new(device, space, this, this);
+        bus.Attach(slot, 0, function);
+        PciEndpoint.Assign([function], space);
+        // Devices stand still until their machine runs.
+        device.Resume();
+        return new PciFunction(this, (uint)slot << 3);
+    }
+
+    public void Pass(TimeSpan time) => now += (ulong)time.TotalNanoseconds;
+
+    public override ulong AllocatePages(int order)
+    {
+        for (int at = Math.Max(FirstPage, 1 << order); at + (1 << order) <= used.Length; at += 1 << order)
+            if (!used.AsSpan(at, 1 << order).Contains(true))
+                return Take(at, order);
+        return 0;
+    }
+
+    public override void FreePages(ulong address, int order)
+    {
+        Release(address, order);
+        // What the host was told of is told again once it has been used; which blocks that are does not matter here.
+        reported.Clear();
+    }
+
+    private void Release(ulong address, int order)
+    {
+        if (!taken.Remove(address, out int was) || was != order)
+            throw new InvalidOperationException($"a driver freed 0x{address:x}, order {order}, which it does not have");
+        Array.Clear(used, (int)(address / PageSize), 1 << order);
+    }
+
+    public override uint ListFreeBlocks(int order, ulong to, uint most)
+    {
+        uint count = 0;
+        for (int at = Math.Max(FirstPage, 1 << order); at + (1 << order) <= used.Length && count < most; at += 1 << order)
+            if (!used.AsSpan(at, 1 << order).Contains(true))
+                Write64(to + (8 * count++), (ulong)at * PageSize);
+        return count;
+    }
+
+    public override ulong TakeUnreported(int leastOrder, out int order)
+    {
+        order = leastOrder;
+        for (int at = Math.Max(FirstPage, 1 << order); at + (1 << order) <= used.Length; at += 1 << order)
+            if (!used.AsSpan(at, 1 << order).Contains(true) && !reported.Contains((ulong)at))
+                return Take(at, order);
+        return 0;
+    }
+
+    public override void ReturnReported(ulong address, int order)
+    {
+        Release(address, order);
+        reported.Add(address / PageSize);
+    }
+
+    public override uint Read(ulong address, int size)
+    {
+        Span<byte> bytes = stackalloc byte[4];
+        bytes.Clear();
+        if (!Memory.TryRead(new GuestAddress(address), bytes[..size]))
+            throw new InvalidOperationException($"a driver read 0x{address:x}, which is no memory");
+        return BinaryPrimitives.ReadUInt32LittleEndian(bytes);
+    }
+
+    public override void Write(ulong address, int size, uint value)
+    {
+        Span<byte> bytes = stackalloc byte[4];
+        BinaryPrimitives.WriteUInt32LittleEndian(bytes, value);
+        if (!Memory.TryWrite(new GuestAddress(address), bytes[..size]))
+            throw new InvalidOperationException($"a driver wrote to 0x{address:x}, which is no memory");
+    }
+
+    public override ulong Read64(ulong address) => Read(address, 4) | ((ulong)Read(address + 4, 4) << 32);
+
+    public override void Write64(ulong address, ulong value)
+    {
+        Write(address, 4, (uint)value);
+        Write(address + 4, 4, (uint)(value >> 32));
+    }
+
+    public override void Fence() => Thread.MemoryBarrier();
+
+    public override uint ReadRegister(ulong address, int size) => (uint)window.ReadMmio(address - WindowBase, size);
+
+    public override void WriteRegister(ulong address, int size, uint value) => window.WriteMmio(address - WindowBase, size, value);
+
+    public override uint ReadPciConfig(uint function, int offset, int size) => (uint)config.ReadMmio((function << 12) + (uint)offset, size);
+
+    public override void WritePciConfig(uint function, int offset, int size, uint value) => config.WriteMmio((function << 12) + (uint)offset, size, value);
+
+    public override bool GetInterruptMessage(out ulong address, out uint data)
+    {
+        address = 0xFEE0_0000;
+        data = 0x42;
+        return true;
+    }
+
+    public override uint Call(ushort port, uint magic, uint command, ulong argument, ulong second, out ulong result, out ulong extra)
+    {
+        result = extra = 0;
+        return uint.MaxValue;
+    }
+
+    public override void Log(string text, ulong number) => Lines.Add(number == ulong.MaxValue ? text : text + number);
+
+    void IDeviceLog.Warn(string device, string message)
+    {
+        lock (Lines)
+            Lines.Add($"{device}: {message}");
+    }
+
+    void IMessageInterrupts.Send(ulong address, uint data) => Interlocked.Increment(ref interrupts);
+
+    void IInterruptLine.Set(bool asserted)
+    {
+    }
+
+    public void Dispose() => Memory.Dispose();
+
+    private ulong Take(int page, int order)
+    {
+        Array.Fill(used, true, page, 1 << order);
+        ulong address = (ulong)page * PageSize;
+        taken.Add(address, order);
+        return address;
+    }
+}
