@@ -114,6 +114,9 @@ public sealed class VmwareTests
         Assert.InRange(deflated["command 2m-lock"].Sent, 1, 100);
         Assert.Equal(outcome.Statistics.Counters["vmballoon-large-pages-locked"], deflated["free (2M)"].Sent);
         Assert.InRange(deflated["free (2M)"].Sent, 1, 48);
+        // The doorbell rang for either target.
+        Assert.Equal((0L, 2L), (Figures(outcome.Console, 1).GetValueOrDefault("doorbell").Sent, deflated["doorbell"].Sent));
+        Assert.Equal(2L, outcome.Statistics.Counters["vmci-rings"]);
     }
 
     /// <summary>Pages move while they are in the balloon, the host wants a new beginning, pages are refused, and the guest starts again.</summary>
