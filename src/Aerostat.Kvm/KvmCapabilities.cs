@@ -45,6 +45,9 @@ public sealed record KvmCapabilities
     /// <summary>Breakpoints and single steps of the host.</summary>
     public required bool GuestDebug { get; init; }
 
+    /// <summary>Memory that the guest reads and executes, but whose writes come to the program.</summary>
+    public required bool ReadonlyMemory { get; init; }
+
     /// <summary>A single step can keep interrupts out (Linux 5.16).</summary>
     public required bool BlocksInterruptsInSteps { get; init; }
 
@@ -107,6 +110,7 @@ public sealed record KvmCapabilities
         ("apic-timer-frequency", YesNo(ApicTimerFrequency)),
         ("tsc-control", YesNo(TscControl)),
         ("guest-debug", YesNo(GuestDebug)),
+        ("readonly-memory", YesNo(ReadonlyMemory)),
         ("xsave-bytes", $"{XsaveBytes}"),
         ("xcrs", YesNo(Xcrs)),
         ("debug-registers", YesNo(DebugRegisters)),
@@ -152,6 +156,7 @@ public sealed record KvmCapabilities
             ApicTimerFrequency = Has(KvmCapability.ApicBusCycle),
             TscControl = Has(KvmCapability.TscControl),
             GuestDebug = Has(KvmCapability.GuestDebug),
+            ReadonlyMemory = Has(KvmCapability.ReadonlyMemory),
             BlocksInterruptsInSteps = (Check(KvmCapability.GuestDebug2) & 0x100000) != 0,
             XsaveBytes = Has(KvmCapability.Xsave) ? Math.Max(4096, Check(KvmCapability.Xsave2)) : 0,
             Xcrs = Has(KvmCapability.Xcrs),

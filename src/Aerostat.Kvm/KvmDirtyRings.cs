@@ -63,7 +63,8 @@ internal sealed unsafe class KvmDirtyRings : IDisposable
     }
 
     /// <summary>Tells the memory what is in the rings. One caller at a time.</summary>
-    public void Collect()
+    /// <param name="slots">What the entries' numbers mean.</param>
+    public void Collect(IReadOnlyList<KvmSlots.Slot> slots)
     {
         bool any = false;
         foreach (Ring ring in rings)
@@ -74,9 +75,10 @@ internal sealed unsafe class KvmDirtyRings : IDisposable
                 KvmDirtyPage* page = ring.Pages + (ring.Next & (uint)(entries - 1));
                 if ((Volatile.Read(ref page->Flags) & KvmDirtyPage.Dirty) == 0)
                     break;
-                int slot = (int)(page->Slot & 0xFFFF);
-                if (slot < memory.Regions.Count && page->Offset < memory.Regions[slot].Size >> 12)
-                    memory.NotifyWrite(memory.Regions[slot].Base.Value + (page->Offset << 12), 4096);
+                int number = (int)(page->Slot & 0xFFFF);
+                foreach (KvmSlots.Slot slot in slots)
+                    if (slot.Number == number && page->Offset < slot.Bytes >> 12)
+                        memory.NotifyWrite(slot.Address + (page->Offset << 12), 4096);
                 Volatile.Write(ref page->Flags, KvmDirtyPage.Reset);
                 ring.Next++;
                 Pages++;

@@ -27,6 +27,7 @@ public sealed unsafe class KvmHypervisor : IHypervisor
     private readonly GuestMemory memory;
     private readonly HashSet<int> made = [];
     private readonly KvmSlots slots;
+    private readonly KvmBreakpoints? breakpoints;
     private readonly KvmLocalApics? localApics;
     private readonly KvmGatheredWrites? gathered;
     private readonly KvmDoorbells? doorbells;
@@ -63,6 +64,8 @@ public sealed unsafe class KvmHypervisor : IHypervisor
             if (options.EventDescriptors && Capabilities.EventDescriptors && Capabilities.EventsOfAnyLength)
                 doorbells = new KvmDoorbells(machine);
             slots = new KvmSlots(memory, machine, Capabilities, options.DirtyTracking);
+            if (Capabilities is { GuestDebug: true, ReadonlyMemory: true })
+                breakpoints = new KvmBreakpoints(memory, slots);
         }
         catch
         {
@@ -86,7 +89,7 @@ public sealed unsafe class KvmHypervisor : IHypervisor
             throw new ArgumentOutOfRangeException(nameof(options), options.Count, $"this host's KVM has at most {Capabilities.MaximumVcpus} vCPUs in a machine");
         if (options.Index < 0 || options.Index >= options.Count || !made.Add(options.Index))
             throw new ArgumentOutOfRangeException(nameof(options), options.Index, $"vCPU numbers are 0..{options.Count - 1}, each once");
-        KvmProcessor processor = new(options, Capabilities, machine, localApics, gathered, doorbells, slots);
+        KvmProcessor processor = new(options, Capabilities, memory, machine, localApics, gathered, doorbells, slots, breakpoints);
         localApics?.Add(processor);
         slots.Add(processor);
         return processor;
@@ -108,6 +111,7 @@ public sealed unsafe class KvmHypervisor : IHypervisor
         localApics?.Dispose();
         slots.Dispose();
         Release();
+        breakpoints?.Dispose();
     }
 
     // What the machine's own devices hold: KVM would keep some of these registers itself and do nothing with them.

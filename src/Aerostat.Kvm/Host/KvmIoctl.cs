@@ -9,7 +9,7 @@ internal static class KvmIoctl
     public const nuint GetApiVersion = 0xAE00, CreateVm = 0xAE01, CheckExtension = 0xAE03, GetVcpuMapSize = 0xAE04;
     public const nuint GetMsrIndexList = 0xC004_AE02, GetSupportedCpuid = 0xC008_AE05;
     public const nuint CreateVcpu = 0xAE41, GetDirtyLog = 0x4010_AE42, SetUserMemoryRegion = 0x4020_AE46, SetTssAddress = 0xAE47, SetIdentityMapAddress = 0x4008_AE48;
-    public const nuint SetClock = 0x4030_AE7B, GetClock = 0x8030_AE7C;
+    public const nuint Translate = 0xC018_AE85, SetClock = 0x4030_AE7B, GetClock = 0x8030_AE7C;
     public const nuint Run = 0xAE80, GetRegisters = 0x8090_AE81, SetRegisters = 0x4090_AE82, GetSpecialRegisters = 0x8138_AE83, SetSpecialRegisters = 0x4138_AE84;
     public const nuint Interrupt = 0x4004_AE86, GetMsrs = 0xC008_AE88, SetMsrs = 0x4008_AE89, SetSignalMask = 0x4004_AE8B, SetCpuid = 0x4008_AE90;
     public const nuint Nmi = 0xAE9A, SetGuestDebug = 0x4048_AE9B, GetVcpuEvents = 0x8040_AE9F, SetVcpuEvents = 0x4040_AEA0;

@@ -98,7 +98,7 @@ internal unsafe struct KvmCpuidEntry
 [StructLayout(LayoutKind.Sequential)]
 internal struct KvmMemorySlot
 {
-    public const uint LogDirtyPages = 1;
+    public const uint LogDirtyPages = 1, Readonly = 2;
 
     public uint Slot, Flags;
     public ulong GuestAddress, Size, HostAddress;
@@ -162,10 +162,18 @@ internal unsafe struct KvmClock
 [StructLayout(LayoutKind.Sequential)]
 internal unsafe struct KvmGuestDebug
 {
-    public const uint Enable = 1, SingleStep = 2, SoftwareBreakpoints = 0x10000, HardwareBreakpoints = 0x20000;
+    public const uint Enable = 1, SingleStep = 2, SoftwareBreakpoints = 0x10000, HardwareBreakpoints = 0x20000, InjectBreakpoint = 0x80000;
 
     public uint Control, Padding;
     public fixed ulong DebugRegisters[8];
+}
+
+/// <summary>A linear address as a vCPU's page tables map it now.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct KvmTranslation
+{
+    public ulong Linear, Physical;
+    public byte Valid, Writable, UserMode;
 }
 
 /// <summary>

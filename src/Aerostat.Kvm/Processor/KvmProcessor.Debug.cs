@@ -1,11 +1,10 @@
 using Aerostat.Processors;
-using Aerostat.X86;
 
 namespace Aerostat.Kvm;
 
 /// <content>
 /// The host's debugger (KVM_SET_GUEST_DEBUG). KVM puts the host's breakpoints into the processor's debug registers in place of the guest's,
-/// and steps with TF, both hidden from the guest. What it lacks is breakpoints by address without a change to memory.
+/// and steps with TF, both hidden from the guest.
 /// </content>
 internal sealed unsafe partial class KvmProcessor
 {
@@ -16,7 +15,8 @@ internal sealed unsafe partial class KvmProcessor
     private ulong? reportedAt, steppingOver;
 
     /// <inheritdoc/>
-    public GuestDebugSupport DebugSupport => capabilities.GuestDebug ? GuestDebugSupport.Hardware | GuestDebugSupport.SingleStep : GuestDebugSupport.None;
+    public GuestDebugSupport DebugSupport => !capabilities.GuestDebug ? GuestDebugSupport.None
+        : GuestDebugSupport.Hardware | GuestDebugSupport.SingleStep | (breakpoints is null ? 0 : GuestDebugSupport.Code);
 
     // A step is not to end in a handler. One that has halted takes interrupts all the same.
     private bool HoldsInterrupts => (steppingOver is not null || (debug.SingleStep && debug.HoldInterrupts)) && activity == ActivityState.Running;
@@ -32,14 +32,18 @@ internal sealed unsafe partial class KvmProcessor
         this.debug = debug;
         if (debug.IsNone)
             reportedAt = null;
+        Plant(all: true);
     }
 
-    // Tells KVM; with an address, what it takes to execute the one instruction there without stopping before it.
-    private int Apply(GuestDebug debug, ulong? stepOver)
+    // Tells KVM; with an address, what it takes to execute the one instruction there without stopping before it; with further bits, those as well.
+    private int Apply(GuestDebug debug, ulong? stepOver, uint also = 0)
     {
         KvmGuestDebug request = default;
         if (!debug.IsNone)
-            request.Control = KvmGuestDebug.Enable;
+            request.Control = KvmGuestDebug.Enable | also;
+        // Breakpoints are in the way of all vCPUs: whoever sets some sets them for each that is to run.
+        if (debug.Code.Count != 0)
+            request.Control |= KvmGuestDebug.SoftwareBreakpoints;
         if (debug.SingleStep || stepOver is not null)
             request.Control |= KvmGuestDebug.SingleStep | ((debug.HoldInterrupts || stepOver is not null) && capabilities.BlocksInterruptsInSteps ? BlockInterrupts : 0);
         // DR7: "exact" and the bit that is always set; enabled globally, kind and length by number (Intel SDM vol. 3 section 18.2.4).
@@ -65,11 +69,14 @@ internal sealed unsafe partial class KvmProcessor
     // A debug exit. True: it is the debugger's.
     private bool ReportDebug(out ProcessorExit exit)
     {
+        if (run->DebugException == BreakpointException)
+            return ReportInt3(run->DebugAddress, out exit);
         ulong bits = run->DebugDr6 & (GuestDebugBits.Hardware | GuestDebugBits.SingleStep);
         exit = default;
         if (steppingOver is not null)
         {
             EndStepOver();
+            reportedAt = null;
             if (!debug.SingleStep && (bits & GuestDebugBits.Hardware) == 0)
                 return false;
             if (!debug.SingleStep)
@@ -87,15 +94,16 @@ internal sealed unsafe partial class KvmProcessor
         if (reportedAt is not { } address)
             return;
         reportedAt = null;
-        if (!debug.Hardware.Any(b => b.Kind == BreakpointKind.Execute && b.Address == address))
+        bool hardware = debug.Hardware.Any(b => b.Kind == BreakpointKind.Execute && b.Address == address);
+        ulong? physical = breakpoints is not null && debug.Code.Count != 0 && Translate(address) is { } found && breakpoints.IsPlanted(found) ? found : null;
+        if (!hardware && physical is null)
             return;
-        KvmRegisters registers = default;
-        KvmSpecialRegisters special = default;
-        if (KvmCalls.Control(fd, KvmIoctl.GetRegisters, &registers) < 0 || KvmCalls.Control(fd, KvmIoctl.GetSpecialRegisters, &special) < 0)
+        if (!TryGetLinearRip(out ulong linear) || linear != address || Apply(debug, address) < 0)
             return;
-        ulong linear = registers.Rip + ((special.Efer & Efer.Lma) != 0 && special.Cs.L != 0 ? 0 : special.Cs.Base);
-        if (linear == address && Apply(debug, address) >= 0)
-            steppingOver = address;
+        steppingOver = address;
+        lifted = physical;
+        if (physical is { } one)
+            breakpoints!.Lift(one, true);
     }
 
     // Also when Run is left for another reason before the instruction was executed; then the next Run begins anew.
@@ -105,6 +113,9 @@ internal sealed unsafe partial class KvmProcessor
             return;
         steppingOver = null;
         reportedAt = address;
+        if (lifted is { } physical)
+            breakpoints!.Lift(physical, false);
+        lifted = null;
         _ = Apply(debug, null);
     }
 }

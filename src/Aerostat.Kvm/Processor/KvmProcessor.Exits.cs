@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Aerostat.Processors;
 
 namespace Aerostat.Kvm;
@@ -127,6 +128,19 @@ internal sealed unsafe partial class KvmProcessor
         int length = (int)Math.Min(run->MmioLength, 8);
         ulong data = run->MmioData;
         bool whole = length is 1 or 2 or 4 or 8;
+        // Memory that is shown as a copy, because there are breakpoints in it.
+        if (processor.memory.Contains(address, (ulong)length))
+        {
+            if (run->MmioIsWrite != 0)
+                processor.memory.TryWrite(new(address), MemoryMarshal.AsBytes(new ReadOnlySpan<ulong>(in data))[..length]);
+            else
+            {
+                ulong read = 0;
+                processor.memory.TryRead(new(address), MemoryMarshal.AsBytes(new Span<ulong>(ref read))[..length]);
+                run->MmioData = read;
+            }
+            return false;
+        }
         if (run->MmioIsWrite != 0)
         {
             if (whole)
@@ -209,6 +223,8 @@ internal sealed unsafe partial class KvmProcessor
 
     private static bool InternalError(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
     {
+        if (processor.StumbledOverInt3(out ulong address))
+            return processor.ReportInt3(address, out exit);
         exit = new ProcessorExit(ExitReason.InternalError, processor.run->InternalError);
         return true;
     }

@@ -30,6 +30,7 @@ internal sealed unsafe partial class KvmProcessor
         try
         {
             timestamp.Resume();
+            Plant(all: true);
             BeginStepOver();
             ProcessorExit exit = Loop(handler);
             EndStepOver();
@@ -59,6 +60,8 @@ internal sealed unsafe partial class KvmProcessor
                 return exit;
             if (localApics is null && localApicEnabled != handler.LocalApicEnabled)
                 FollowLocalApic(handler.LocalApicEnabled);
+            if (debug.Code.Count != 0 && steppingOver is null)
+                Plant(all: false);
             ulong priority = 0;
             if (localApics is null)
                 run->Cr8 = priority = handler.TaskPriority;
@@ -77,6 +80,15 @@ internal sealed unsafe partial class KvmProcessor
     {
         entries++;
         inGuest = true;
+        // Whoever replaces memory slots forbids entries, then looks whether somebody is inside.
+        Interlocked.MemoryBarrier();
+        while (!slots.MayEnter)
+        {
+            inGuest = false;
+            slots.WaitForLayout();
+            inGuest = true;
+            Interlocked.MemoryBarrier();
+        }
         int result = KvmCalls.Control(fd, KvmIoctl.Run);
         inGuest = false;
         Volatile.Write(ref returns, returns + 1);

@@ -1,3 +1,4 @@
+using Aerostat.Memory;
 using Aerostat.Platform;
 using Aerostat.Processors;
 
@@ -20,6 +21,8 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
     private readonly KvmGatheredWrites? gathered;
     private readonly KvmDoorbells? doorbells;
     private readonly KvmSlots slots;
+    private readonly KvmBreakpoints? breakpoints;
+    private readonly GuestMemory memory;
     private readonly int fd;
     private readonly nuint runBytes;
     // SAFETY: the shared pages live until Dispose, which the owner calls after the vCPU's thread has ended; other threads touch them under kickLock,
@@ -31,8 +34,10 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
     private int hostThread, maskedThread;
     private volatile int managedThread;
 
-    public KvmProcessor(VirtualProcessorOptions options, KvmCapabilities capabilities, int machine, KvmLocalApics? localApics, KvmGatheredWrites? gathered, KvmDoorbells? doorbells, KvmSlots slots)
+    public KvmProcessor(VirtualProcessorOptions options, KvmCapabilities capabilities, GuestMemory memory, int machine, KvmLocalApics? localApics, KvmGatheredWrites? gathered, KvmDoorbells? doorbells, KvmSlots slots, KvmBreakpoints? breakpoints)
     {
+        this.memory = memory;
+        this.breakpoints = breakpoints;
         this.doorbells = doorbells;
         this.localApics = localApics;
         this.gathered = gathered;
@@ -112,6 +117,7 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
                 return;
             disposed = true;
         }
+        Unplant();
         if (run != null)
             KvmCalls.Unmap((byte*)run, runBytes);
         KvmCalls.Close(fd);
@@ -183,6 +189,13 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
         SpinWait wait = default;
         while (inGuest && Volatile.Read(ref returns) == before)
             wait.SpinOnce();
+    }
+
+    /// <summary>Waits until the vCPU is out of the guest, where it stays since <see cref="KvmSlots.MayEnter"/> is false. Any thread.</summary>
+    internal void StayOut()
+    {
+        while (inGuest)
+            LeaveGuestOnce();
     }
 
     /// <summary>Before the guest is entered after VM time has stood still. The vCPU is not in the guest.</summary>
