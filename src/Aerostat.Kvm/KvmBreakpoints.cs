@@ -86,7 +86,7 @@ internal sealed unsafe class KvmBreakpoints : IDisposable
             return pages.TryGetValue(physical >> 12, out Page? page) && page.Points.ContainsKey((int)(physical & 4095));
     }
 
-    /// <summary>Takes one away for the time of one instruction, or puts it back. Meanwhile other vCPUs do not meet it either.</summary>
+    /// <summary>Takes one away for the time of one instruction, or puts it back. Other vCPUs do not meet it either, so they had better be elsewhere.</summary>
     public void Lift(ulong physical, bool lifted)
     {
         lock (gate)

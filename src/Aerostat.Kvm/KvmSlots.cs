@@ -16,7 +16,8 @@ internal sealed unsafe class KvmSlots : IDisposable
     // Slots are only replaced while no vCPU is in the guest.
     private readonly Lock layoutGate = new();
     private readonly List<KvmProcessor> processors = [];
-    private volatile bool changing;
+    private volatile bool closed;
+    private volatile KvmProcessor? alone;
     // For machines so big that to look through bitmaps costs more than rings.
     private const ulong RingFrom = 16UL << 30;
 
@@ -73,10 +74,33 @@ internal sealed unsafe class KvmSlots : IDisposable
     }
 
     /// <summary>Before a vCPU enters the guest, after it has said that it will: false, and after a while, it may not.</summary>
-    public bool MayEnter => !changing;
+    public bool MayEnter(KvmProcessor processor) => !closed && (alone is null || alone == processor);
 
-    /// <summary>Waits until the memory's layout stands.</summary>
-    public void WaitForLayout()
+    /// <summary>Takes all other vCPUs out of the guest until <see cref="LetAll"/>. On the thread of the one that stays.</summary>
+    public void LetOnly(KvmProcessor processor)
+    {
+        layoutGate.Enter();
+        alone = processor;
+        KeepOut();
+    }
+
+    /// <summary>Ends <see cref="LetOnly"/>, on the same thread.</summary>
+    public void LetAll()
+    {
+        alone = null;
+        layoutGate.Exit();
+    }
+
+    // Layout gate held.
+    private void KeepOut()
+    {
+        Interlocked.MemoryBarrier();
+        foreach (KvmProcessor processor in processors)
+            processor.StayOut();
+    }
+
+    /// <summary>Waits until vCPUs may be in the guest again.</summary>
+    public void WaitToEnter()
     {
         lock (layoutGate)
         {
@@ -106,12 +130,10 @@ internal sealed unsafe class KvmSlots : IDisposable
             return;
         lock (layoutGate)
         {
-            changing = true;
+            closed = true;
             try
             {
-                Interlocked.MemoryBarrier();
-                foreach (KvmProcessor processor in processors)
-                    processor.StayOut();
+                KeepOut();
                 // What the old slots know of writes goes with them.
                 Collect();
                 lock (gate)
@@ -122,7 +144,7 @@ internal sealed unsafe class KvmSlots : IDisposable
             }
             finally
             {
-                changing = false;
+                closed = false;
             }
         }
     }

@@ -97,7 +97,7 @@ public sealed partial class GdbTests
         Assert.Equal(MachineState.Running, m.Machine.State);
     }
 
-    /// <summary>/dev/kvm, which has no more than four breakpoints; data breakpoints are left out, since KVMs that emulate their guests have none.</summary>
+    /// <summary>/dev/kvm, with more breakpoints than there are debug registers; data breakpoints are left out, since KVMs that emulate their guests have none.</summary>
     [Fact]
     public async Task OnKvm()
     {
@@ -106,7 +106,7 @@ public sealed partial class GdbTests
         await using DebuggedMachine m = DebuggedMachine.Small("kvm");
         string text = await m.GdbAsync(
             m.Target, "break *inner", "continue", "backtrace", "stepi", "print $edi = 100", "finish", "print $eax",
-            "hbreak *main", "hbreak *outer", "hbreak *middle", "tbreak *0x101fff", "continue", "delete", "x/x 0x40000000", "set var *(int *) &stop = 5", "continue");
+            "hbreak *main", "hbreak *outer", "hbreak *middle", "break *main+4", "break *outer+1", "break *middle+1", "break *inner+1", "x/2xb inner+1", "tbreak *0x101fff", "continue", "delete", "x/x 0x40000000", "set var *(int *) &stop = 5", "continue");
         foreach (string wanted in (string[])
             ["#1  0x", " in middle ()", " in outer ()", " in main ()", "$2 = 300", "Cannot access memory at address 0x40000000", "exited with code 013"])
             Assert.True(text.Contains(wanted, StringComparison.Ordinal), $"no '{wanted}' in:\n{text}");

@@ -27,6 +27,7 @@ public sealed class DebugTests
     [Theory, MemberData(nameof(Kinds))]
     public void BreakpointsStopAndGoOn(string kind)
     {
+        ProcessorKinds.SkipIfNested(kind, "loads DR7 without arming breakpoints");
         using SmallGuest g = new(kind);
         g.Long(Count);
         g.Processor.SetGuestDebug(new GuestDebug

@@ -12,7 +12,10 @@ internal sealed unsafe partial class KvmProcessor
     private const uint BlockInterrupts = 0x100000;
 
     private GuestDebug debug = GuestDebug.None;
+    private const byte HaltOpcode = 0xF4;
+
     private ulong? reportedAt, steppingOver;
+    private bool runsAlone;
 
     /// <inheritdoc/>
     public GuestDebugSupport DebugSupport => !capabilities.GuestDebug ? GuestDebugSupport.None
@@ -102,8 +105,15 @@ internal sealed unsafe partial class KvmProcessor
             return;
         steppingOver = address;
         lifted = physical;
-        if (physical is { } one)
-            breakpoints!.Lift(one, true);
+        if (physical is not { } one)
+            return;
+        // Nobody else shall run past it meanwhile. HLT may take for ever, and what ends it may come from another.
+        if (memory.TryRead(new(one), out byte opcode) && opcode != HaltOpcode)
+        {
+            slots.LetOnly(this);
+            runsAlone = true;
+        }
+        breakpoints!.Lift(one, true);
     }
 
     // Also when Run is left for another reason before the instruction was executed; then the next Run begins anew.
@@ -115,6 +125,9 @@ internal sealed unsafe partial class KvmProcessor
         reportedAt = address;
         if (lifted is { } physical)
             breakpoints!.Lift(physical, false);
+        if (runsAlone)
+            slots.LetAll();
+        runsAlone = false;
         lifted = null;
         _ = Apply(debug, null);
     }

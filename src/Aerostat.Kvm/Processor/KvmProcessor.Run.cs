@@ -80,12 +80,12 @@ internal sealed unsafe partial class KvmProcessor
     {
         entries++;
         inGuest = true;
-        // Whoever replaces memory slots forbids entries, then looks whether somebody is inside.
+        // Whoever replaces memory slots, or wants the guest for itself, forbids entries, then looks whether somebody is inside.
         Interlocked.MemoryBarrier();
-        while (!slots.MayEnter)
+        while (!slots.MayEnter(this))
         {
             inGuest = false;
-            slots.WaitForLayout();
+            slots.WaitToEnter();
             inGuest = true;
             Interlocked.MemoryBarrier();
         }

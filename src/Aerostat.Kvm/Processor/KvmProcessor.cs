@@ -191,7 +191,7 @@ internal sealed unsafe partial class KvmProcessor : IVirtualProcessor
             wait.SpinOnce();
     }
 
-    /// <summary>Waits until the vCPU is out of the guest, where it stays since <see cref="KvmSlots.MayEnter"/> is false. Any thread.</summary>
+    /// <summary>Waits until the vCPU is out of the guest, where it stays since <see cref="KvmSlots.MayEnter"/> says so. Any thread.</summary>
     internal void StayOut()
     {
         while (inGuest)
