@@ -20,6 +20,14 @@ public sealed class ExitBenchmarkTests
     }
 
     [Fact]
+    public void LinesOfTheSuiteAreRead()
+    {
+        IReadOnlyDictionary<string, double> read = ExitBenchmark.ParseSuite("enabling apic\r\ncpuid 92\r\n  ipi self_ipi_sti_nop 909\nself_ipi_sti_nop 3008\nvmcall 12\nmov_dr (skipped)\ninl_from_qemu x\n", 0.5);
+        Assert.Equal([("cpuid", 46.0), ("self_ipi_sti_nop", 1504.0)], read.Select(r => (r.Key, r.Value)).Order());
+        Assert.Empty(ExitBenchmark.ParseSuite("", 1));
+    }
+
+    [Fact]
     public async Task TheKernelMeasuresEveryOperation()
     {
         string path = Path.GetTempFileName();

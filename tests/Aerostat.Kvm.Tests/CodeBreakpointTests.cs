@@ -229,12 +229,12 @@ public sealed class CodeBreakpointTests
         Assert.Equal((1, 2, 3), (g.Memory.Read<byte>(new(0x8FFF)), g.Memory.Read<byte>(new(0x7000)), g.Memory.Read<byte>(new(0x100010))));
     }
 
-    /// <summary>A breakpoint is set while another vCPU runs.</summary>
-    [Theory, MemberData(nameof(Kinds))]
-    public async Task WhileOthersRun(string kind)
+    /// <summary>A breakpoint is set while another vCPU runs: the memory slots that are replaced for that are not missed by it.</summary>
+    [Fact]
+    public async Task WhileOthersRun()
     {
-        ProcessorKinds.SkipIfNested(kind, Lacks);
-        using SmallGuest g = new(kind, count: 2);
+        ProcessorKinds.SkipIfNested("kvm", Lacks);
+        using SmallGuest g = new("kvm", count: 2);
         Assert.SkipUnless((g.Processor.DebugSupport & GuestDebugSupport.Code) != 0, "this host's KVM has no memory that only the guest's writes come out of");
         IVirtualProcessor second = g.Processors[1];
         g.Long(a =>

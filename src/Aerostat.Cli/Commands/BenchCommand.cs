@@ -138,7 +138,13 @@ internal static class BenchCommand
     {
         Option<string?> accelerator = new("--accel") { HelpName = "NAME", Description = "Only this one; default: all that can be used here" };
         Option<bool> json = new("--json") { Description = "Machine-readable output" };
-        Command command = new("exits", "Measure what leaving the guest costs, by operation, next to QEMU's software processor when that is installed.") { accelerator, json };
+        Argument<string?> suite = new("SUITE")
+        {
+            HelpName = "SUITE",
+            Arity = ArgumentArity.ZeroOrOne,
+            Description = "The folder of your own build of kvm-unit-tests, whose x86/vmexit.flat is run then; without it a small kernel of our own",
+        };
+        Command command = new("exits", "Measure what leaving the guest costs, by operation, next to QEMU's software processor when that is installed.") { suite, accelerator, json };
         command.SetAction(async (result, _) =>
         {
             using HostSignals signals = new();
@@ -147,7 +153,7 @@ internal static class BenchCommand
                 : [.. Accelerators.All(Accelerators.Kvm).Where(a => a.Usable).Select(a => a.Name)];
             try
             {
-                return await ExitBenchmark.RunAsync(names, result.GetValue(json), result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, signals.Stopping).ConfigureAwait(false);
+                return await ExitBenchmark.RunAsync(names, result.GetValue(suite), result.GetValue(json), result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, signals.Stopping).ConfigureAwait(false);
             }
             catch (OperationCanceledException) when (signals.Received != 0)
             {

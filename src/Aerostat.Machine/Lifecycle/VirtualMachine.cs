@@ -126,6 +126,9 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     /// <summary>Where the machine is in its life.</summary>
     public MachineState State => state;
 
+    /// <summary>Increments of the guest's time-stamp counter in a second of VM time.</summary>
+    public long TscFrequencyHz => processors[0].Timestamp.FrequencyHz;
+
     /// <summary>Guest physical memory.</summary>
     public GuestMemory Memory => memory;
 

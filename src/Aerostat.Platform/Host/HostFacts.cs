@@ -68,6 +68,9 @@ public sealed partial record HostFacts
     /// <summary>Clock source of the host kernel: anything but tsc or kvm-clock makes reading the time slow.</summary>
     public required string ClockSource { get; init; }
 
+    /// <summary>Millions of processor cycles a second, as the kernel tells; 0 when it does not.</summary>
+    public double ProcessorMegahertz { get; init; }
+
     /// <summary>Reads the facts; what the host does not tell is "unknown" or 0.</summary>
     /// <param name="root">Where /proc, /sys, /etc and /dev are; for tests.</param>
     public static HostFacts Read(string root = "/")
@@ -82,6 +85,7 @@ public sealed partial record HostFacts
             ProcessorModel = Value(cpuinfo, "model name", ':') ?? "unknown",
             ProcessorFlags = (Value(cpuinfo, "flags", ':') ?? Value(cpuinfo, "Features", ':') ?? "")
                 .Split(' ', StringSplitOptions.RemoveEmptyEntries).ToHashSet(),
+            ProcessorMegahertz = double.TryParse(Value(cpuinfo, "cpu MHz", ':'), CultureInfo.InvariantCulture, out double megahertz) ? megahertz : 0,
             Processors = Environment.ProcessorCount,
             ProcessorQuota = Quota(ProcFile.Read(root, "sys/fs/cgroup/cpu.max")),
             Kvm = ProbeKvm(Path.Combine(root, "dev/kvm")),
