@@ -137,21 +137,17 @@ public sealed class KernelTests
             a =>
             {
                 Prepare(a);
-                using MemoryStream other = new();
-                Assembler o = new(16);
-                o.mov(ecx, ApicBase);
-                o.rdmsr();
-                o.or(eax, 0xC00);
-                o.wrmsr();
-                WriteMsr(o, Spurious, 0x1FF);
-                WriteMsr(o, Command, Vector, 0);
-                o.cli();
-                o.hlt();
-                o.Assemble(new StreamCodeWriter(other), 0);
-                for (int i = 0; i < other.Length; i++)
-                    a.mov(__byte_ptr[0x8000 + i], other.ToArray()[i]);
-                WriteMsr(a, Command, 0xC4500);
-                WriteMsr(a, Command, 0xC4608);
+                StartOther(a, o =>
+                {
+                    o.mov(ecx, ApicBase);
+                    o.rdmsr();
+                    o.or(eax, 0xC00);
+                    o.wrmsr();
+                    WriteMsr(o, Spurious, 0x1FF);
+                    WriteMsr(o, Command, Vector, 0);
+                    o.cli();
+                    o.hlt();
+                });
                 WaitFor(a, 1);
                 End(a);
             },
@@ -159,6 +155,63 @@ public sealed class KernelTests
         await using VirtualMachine machine = new(options, Open(kind, place));
         await machine.StartAsync();
         Assert.Equal(new MachineExit(MachineExitKind.DebugExit, 3), await machine.WaitForExitAsync(s_patience));
+    }
+
+    /// <summary>One vCPU spins with interrupts off for ever: pause, resume and the other vCPU do not wait for it.</summary>
+    [Theory, MemberData(nameof(Places))]
+    public async Task ASpinningProcessorStarvesNobody(string kind, KvmLocalApicMode place)
+    {
+        TaskCompletionSource started = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        MachineOptions options = Describe(
+            kind,
+            a =>
+            {
+                Label loop = a.CreateLabel();
+                Prepare(a);
+                StartOther(a, o =>
+                {
+                    Label wait = o.CreateLabel();
+                    o.mov(dx, 0x3F8);
+                    o.mov(al, (byte)'r');
+                    o.@out(dx, al);
+                    o.mov(dx, 0x3FD);
+                    o.Label(ref wait);
+                    o.@in(al, dx);
+                    o.test(al, 1);
+                    o.je(wait);
+                    o.mov(dx, 0x3F8);
+                    o.@in(al, dx);
+                    o.@out(DebugExit, al);
+                });
+                a.cli();
+                a.Label(ref loop);
+                a.jmp(loop);
+            },
+            _ => started.TrySetResult(),
+            cpus: 2);
+        await using VirtualMachine machine = new(options, Open(kind, place));
+        await machine.StartAsync();
+        await started.Task.WaitAsync(s_patience, TestContext.Current.CancellationToken);
+        for (int i = 0; i < 5; i++)
+        {
+            await machine.PauseAsync().WaitAsync(s_patience, TestContext.Current.CancellationToken);
+            await machine.ResumeAsync();
+        }
+        await machine.SendSerialAsync(new byte[] { 21 }, TestContext.Current.CancellationToken);
+        Assert.Equal(new MachineExit(MachineExitKind.DebugExit, 43), await machine.WaitForExitAsync(s_patience));
+    }
+
+    // INIT and a start-up IPI to the others; their code is put at 8000H.
+    private static void StartOther(Assembler a, Action<Assembler> write)
+    {
+        using MemoryStream other = new();
+        Assembler o = new(16);
+        write(o);
+        o.Assemble(new StreamCodeWriter(other), 0);
+        for (int i = 0; i < other.Length; i++)
+            a.mov(__byte_ptr[0x8000 + i], other.ToArray()[i]);
+        WriteMsr(a, Command, 0xC4500);
+        WriteMsr(a, Command, 0xC4608);
     }
 
     /// <summary>A timer that runs goes on where the state is put back, whoever keeps the local APIC there.</summary>

@@ -290,6 +290,53 @@ public sealed class SeamTests
         g.RunToHalt();
     }
 
+    /// <summary>What KVM_RUN may come back with: a failed entry with the processor's error number, what is not known with the hardware's reason, and each counted.</summary>
+    [Fact]
+    public void EveryReasonOfKvmIsTold()
+    {
+        using SmallGuest g = new("kvm");
+        g.Long(a => a.hlt());
+        KvmProcessor p = (KvmProcessor)g.Processor;
+        foreach ((uint reason, ulong number, ExitReason expected, ulong detail, string counter) in ((uint, ulong, ExitReason, ulong, string)[])
+            [
+                ((uint)KvmExit.FailEntry, 0x8000_0021, ExitReason.FailedEntry, 0x8000_0021, "kvm-failed-entry"),
+                ((uint)KvmExit.FailEntry, ulong.MaxValue, ExitReason.FailedEntry, ulong.MaxValue, "kvm-failed-entry"),
+                ((uint)KvmExit.Unknown, 0x31, ExitReason.Unknown, 0x31, "kvm-unknown"),
+                ((uint)KvmExit.InternalError, 4, ExitReason.InternalError, 4, "kvm-internal-error"),
+                (27, 0x31, ExitReason.Unknown, 27, "kvm-exit-27"),
+                (uint.MaxValue, 0x31, ExitReason.Unknown, uint.MaxValue, "kvm-exit-63"),
+                ((uint)KvmExit.Shutdown, 0, ExitReason.Shutdown, 0, "kvm-shutdown"),
+            ])
+        {
+            long before = p.Counters.Named.GetValueOrDefault(counter);
+            Assert.True(p.Serve(reason, number, g.World, out ProcessorExit exit));
+            Assert.Equal((expected, detail, before + 1), (exit.Reason, exit.Detail, p.Counters.Named[counter]));
+        }
+        // Those that have been served do not leave.
+        foreach (KvmExit reason in (KvmExit[])[KvmExit.InterruptWindowOpen, KvmExit.Interrupted, KvmExit.SetTpr, KvmExit.Halt])
+            Assert.False(p.Serve((uint)reason, 0, g.World, out _));
+        Assert.Empty(g.World.Log);
+    }
+
+    /// <summary>Memory that is not there: an error that names what there is, and nothing written; the guest goes on.</summary>
+    [Theory, MemberData(nameof(Kinds))]
+    public void MemoryThatIsNotThereIsRefused(string kind)
+    {
+        using SmallGuest g = new(kind);
+        g.Long(a => a.hlt());
+        const ulong End = 4 << 20;
+        foreach ((ulong address, int bytes) in ((ulong, int)[])[(End, 1), (End - 4, 8), (ulong.MaxValue - 3, 8), (1UL << 40, 16)])
+        {
+            byte[] data = [.. Enumerable.Repeat((byte)0xA5, bytes)];
+            ArgumentOutOfRangeException e = Assert.Throws<ArgumentOutOfRangeException>(() => g.Memory.Write(new(address), data));
+            Assert.Contains("0x3fffff", e.Message, StringComparison.Ordinal);
+            Assert.False(g.Memory.TryRead(new(address), data));
+            Assert.All(data, b => Assert.Equal(0xA5, b));
+        }
+        Assert.Equal(0u, g.Memory.Read<uint>(new(End - 4)));
+        g.RunToHalt();
+    }
+
     [Theory, MemberData(nameof(Kinds))]
     public void AStateComesBackAsItWasSet(string kind)
     {

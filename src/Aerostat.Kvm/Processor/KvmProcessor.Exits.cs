@@ -52,6 +52,14 @@ internal sealed unsafe partial class KvmProcessor
         return true;
     }
 
+    /// <summary>Serves an exit as if KVM_RUN had come back with it, for reasons that no guest can be made to have. The vCPU is not in the guest.</summary>
+    internal bool Serve(uint reason, ulong hardwareReason, IExitHandler handler, out ProcessorExit exit)
+    {
+        run->ExitReason = reason;
+        run->HardwareReason = hardwareReason;
+        return Dispatch(handler, out exit);
+    }
+
     private static bool Nothing(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
     {
         exit = default;
