@@ -16,7 +16,7 @@ public sealed class FreezeTests
         while [ ! -e /dev/vmbus/hv_vss ]; do sleep 0.1; done
         echo WITHOUT-DAEMON
         read -r line < /dev/ttyS0
-        hv_vss_daemon -n &
+        $FREEZER &
         hv_kvp_daemon -n &
         until dmesg | grep -q 'VSS: userspace daemon'; do sleep 0.1; done
         echo WITH-DAEMON
@@ -28,11 +28,15 @@ public sealed class FreezeTests
     private const int Superblock = 1024, IncompatibleFeatures = 0x60;
     private const uint NeedsRecovery = 4;
 
-    [Fact]
-    public async Task WritersAreHeldUpAndTheCopyNeedsNoRecovery()
+    [Theory]
+    [InlineData("hv_vss_daemon -n")]
+    [InlineData("aerostat-agent")]
+    [InlineData("aerostat-agent --netlink")]
+    public async Task WritersAreHeldUpAndTheCopyNeedsNoRecovery(string freezer)
     {
         CancellationToken token = TestContext.Current.CancellationToken;
-        IReadOnlyList<InitramfsFile> daemons = FrozenGuest.Daemons();
+        bool agent = freezer.StartsWith("aerostat-agent", StringComparison.Ordinal);
+        IReadOnlyList<InitramfsFile> daemons = agent ? [.. FrozenGuest.Daemons(), .. FrozenGuest.Agent()] : FrozenGuest.Daemons();
         DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-freeze-");
         try
         {
@@ -41,7 +45,7 @@ public sealed class FreezeTests
             FreezeResult? result = null;
             long before = 0, during = 0;
             BootOutcome outcome = await Guest.BootAsync(
-                accelerator: "translator", personality: "hyperv", modules: FrozenGuest.Modules, script: Script, devices: [new DiskOptions(disk)],
+                accelerator: "translator", personality: "hyperv", modules: FrozenGuest.Modules, script: $"FREEZER='{freezer}'\n{Hook}{Script}", devices: [new DiskOptions(disk)],
                 files: daemons,
                 companion: async (machine, console) =>
                 {
@@ -77,6 +81,12 @@ public sealed class FreezeTests
             Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
             foreach (string said in (string[])["Vmbus version:5.3", "Heartbeat IC version 3.0", "Shutdown IC version 3.2", "TimeSync IC version 4.0", "VSS IC version 5.0", "KVP IC version 4.0"])
                 Assert.Contains(said, outcome.Console, StringComparison.Ordinal);
+            if (agent)
+            {
+                Assert.Contains("aerostat-agent", outcome.Console, StringComparison.Ordinal);
+                // Before the writers were held up, and after they went on.
+                Assert.Matches(@"HOOK=freeze(?s:.*)HOOK=thaw", outcome.Console);
+            }
             // A line may have been on its way to the console.
             Assert.InRange(during, before, before + 1);
             Assert.False(result!.ByWatchdog);
@@ -91,6 +101,71 @@ public sealed class FreezeTests
             folder.Delete(recursive: true);
         }
     }
+
+    /// <summary>An agent that is killed cannot thaw: the next one does, and the host is not told that all was well.</summary>
+    [Fact]
+    public async Task AnAgentThatIsKilledWhileFrozenLeavesNothingFrozen()
+    {
+        CancellationToken token = TestContext.Current.CancellationToken;
+        IReadOnlyList<InitramfsFile> files = [.. FrozenGuest.Daemons(), .. FrozenGuest.Agent()];
+        DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-freeze-");
+        try
+        {
+            string disk = Path.Combine(folder.FullName, "disk.img");
+            await FrozenGuest.MakeExt4Async(disk, 32 << 20);
+            BootOutcome outcome = await Guest.BootAsync(
+                accelerator: "translator", personality: "hyperv", modules: FrozenGuest.Modules, devices: [new DiskOptions(disk)], files: files,
+                script: """
+                    while read -r m; do insmod $m || echo FAILED=$m; done < /etc/modules
+                    mkdir -p /mnt /run
+                    mount -t ext4 /dev/vda /mnt || echo FAILED=mount
+                    while [ ! -e /dev/vmbus/hv_vss ]; do sleep 0.1; done
+                    while :; do aerostat-agent; echo AGENT=$?; done &
+                    until dmesg | grep -q 'VSS: userspace daemon'; do sleep 0.1; done
+                    (n=0; while :; do n=$((n + 1)); echo $n > /mnt/count; sync; echo WROTE=$n; sleep 0.05; done) &
+                    while read -r line < /dev/ttyS0; do
+                        [ "$line" = kill ] || break
+                        killall -9 aerostat-agent
+                    done
+                    """,
+                companion: async (machine, console) =>
+                {
+                    try
+                    {
+                        Assert.True(await console.WaitForAsync("WROTE=3\r", token), console.Text);
+                        FreezeException e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
+                        {
+                            await machine.SendSerialAsync("kill\n"u8.ToArray(), token);
+                            long frozen = Written(console);
+                            // It goes on without the host.
+                            Assert.True(await console.WaitForAsync($"WROTE={frozen + 5}\r", token), console.Text);
+                        }));
+                        Assert.Contains("were frozen until now", e.Message, StringComparison.Ordinal);
+                        // And the next one is whole again.
+                        Assert.False((await machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask)).ByWatchdog);
+                        await machine.SendSerialAsync("end\n"u8.ToArray(), token);
+                    }
+                    catch
+                    {
+                        await machine.StopAsync();
+                        throw;
+                    }
+                });
+            Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff, $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");
+            Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
+    private const string Hook = """
+        mkdir -p /etc/aerostat-agent/hooks /run
+        printf '#!/bin/sh\necho HOOK=$1 > /dev/ttyS0\n' > /etc/aerostat-agent/hooks/one
+        chmod 755 /etc/aerostat-agent/hooks/one
+
+        """;
 
     private static long Written(SerialTranscript console) => long.Parse(
         console.Text.Split('\n').Select(l => l.Trim()).Last(l => l.StartsWith("WROTE=", StringComparison.Ordinal))[6..], CultureInfo.InvariantCulture);

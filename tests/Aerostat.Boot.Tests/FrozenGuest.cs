@@ -47,4 +47,23 @@ internal static class FrozenGuest
         await process.WaitForExitAsync(TestContext.Current.CancellationToken);
         return (process.ExitCode, output + await errors);
     }
+
+    // What the agent's runtime wants besides the C library.
+    private static readonly string[] s_libraries = ["libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2", "librt.so.1", "libpthread.so.0"];
+
+    /// <summary>Our own agent, with libraries; goes with <see cref="Daemons"/>, which has the C library. Skips the test when it is not built.</summary>
+    public static IReadOnlyList<InitramfsFile> Agent()
+    {
+        string program = Path.Combine(
+            Environment.GetEnvironmentVariable("AEROSTAT") is { Length: > 0 } built ? Path.GetDirectoryName(built) ?? "/" : Path.Combine(SourceTree(), "out"), "guest", "aerostat-agent");
+        Assert.SkipUnless(File.Exists(program), $"no {program}: './dev build' makes it");
+        string library = Path.Combine(Guest.Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
+        return
+        [
+            new("bin/aerostat-agent", program, true),
+            .. s_libraries.Select(l => new InitramfsFile($"lib/x86_64-linux-gnu/{l}", File.ResolveLinkTarget(Path.Combine(library, l), returnFinalTarget: true)?.FullName ?? Path.Combine(library, l), true)),
+        ];
+    }
+
+    private static string SourceTree([System.Runtime.CompilerServices.CallerFilePath] string here = "") => Path.GetFullPath(Path.Combine(Path.GetDirectoryName(here)!, "..", ".."));
 }

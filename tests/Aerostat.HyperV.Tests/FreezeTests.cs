@@ -173,6 +173,20 @@ public sealed class FreezeTests : IDisposable
         Assert.Contains(bus.Journal, l => l.Contains("watchdog", StringComparison.Ordinal));
     }
 
+    /// <summary>A thaw that the guest answers with an error may come after another thaw: then nobody may say that the file systems were frozen.</summary>
+    [Fact]
+    public void AThawThatWasTooLateIsNoSuccess()
+    {
+        Connect();
+        Frozen();
+        Task<FreezeResult> thaw = Volumes.ThawAsync();
+        channel.Answer(Expect(Thaw), NoDaemon);
+        Pass(1.1);
+        channel.Answer(Expect(Thaw));
+        Assert.Contains("were frozen until now", Failure(thaw), StringComparison.Ordinal);
+        Assert.Equal(FreezePhase.Idle, Volumes.Phase);
+    }
+
     [Fact]
     public void AThawThatIsNotConfirmedEndsWithTheChannelTakenAway()
     {

@@ -218,6 +218,8 @@ public sealed class VolumeSnapshots : IntegrationComponent
                 break;
             case FreezePhase.Thawing:
                 thawTwice = false;
+                // They may have been thawed before: by the daemon's own watchdog, or by a new daemon after one that was killed.
+                current!.Failure ??= $"the guest does not confirm that its file systems were frozen until now (0x{status:x8}); its log says why";
                 ThawAgain();
                 break;
             default:
