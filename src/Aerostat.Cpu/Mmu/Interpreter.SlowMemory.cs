@@ -121,8 +121,8 @@ internal sealed unsafe partial class Interpreter
             return Outcome.Next;
         }
         FillTlb(s, s->TlbSet, linear, t, writeAllowed: true);
-        // The first zero of a page that is to be cleared (see RepeatStore).
-        if (value != 0 || (t.Gpa & 4095) != 0 || !Memory.IsHole(t.Gpa))
+        // The first zeros of a page that is to be cleared (see RepeatStore): one, or two where writes are logged.
+        if (value != 0 || !Memory.IsHole(t.Gpa))
             WriteSized(page + (t.Gpa & 4095), size, value);
         return NotifyStore(s, t.Gpa, size);
     }
