@@ -31,7 +31,7 @@ public sealed class DriverTests
     // The device has threads of its own.
     private static void Until(BalloonDriver driver, HostPlatform platform, Func<bool> condition)
     {
-        for (int i = 0; i < 6000; i++)
+        for (int i = 0; i < 30_000; i++)
         {
             while (driver.Service())
             {
