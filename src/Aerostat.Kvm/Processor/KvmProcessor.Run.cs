@@ -33,12 +33,13 @@ internal sealed unsafe partial class KvmProcessor
             Plant(all: true);
             BeginStepOver();
             ProcessorExit exit = Loop(handler);
-            EndStepOver();
             timestamp.Anchor();
             return exit;
         }
         finally
         {
+            // Also after an error: others may be waiting for this one to have stepped.
+            EndStepOver();
             Leave();
         }
     }
