@@ -5,7 +5,7 @@ using Aerostat.Guest.Agent;
 // What is not known here is an error, one line.
 TimeSpan limit = TimeSpan.FromSeconds(300), hookLimit = TimeSpan.FromSeconds(30);
 string hookFolder = "/etc/aerostat-agent/hooks";
-bool netlink = false, console = false, list = false, thaw = false;
+bool netlink = false, console = false, list = false, thaw = false, keyValues = true;
 for (int i = 0; i < args.Length; i++)
 {
     string? value = i + 1 < args.Length ? args[i + 1] : null;
@@ -16,6 +16,9 @@ for (int i = 0; i < args.Length; i++)
             break;
         case "--console":
             console = true;
+            break;
+        case "--no-kvp":
+            keyValues = false;
             break;
         case "--list":
             list = true;
@@ -36,11 +39,13 @@ for (int i = 0; i < args.Length; i++)
         case "--help":
             Console.WriteLine("""
                 usage: aerostat-agent [options]
-                Freezes this guest's file systems when the host asks for it (Hyper-V volume snapshots).
+                Freezes this guest's file systems when the host asks for it (Hyper-V volume snapshots),
+                and tells the host what the guest is (key/value exchange).
                   --netlink             use the netlink connector in place of /dev/vmbus/hv_vss
                   --limit SECONDS       thaw after that long, whatever happens (300)
                   --hooks FOLDER        run its programs with 'freeze' before and with 'thaw' after (/etc/aerostat-agent/hooks)
                   --hook-limit SECONDS  for each of them (30)
+                  --no-kvp              no key/value exchange: hv_kvp_daemon does that
                   --console             messages to standard error too
                   --thaw                only thaw what an agent left frozen that was killed
                   --list                only say what would be frozen, in order
@@ -87,6 +92,9 @@ foreach (Freezable f in fileSystems.List())
     if (fileSystems.Open(f) is >= 0 and var descriptor)
         fileSystems.Close(descriptor);
 
+using CancellationTokenSource ending = new();
+if (keyValues)
+    new Thread(() => new KeyValues("/var/lib/hyperv", KeyValues.GuestFacts, log).Run(ending.Token)) { IsBackground = true }.Start();
 int said = 0;
 while (!stopped.IsSet)
 {
@@ -105,4 +113,5 @@ while (!stopped.IsSet)
     if (agent.Serve(channel) is < 0 and var gone)
         log.Write(LogLevel.Notice, $"the kernel's side has gone: {Host.Text(gone)}; registering again");
 }
+ending.Cancel();
 return 0;
