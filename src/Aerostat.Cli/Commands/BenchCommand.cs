@@ -10,7 +10,7 @@ namespace Aerostat.Cli;
 /// <summary><c>aerostat bench</c>: what this build costs, compared with a peer on the same machine in the same run.</summary>
 internal static class BenchCommand
 {
-    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { CreateBoot(), CreateCpu(), CreateExits(), CreateMemory(), CreatePrograms(), CreateSnapshots(), CreateSoak() };
+    public static Command Create() => new("bench", "Measure, next to a peer where there is one.") { BenchBackupCommands.Rates(), BenchBackupCommands.Soak(), CreateBoot(), CreateCpu(), CreateExits(), CreateMemory(), CreatePrograms(), CreateSnapshots(), CreateSoak() };
 
     private static Command CreateBoot()
     {

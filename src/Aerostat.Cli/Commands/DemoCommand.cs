@@ -39,6 +39,7 @@ internal static class DemoCommand
         Option<string> accelerator = MachineArguments.Accelerator();
         Command command = new("demo", "Boot a stock Linux kernel, run a short session in it, and sum up.") { kernel, busybox, modules, memory, cpus, accelerator };
         command.Add(DemoVmwareCommand.Create());
+        command.Add(DemoBackupCommand.Create());
         command.Add(DemoGuestCommand.Create());
         command.SetAction(async (result, _) =>
         {

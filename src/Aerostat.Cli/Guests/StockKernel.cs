@@ -37,6 +37,22 @@ internal static class StockKernel
             : throw new ConfigurationException($"{folder} is not a root file system with programs; give --root DIR, or run './dev bench programs' in a clone, which fetches Debian's");
     }
 
+    /// <summary>Debian's hv_vss_daemon and hv_kvp_daemon with their C library, from the cache, for an initramfs.</summary>
+    /// <exception cref="ConfigurationException">They are not there.</exception>
+    public static IReadOnlyList<InitramfsFile> HyperVDaemons()
+    {
+        string daemons = Path.Combine(Cache, "hyperv", "usr", "sbin"), library = Path.Combine(Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
+        return File.Exists(Path.Combine(daemons, "hv_vss_daemon")) && File.Exists(Path.Combine(library, "libc.so.6"))
+            ?
+            [
+                new("bin/hv_vss_daemon", Path.Combine(daemons, "hv_vss_daemon"), true),
+                new("bin/hv_kvp_daemon", Path.Combine(daemons, "hv_kvp_daemon"), true),
+                new("lib64/ld-linux-x86-64.so.2", Path.Combine(library, "ld-linux-x86-64.so.2"), true),
+                new("lib/x86_64-linux-gnu/libc.so.6", Path.Combine(library, "libc.so.6"), true),
+            ]
+            : throw new ConfigurationException($"no hv_vss_daemon in {daemons}, or no C library in {library}; './dev demo backup' in a clone fetches them");
+    }
+
     /// <summary>The modules given, else those next to the kernel or the host's of that release, else none.</summary>
     public static KernelModules? Modules(string? given, string kernel)
     {

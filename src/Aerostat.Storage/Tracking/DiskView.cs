@@ -182,6 +182,9 @@ public sealed class DiskView
             return 1;
         }
         kind = ViewRun.Data;
+        // Reading a hole costs the host pages of zeros.
+        if (extent.Kind == DiskExtentKind.Data)
+            count = (int)Math.Min(count, (long)((from + extent.Length + TrackedDisk.BlockSize - 1) / TrackedDisk.BlockSize) - block);
         ulong length = Math.Min((ulong)count * TrackedDisk.BlockSize, Length - from);
         if (disk.Inner.Read(from, [buffer.Part(offset, (int)length)]) != DiskResult.Done)
         {
