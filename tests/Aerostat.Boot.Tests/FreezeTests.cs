@@ -1,4 +1,5 @@
 using System.Globalization;
+using Aerostat.Devices;
 using Aerostat.HyperV;
 using Aerostat.Loader;
 using Aerostat.Machine;

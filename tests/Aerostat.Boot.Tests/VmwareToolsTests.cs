@@ -1,4 +1,5 @@
 using System.Text;
+using Aerostat.Devices;
 using Aerostat.Loader;
 using Aerostat.Machine;
 using Aerostat.VMware;
@@ -94,12 +95,15 @@ public sealed class VmwareToolsTests
                     if (!await console.WaitForAsync("TICK 3"))
                         return;
                     await Until(machine, () => tools.PowerState is not null);
-                    frozen = await tools.FreezeAsync();
-                    await Task.Delay(1500);
-                    before = Ticks(console.Text);
-                    await Task.Delay(1500);
-                    during = Ticks(console.Text);
-                    thawed = await tools.ThawAsync();
+                    FreezeResult result = await machine.FreezeAsync(new FreezeOptions(), async () =>
+                    {
+                        frozen = machine.Freezer!.Phase == FreezePhase.Frozen;
+                        await Task.Delay(1500);
+                        before = Ticks(console.Text);
+                        await Task.Delay(1500);
+                        during = Ticks(console.Text);
+                    });
+                    thawed = !result.ByWatchdog && result.FrozenTime > TimeSpan.FromSeconds(2);
                     await Until(machine, () => Ticks(console.Text) > during + 2);
                     await machine.SendSerialAsync("\n"u8.ToArray());
                     if (!await console.WaitForAsync("LOG-END"))

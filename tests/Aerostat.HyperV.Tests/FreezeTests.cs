@@ -1,3 +1,5 @@
+using Aerostat.Devices;
+
 namespace Aerostat.HyperV.Tests;
 
 /// <summary>The host's side of freezing a guest's file systems, with a guest that does what a test wants.</summary>

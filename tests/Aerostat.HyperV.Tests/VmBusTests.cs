@@ -1,3 +1,4 @@
+using Aerostat.Devices;
 using System.Buffers.Binary;
 using Aerostat.Memory;
 

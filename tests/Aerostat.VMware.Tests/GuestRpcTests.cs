@@ -1,4 +1,5 @@
 using System.Text;
+using Aerostat.Devices;
 
 namespace Aerostat.VMware.Tests;
 
@@ -185,7 +186,7 @@ public sealed class GuestRpcTests : IDisposable
     }
 
     [Fact]
-    public async Task FreezeAndThaw()
+    public async Task TheToolsFreezeAndThaw()
     {
         CancellationToken cancellation = TestContext.Current.CancellationToken;
         Channel channel = Open(world, Tclo)!;
@@ -219,6 +220,86 @@ public sealed class GuestRpcTests : IDisposable
         Assert.Equal("vmbackup.start 0", Poll(world, channel, ""));
         Poll(world, channel, "ERROR Quiesce failed");
         Assert.False(await frozen);
+    }
+
+    private Channel StartTools()
+    {
+        Channel channel = Open(world, Tclo)!;
+        string answer = "";
+        while (Poll(world, channel, answer) is not null)
+            answer = "OK ";
+        return channel;
+    }
+
+    /// <summary>Has the tools freeze; it is done when they have said so.</summary>
+    private async Task FreezeAsync(ToolsFreezer freezer, Channel channel, FreezeOptions? options = null)
+    {
+        Task frozen = freezer.FreezeAsync(options ?? new FreezeOptions());
+        Assert.Equal("vmbackup.start 0", Poll(world, channel, ""));
+        Poll(world, channel, "OK ");
+        Assert.Equal(FreezePhase.Freezing, freezer.Phase);
+        world.Clock.Advance(40);
+        Ask("vmbackup.eventSet prov.snapshotCommit 0 ");
+        await frozen;
+        Assert.Equal(FreezePhase.Frozen, freezer.Phase);
+    }
+
+    [Fact]
+    public async Task TheHostFreezesAndThaws()
+    {
+        ToolsFreezer freezer = new(world.Tools, world.Clock);
+        Assert.Contains("open-vm-tools", (await Assert.ThrowsAsync<FreezeException>(() => freezer.FreezeAsync(new FreezeOptions()))).Message, StringComparison.Ordinal);
+        Assert.Contains("nothing is frozen", (await Assert.ThrowsAsync<FreezeException>(freezer.ThawAsync)).Message, StringComparison.Ordinal);
+        Channel channel = StartTools();
+        await FreezeAsync(freezer, channel);
+        Assert.Contains("under way", (await Assert.ThrowsAsync<FreezeException>(() => freezer.FreezeAsync(new FreezeOptions()))).Message, StringComparison.Ordinal);
+        Task<FreezeResult> thawed = freezer.ThawAsync(), again = freezer.ThawAsync();
+        world.Clock.Advance(10);
+        Assert.Equal("vmbackup.snapshotDone", Poll(world, channel, ""));
+        Poll(world, channel, "OK ");
+        Ask("vmbackup.eventSet req.done 0 ");
+        Assert.Equal(new FreezeResult(TimeSpan.FromMilliseconds(40), TimeSpan.FromMilliseconds(10), false), await thawed);
+        Assert.Equal(await thawed, await again);
+        Assert.Equal(FreezePhase.Idle, freezer.Phase);
+
+        // The tools lose patience: what was copied may have changed, and the next freeze is not held up.
+        await FreezeAsync(freezer, channel);
+        Ask("vmbackup.eventSet req.aborted 4 timeout");
+        Assert.Equal(FreezePhase.Idle, freezer.Phase);
+        await Assert.ThrowsAsync<FreezeException>(freezer.ThawAsync);
+        await FreezeAsync(freezer, channel);
+        // The tools go.
+        Assert.Equal(Success, Step(world, 6, channel, 0));
+        await Assert.ThrowsAsync<FreezeException>(freezer.ThawAsync);
+        Assert.Equal(FreezePhase.Idle, freezer.Phase);
+    }
+
+    [Fact]
+    public async Task WhatTheHostForgetsIsThawed()
+    {
+        ToolsFreezer freezer = new(world.Tools, world.Clock);
+        Channel channel = StartTools();
+        await FreezeAsync(freezer, channel, new FreezeOptions { Watchdog = TimeSpan.FromSeconds(5) });
+        // A copy of a frozen guest is thawed.
+        Assert.Contains("vmbackup.abort", world.Tools.Save().Commands);
+        world.Clock.Advance(4999);
+        Assert.Equal(FreezePhase.Frozen, freezer.Phase);
+        world.Clock.Advance(1);
+        Assert.Equal("vmbackup.snapshotDone", Poll(world, channel, ""));
+        Assert.Equal(FreezePhase.Thawing, freezer.Phase);
+        Task<FreezeResult> thawed = freezer.ThawAsync();
+        Poll(world, channel, "OK ");
+        Ask("vmbackup.eventSet req.done 0 ");
+        Assert.True((await thawed).ByWatchdog);
+        Assert.DoesNotContain("vmbackup.abort", world.Tools.Save().Commands);
+
+        // Tools that do not answer: the freeze is given up, and they are told so.
+        Task late = freezer.FreezeAsync(new FreezeOptions { Deadline = TimeSpan.FromSeconds(3) });
+        Assert.Equal("vmbackup.start 0", Poll(world, channel, ""));
+        world.Clock.Advance(3000);
+        Assert.Contains("within 3 s", (await Assert.ThrowsAsync<FreezeException>(() => late)).Message, StringComparison.Ordinal);
+        Assert.Equal("vmbackup.abort", Poll(world, channel, "OK "));
+        Assert.Equal(FreezePhase.Idle, freezer.Phase);
     }
 
     /// <summary>A message that a snapshot cut in two is sent again, from its size on; channels and variables are there.</summary>

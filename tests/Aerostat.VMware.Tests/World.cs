@@ -3,7 +3,7 @@ using Aerostat.Processors;
 
 namespace Aerostat.VMware.Tests;
 
-/// <summary>A clock that goes on when it is told to, and calls its timers then.</summary>
+/// <summary>A clock that goes on when it is told to, and calls the timers that are due then.</summary>
 internal sealed class ManualClock : TimeProvider
 {
     private readonly List<Timer> timers = [];
@@ -28,15 +28,30 @@ internal sealed class ManualClock : TimeProvider
     public override ITimer CreateTimer(TimerCallback callback, object? state, TimeSpan dueTime, TimeSpan period)
     {
         Timer timer = new(this, () => callback(state));
+        timer.Change(dueTime, period);
         timers.Add(timer);
         return timer;
     }
 
-    private sealed class Timer(ManualClock owner, Action call) : ITimer
+    private sealed class Timer(ManualClock owner, Action callback) : ITimer
     {
-        public Action Call => call;
+        private double due;
+        private TimeSpan period;
 
-        public bool Change(TimeSpan dueTime, TimeSpan period) => true;
+        public void Call()
+        {
+            if (owner.Milliseconds < due)
+                return;
+            due = period > TimeSpan.Zero ? owner.Milliseconds + period.TotalMilliseconds : double.PositiveInfinity;
+            callback();
+        }
+
+        public bool Change(TimeSpan dueTime, TimeSpan period)
+        {
+            due = dueTime < TimeSpan.Zero ? double.PositiveInfinity : owner.Milliseconds + dueTime.TotalMilliseconds;
+            this.period = period;
+            return true;
+        }
 
         public void Dispose() => owner.timers.Remove(this);
 

@@ -1,5 +1,5 @@
 using System.Diagnostics;
-using Aerostat.HyperV;
+using Aerostat.Devices;
 using Aerostat.Machine;
 using Aerostat.Storage;
 
@@ -184,7 +184,7 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
         string reason;
         try
         {
-            VolumeSnapshots? volumes = machine.IntegrationComponents?.Volumes;
+            IVolumeFreezer? volumes = machine.Freezer;
             Task<FreezeResult> freeze = machine.FreezeAsync(new FreezeOptions { Deadline = options.FreezeDeadline }, () =>
             {
                 // Given up meanwhile: whoever waited has gone, and the guest is thawed at once.

@@ -1,6 +1,6 @@
 using System.Text.Json;
 using System.Text.Json.Serialization;
-using Aerostat.HyperV;
+using Aerostat.Devices;
 using Aerostat.Machine;
 
 namespace Aerostat.Control;
@@ -33,7 +33,7 @@ internal sealed class FreezeVerb() : ControlVerb<FreezeArguments, FreezeAnswer>(
     {
         if (arguments.Timeout is not (> 0 and <= Longest) || arguments.Watchdog is not (> 0 and <= Longest))
             throw new ControlException(ControlErrorKind.Usage, $"freeze: timeout and watchdog are above 0 and up to {Longest} seconds");
-        VolumeSnapshots volumes = Find(machine.Machine, Name);
+        IVolumeFreezer volumes = Find(machine.Machine, Name);
         if (machine.Machine.State != MachineState.Running)
             throw new ControlException(ControlErrorKind.Refused, "freeze: the machine does not run, and its guest can do nothing; resume it first");
         try
@@ -47,8 +47,8 @@ internal sealed class FreezeVerb() : ControlVerb<FreezeArguments, FreezeAnswer>(
         return new FreezeAnswer("frozen", arguments.Watchdog);
     }
 
-    internal static VolumeSnapshots Find(VirtualMachine machine, string verb) => machine.IntegrationComponents?.Volumes
-        ?? throw new ControlException(ControlErrorKind.Refused, $"{verb}: only guests with --personality hyperv can be asked to freeze their file systems");
+    internal static IVolumeFreezer Find(VirtualMachine machine, string verb) => machine.Freezer
+        ?? throw new ControlException(ControlErrorKind.Refused, $"{verb}: only guests with --personality hyperv or vmware can be asked to freeze their file systems");
 }
 
 /// <summary><c>thaw</c>: has it thaw them.</summary>

@@ -1,50 +1,8 @@
 using System.Buffers.Binary;
 using System.Globalization;
+using Aerostat.Devices;
 
 namespace Aerostat.HyperV;
-
-/// <summary>Where the host stands with the guest's file systems.</summary>
-public enum FreezePhase
-{
-    /// <summary>Nothing is under way.</summary>
-    Idle,
-    /// <summary>The guest is asked whether it can.</summary>
-    Probing,
-    /// <summary>The guest is writing out what is dirty, and holds writers up.</summary>
-    Freezing,
-    /// <summary>Nothing changes on the guest's disks.</summary>
-    Frozen,
-    /// <summary>The guest has been told to go on.</summary>
-    Thawing,
-    /// <summary>The guest does not confirm that it goes on; its channel has been taken away, which makes its daemon let go.</summary>
-    Failed,
-}
-
-/// <summary>The guest's file systems could not be frozen or thawed; the message says why, for people.</summary>
-public sealed class FreezeException : Exception
-{
-    /// <summary>Says why.</summary>
-    public FreezeException(string message)
-        : base(message)
-    {
-    }
-}
-
-/// <summary>How long the host waits.</summary>
-public sealed record FreezeOptions
-{
-    /// <summary>For the answer to the freeze: the guest may have much to write.</summary>
-    public TimeSpan Deadline { get; init; } = TimeSpan.FromSeconds(60);
-
-    /// <summary>How long the guest may stay frozen before the watchdog thaws it.</summary>
-    public TimeSpan Watchdog { get; init; } = TimeSpan.FromSeconds(30);
-}
-
-/// <summary>How a freeze went.</summary>
-/// <param name="FreezeTime">From the host's request to the guest's answer.</param>
-/// <param name="FrozenTime">From the answer to the freeze to the answer to the thaw.</param>
-/// <param name="ByWatchdog">Whether the watchdog ended it, or something else that was not the one who asked for it: what was copied may have changed meanwhile.</param>
-public sealed record FreezeResult(TimeSpan FreezeTime, TimeSpan FrozenTime, bool ByWatchdog);
 
 /// <summary>
 /// The host's side of the volume snapshot component: asks the guest's driver, which asks its daemon, to freeze every file system, and to thaw them. One
@@ -52,7 +10,7 @@ public sealed record FreezeResult(TimeSpan FreezeTime, TimeSpan FrozenTime, bool
 /// nothing in the guest ever thaws by itself.
 /// </summary>
 /// <remarks>The bus's thread, but for what says otherwise.</remarks>
-public sealed class VolumeSnapshots : IntegrationComponent
+public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
 {
     private const byte HotBackup = 2, FreezeOperation = 5, ThawOperation = 6;
 
@@ -75,7 +33,10 @@ public sealed class VolumeSnapshots : IntegrationComponent
     /// <inheritdoc/>
     public override ChannelOffer Offer { get; } = new(new("35fa2e29-ea23-4236-96ae-3a6ebacba440"), new("2450ee40-33bf-4fbd-892e-9fb06e9214cf"));
 
-    /// <summary>Where the host stands. Any thread.</summary>
+    /// <inheritdoc/>
+    public string Dialect => "hyperv";
+
+    /// <inheritdoc/>
     public FreezePhase Phase => phase;
 
     /// <summary>Told of each change of <see cref="Phase"/> in a line, for a journal. Set before the machine runs.</summary>
@@ -103,10 +64,7 @@ public sealed class VolumeSnapshots : IntegrationComponent
         public string? Failure { get; set; }
     }
 
-    /// <summary>
-    /// Freezes the guest's file systems; the task completes when they are frozen. They stay so until <see cref="ThawAsync"/> or the watchdog. Any thread.
-    /// </summary>
-    /// <exception cref="FreezeException">They could not be frozen; they are not, or are being thawed again.</exception>
+    /// <inheritdoc/>
     public Task FreezeAsync(FreezeOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
@@ -117,8 +75,7 @@ public sealed class VolumeSnapshots : IntegrationComponent
         return transaction.Frozen.Task;
     }
 
-    /// <summary>Thaws the guest's file systems; the task completes when the guest has confirmed it. Any thread.</summary>
-    /// <exception cref="FreezeException">Nothing is frozen, or the guest does not confirm.</exception>
+    /// <inheritdoc/>
     public Task<FreezeResult> ThawAsync()
     {
         TaskCompletionSource<FreezeResult> done = new(TaskCreationOptions.RunContinuationsAsynchronously);

@@ -1,3 +1,4 @@
+using Aerostat.Devices;
 using Aerostat.HyperV;
 using Aerostat.Processors;
 
@@ -23,6 +24,9 @@ public sealed partial class VirtualMachine
     /// <summary>What the guest's own drivers and daemons do for the host; null: the machine has another personality. Any thread.</summary>
     public HyperVComponents? IntegrationComponents => board.HyperV?.Components;
 
+    /// <summary>What freezes the guest's file systems; null: the machine's personality has no way to. Any thread.</summary>
+    public IVolumeFreezer? Freezer => (IVolumeFreezer?)IntegrationComponents?.Volumes ?? board.Vmware?.Freezer;
+
     /// <summary>
     /// Freezes the guest's file systems, has something done while nothing changes on its disks, and thaws them, whatever happens meanwhile. Only when
     /// the answer says so were they frozen all the time.
@@ -35,7 +39,7 @@ public sealed partial class VirtualMachine
     {
         ArgumentNullException.ThrowIfNull(options);
         ArgumentNullException.ThrowIfNull(whileFrozen);
-        VolumeSnapshots volumes = IntegrationComponents?.Volumes ?? throw new InvalidOperationException("only guests with --personality hyperv can be asked to freeze their file systems");
+        IVolumeFreezer volumes = Freezer ?? throw new InvalidOperationException("only guests with --personality hyperv or vmware can be asked to freeze their file systems");
         if (state != MachineState.Running)
             throw new InvalidOperationException("the machine does not run, and its guest can do nothing");
         await volumes.FreezeAsync(options).ConfigureAwait(false);

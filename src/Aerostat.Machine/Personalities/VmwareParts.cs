@@ -17,6 +17,7 @@ internal sealed class VmwareParts
     {
         this.memory = memory;
         Tools = new GuestTools(clock, options.DeviceLog, transfers);
+        Freezer = new ToolsFreezer(Tools, clock);
         Backdoor = new VmwareBackdoor(new VmwareBackdoorOptions
         {
             Uuid = UuidOf(options.Name),
@@ -38,6 +39,8 @@ internal sealed class VmwareParts
     public VmciDevice Vmci { get; }
 
     public GuestTools Tools { get; }
+
+    public ToolsFreezer Freezer { get; }
 
     /// <summary>Connects a vCPU; <paramref name="thread"/> tells the host's number of its thread.</summary>
     public VmwareVcpu Connect(IVirtualProcessor processor, Func<int> thread) => new(Backdoor, Balloon, memory, processor.Timestamp, thread);

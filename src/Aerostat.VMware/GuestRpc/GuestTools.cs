@@ -159,11 +159,21 @@ public sealed class GuestTools : IDevice, IRpcEndpoint, ISavable<GuestToolsSaved
     public async Task<bool> RequestPowerAsync(GuestPowerOperation operation, CancellationToken cancellation = default) =>
         await SendAsync(operation == GuestPowerOperation.Halt ? "OS_Halt" : "OS_Reboot", cancellation).ConfigureAwait(false) is not null;
 
+    /// <summary>Whether the tools hold the file systems frozen.</summary>
+    internal bool IsFrozen
+    {
+        get
+        {
+            lock (channels.Gate)
+                return quiesce == QuiesceState.Frozen;
+        }
+    }
+
     /// <summary>
     /// Has the tools run what is to be run before a snapshot and freeze the file systems. True: they are frozen until <see cref="ThawAsync"/>, or until the
     /// tools lose patience.
     /// </summary>
-    public async Task<bool> FreezeAsync(CancellationToken cancellation = default)
+    internal async Task<bool> FreezeAsync(CancellationToken cancellation = default)
     {
         Task<bool> done;
         lock (channels.Gate)
@@ -192,7 +202,7 @@ public sealed class GuestTools : IDevice, IRpcEndpoint, ISavable<GuestToolsSaved
     }
 
     /// <summary>Tells the tools that the snapshot is taken. True: they have thawed what they froze, which had stayed frozen until now.</summary>
-    public async Task<bool> ThawAsync(CancellationToken cancellation = default)
+    internal async Task<bool> ThawAsync(CancellationToken cancellation = default)
     {
         Task<bool> done;
         lock (channels.Gate)
@@ -398,7 +408,8 @@ public sealed class GuestTools : IDevice, IRpcEndpoint, ISavable<GuestToolsSaved
                 Information = new SortedDictionary<string, string>(information, StringComparer.Ordinal),
                 Capabilities = [.. capabilities],
                 Version = version,
-                Commands = [.. commands.Where(c => c.Answer is null).Select(c => c.Text)],
+                // Whoever froze the guest that a copy is made of is not there for the copy.
+                Commands = [.. commands.Where(c => c.Answer is null).Select(c => c.Text), .. quiesce == QuiesceState.None ? [] : (ReadOnlySpan<string>)["vmbackup.abort"]],
             };
         }
     }
