@@ -1,5 +1,5 @@
-using Aerostat.Devices;
 using System.Buffers.Binary;
+using Aerostat.Devices;
 using Aerostat.Memory;
 
 namespace Aerostat.HyperV.Tests;
