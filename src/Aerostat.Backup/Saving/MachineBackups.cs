@@ -94,7 +94,7 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
             FreezeMilliseconds = moment.Frozen is null ? null : Math.Round(moment.Frozen.FreezeTime.TotalMilliseconds, 3),
             FrozenMilliseconds = moment.Frozen is null ? null : Math.Round(moment.Frozen.FrozenTime.TotalMilliseconds, 3),
             HeldMicroseconds = Math.Round(moment.Held.TotalMicroseconds, 1),
-            Guest = machine.IntegrationComponents?.KeyValues.Facts ?? new Dictionary<string, string>(),
+            Guest = machine.IntegrationComponents?.KeyValues.Facts ?? machine.GuestTools?.Information ?? new Dictionary<string, string>(),
             Parent = parent,
             Notes = notes,
             ChunkSize = ChunkCodec.ChunkSize,

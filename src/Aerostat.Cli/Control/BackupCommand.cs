@@ -20,7 +20,7 @@ internal static class BackupCommand
         Option<bool> crash = new("--crash-consistent") { Description = "If the guest cannot be frozen, back up what is on its disks all the same" };
         Option<string?> timeout = new("--timeout") { HelpName = "SECONDS", Description = "How long the guest may take to freeze (60)" };
         Option<string?> compress = new("--compress") { HelpName = "LEVEL|none", Description = $"Zstandard's level, -7 to 19 ({BackupOptions.DefaultLevel})" };
-        return MachineCommand.Create("backup", "Back up a running machine's disks, its guest's file systems frozen for a moment (needs --personality hyperv, and hv_vss_daemon in the guest).", async call =>
+        return MachineCommand.Create("backup", "Back up a running machine's disks, its guest's file systems frozen for a moment (needs --personality hyperv and hv_vss_daemon in the guest, or vmware and open-vm-tools).", async call =>
         {
             if (call.Result.GetValue(to) is not { Length: > 0 } directory)
                 throw new ConfigurationException("where to? give --to DIR");

@@ -13,7 +13,7 @@ internal static class FreezeCommands
     {
         Option<string?> timeout = new("--timeout") { HelpName = "SECONDS", Description = "How long the guest may take; then it is thawed again (60)" };
         Option<string?> watchdog = new("--watchdog") { HelpName = "SECONDS", Description = "Thaw by itself after so long (30)" };
-        return MachineCommand.Create("freeze", "Have the guest freeze its file systems (needs --personality hyperv, and hv_vss_daemon in the guest).", call =>
+        return MachineCommand.Create("freeze", "Have the guest freeze its file systems (needs --personality hyperv and hv_vss_daemon in the guest, or vmware and open-vm-tools).", call =>
         {
             FreezeArguments arguments = new();
             if (call.Result.GetValue(timeout) is { } limit)
