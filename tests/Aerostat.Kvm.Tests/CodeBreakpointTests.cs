@@ -230,11 +230,11 @@ public sealed class CodeBreakpointTests
     }
 
     /// <summary>A breakpoint is set while another vCPU runs: the memory slots that are replaced for that are not missed by it.</summary>
-    [Fact]
-    public async Task WhileOthersRun()
+    [Theory, MemberData(nameof(Kinds))]
+    public async Task WhileOthersRun(string kind)
     {
-        ProcessorKinds.SkipIfNested("kvm", Lacks);
-        using SmallGuest g = new("kvm", count: 2);
+        ProcessorKinds.SkipIfNested(kind, Lacks);
+        using SmallGuest g = new(kind, count: 2);
         Assert.SkipUnless((g.Processor.DebugSupport & GuestDebugSupport.Code) != 0, "this host's KVM has no memory that only the guest's writes come out of");
         IVirtualProcessor second = g.Processors[1];
         g.Long(a =>

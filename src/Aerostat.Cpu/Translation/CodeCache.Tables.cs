@@ -77,7 +77,7 @@ internal sealed unsafe partial class CodeCache
         {
             table = AllocateTable();
             new Span<nint>(table, TableEntries).Fill(MissThunk(b->Variant));
-            ArmTables();
+            ArmTablesUnasked();
         }
         bool user = IsUser(b->Variant);
         List<int> list = user ? listed[inSpace] : global ? listedGlobal : listedLocal;
@@ -133,7 +133,7 @@ internal sealed unsafe partial class CodeCache
         FlushLocal();
         space = which;
         SetKeys();
-        ArmTables();
+        ArmTablesUnasked();
     }
 
     private void Empty(List<int> list, int inSpace)
@@ -178,6 +178,18 @@ internal sealed unsafe partial class CodeCache
             nint* table = Table(i, space);
             Volatile.Write(ref state->JumpTable[i], (ulong)(table != null ? table : missTables[VectorLevel.Of(i)]));
         }
+    }
+
+    /// <summary>
+    /// As <see cref="ArmTables"/>, where nobody looks at the requests afterwards: one that has come in meanwhile, and has exchanged the tables, must not find them
+    /// exchanged back. Its bit is set before, so it is seen here, and told by <see cref="CpuState.Poll"/>, which has to be looked at before code is entered.
+    /// </summary>
+    private void ArmTablesUnasked()
+    {
+        ArmTables();
+        Interlocked.MemoryBarrier();
+        if (Volatile.Read(ref state->Request) != 0)
+            Volatile.Write(ref state->Poll, 1);
     }
 
     private void MakeMissTables()

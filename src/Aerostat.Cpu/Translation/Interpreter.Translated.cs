@@ -70,6 +70,9 @@ internal sealed unsafe partial class Interpreter
             if (s->Bitness == 64 && s->TlbSet != EmptySet)
             {
                 TranslatedBlock* block = FindTranslation(s, t);
+                // A table that was made for it may have been armed after a request had disarmed the others.
+                if (s->Poll != 0)
+                    continue;
                 if (block != null)
                 {
                     if (RunTranslated(s, t, block->Entry, block->Variant, out ProcessorExit exit))

@@ -41,17 +41,11 @@ internal sealed unsafe class TranslationState : IDisposable
     /// <summary>Why generated code was left.</summary>
     public TranslationCounters Counters { get; } = new();
 
-    /// <summary>
-    /// Another address space comes into force; the vCPU's own thread, outside generated code. A request that comes in meanwhile must not
-    /// find its tables of exits exchanged again: its bit is set before, so it is seen here.
-    /// </summary>
+    /// <summary>Another address space comes into force; the vCPU's own thread, outside generated code.</summary>
     public void SelectSpace(TlbSpace space)
     {
         HostThread.SetGsBase((nint)space.Base);
         Cache.SelectSpace(space.Number);
-        Interlocked.MemoryBarrier();
-        if (Volatile.Read(ref state->Request) != 0)
-            Volatile.Write(ref state->Poll, 1);
     }
 
     public const int PublishedEntries = 4096;
