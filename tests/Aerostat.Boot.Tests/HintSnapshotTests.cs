@@ -118,6 +118,7 @@ public sealed class HintSnapshotTests
                 await FinishAsync(original, console);
             }
             Check(console.Text, kernel, Rounds);
+            Assert.Contains($"ROUND a {Rounds}\r", console.Text, StringComparison.Ordinal);
 
             // What the second builds on is read with it.
             foreach (string place in places[1..])
@@ -168,7 +169,7 @@ public sealed class HintSnapshotTests
     {
         foreach (string trouble in (string[])["WRONG", "FAILED=", "DEVICE ", "Kernel panic", "BUG:", "WARNING:", "Oops", "soft lockup", "pagealloc", "corruption", "Call Trace", "Out of memory"])
             Assert.False(text.Contains(trouble, StringComparison.Ordinal), $"{kernel}: {trouble}\n{text}");
-        Assert.Contains($"ROUND a {rounds}\r", text, StringComparison.Ordinal);
+        // Snapshots are taken by this one's rounds; the other may have done all of its own by then.
         Assert.Contains($"ROUND b {rounds}\r", text, StringComparison.Ordinal);
         Assert.Contains("DISK=right", text, StringComparison.Ordinal);
         Assert.Contains("BALLOON=", text, StringComparison.Ordinal);

@@ -20,7 +20,7 @@ public sealed class BackupTests : MachineProcesses
         await Boot("--name", "web", "--disk", Disk);
         (int status, _, string error) = await Run("backup", "web", "--to", Store);
         Assert.Equal(1, status);
-        OneLine("aerostat backup: only guests with --personality hyperv can be asked to freeze their file systems; --crash-consistent", error);
+        OneLine("aerostat backup: only guests with --personality hyperv or vmware can be asked to freeze their file systems; --crash-consistent", error);
         (status, _, error) = await Run("backup", "web");
         Assert.Equal(2, status);
         OneLine("aerostat backup: where to? give --to DIR", error);
