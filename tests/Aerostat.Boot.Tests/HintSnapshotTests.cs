@@ -117,8 +117,8 @@ public sealed class HintSnapshotTests
                 await ReachAsync(original, console, "DISK=");
                 await FinishAsync(original, console);
             }
-            Check(console.Text, kernel, Rounds);
-            Assert.Contains($"ROUND a {Rounds}\r", console.Text, StringComparison.Ordinal);
+            Check(console.Text, kernel);
+            Assert.All((string[])["a", "b"], name => Assert.Contains($"ROUND {name} {Rounds}\r", console.Text, StringComparison.Ordinal));
 
             // What the second builds on is read with it.
             foreach (string place in places[1..])
@@ -149,7 +149,7 @@ public sealed class HintSnapshotTests
                 else
                     await ReachAsync(copy, again, "DISK=");
                 await FinishAsync(copy, again);
-                Check(again.Text, kernel, Rounds);
+                Check(again.Text, kernel);
             }
         }
         finally
@@ -165,12 +165,11 @@ public sealed class HintSnapshotTests
         Assert.True(exit.Kind == MachineExitKind.PoweredOff, $"{exit.Kind}: {exit.Report}\n{console.Text}");
     }
 
-    private static void Check(string text, string kernel, int rounds)
+    private static void Check(string text, string kernel)
     {
         foreach (string trouble in (string[])["WRONG", "FAILED=", "DEVICE ", "Kernel panic", "BUG:", "WARNING:", "Oops", "soft lockup", "pagealloc", "corruption", "Call Trace", "Out of memory"])
             Assert.False(text.Contains(trouble, StringComparison.Ordinal), $"{kernel}: {trouble}\n{text}");
-        // Snapshots are taken by this one's rounds; the other may have done all of its own by then.
-        Assert.Contains($"ROUND b {rounds}\r", text, StringComparison.Ordinal);
+        // Not the rounds: the guest goes on while it is saved, and a copy may have them all behind it.
         Assert.Contains("DISK=right", text, StringComparison.Ordinal);
         Assert.Contains("BALLOON=", text, StringComparison.Ordinal);
         Assert.Contains(Guest.Done, text, StringComparison.Ordinal);

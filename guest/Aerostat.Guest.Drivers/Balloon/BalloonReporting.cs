@@ -1,6 +1,6 @@
 namespace Aerostat.Guest.Drivers;
 
-/// <summary>Free page reporting (virtio 1.2, 5.5.6.7): free blocks of at least 2 MiB are named to the host once, 32 at a time, and are out of use until it has seen them.</summary>
+/// <summary>Free page reporting (virtio 1.2, 5.5.6.7): free blocks of at least 2 MiB are named to the host once, at most 32 and half of what is free at a time, and are out of use until it has seen them.</summary>
 public sealed class BalloonReporting(DriverPlatform platform, DriverQueue queue)
 {
     private const int LeastOrder = 9, AtOnce = 32;
@@ -34,7 +34,9 @@ public sealed class BalloonReporting(DriverPlatform platform, DriverQueue queue)
         }
         if (count > 0 || reports.IsBroken || platform.Nanoseconds < nextAt)
             return;
-        while (count < AtOnce)
+        // What is being named is not there for anybody: half of what is free stays.
+        ulong kept = platform.FreePageCount / 2;
+        while (count < AtOnce && platform.FreePageCount > kept)
         {
             ulong block = platform.TakeUnreported(LeastOrder, out int order);
             if (block == 0)
