@@ -19,7 +19,9 @@ internal static class Bytes
         bytes.CopyTo(pinned);
         // In two pieces that do not end with a sector, as a guest may have it.
         int cut = bytes.Length / 3;
-        return disk.Write(offset, [Buffer(pinned, 0, cut), Buffer(pinned, cut, bytes.Length - cut)]);
+        DiskResult result = disk.Write(offset, [Buffer(pinned, 0, cut), Buffer(pinned, cut, bytes.Length - cut)]);
+        GC.KeepAlive(pinned);
+        return result;
     }
 
     public static HostBuffer Buffer(byte[] pinned, int at, int length) => new(Marshal.UnsafeAddrOfPinnedArrayElement(pinned, 0) + at, (nuint)length);

@@ -116,6 +116,7 @@ public sealed class HostileImageTests
                         break;
                 }
             }
+            GC.KeepAlive(bytes);
         }
         return true;
     }

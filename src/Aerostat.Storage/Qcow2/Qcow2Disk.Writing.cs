@@ -213,7 +213,10 @@ public sealed partial class Qcow2Disk
         if (run.Kind == Qcow2Kind.Zero || (run.Kind == Qcow2Kind.Absent && !ShowsThrough(offset & ~ClusterMask)))
             return true;
         byte[] zeros = GC.AllocateArray<byte>((int)length, pinned: true);
-        return WriteRange(offset, new BufferRange([BufferOf(zeros)]));
+        bool written = WriteRange(offset, new BufferRange([BufferOf(zeros)]));
+        // An address alone does not keep it.
+        GC.KeepAlive(zeros);
+        return written;
     }
 
     private bool ClearCluster(ulong offset, bool mayUnmap)
