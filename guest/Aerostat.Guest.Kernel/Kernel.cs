@@ -27,9 +27,9 @@ internal static unsafe class Kernel
     [RuntimeExport("KernelMain")]
     private static void Main(uint magic, byte* information)
     {
+        Processors.Initialize();
         Console.Initialize();
         Console.WriteLine("Aerostat guest kernel");
-        InterruptTable.Load();
         if (!BootInformation.Read(magic, information))
             Panic.Stop("started by neither multiboot nor PVH");
         PageAllocator.Initialize(BootInformation.HasOption("poison", out _));
@@ -46,6 +46,7 @@ internal static unsafe class Kernel
         Console.Write(", processors ");
         Console.Write((ulong)tables.Processors);
         Console.Write('\n');
+        Processors.StartOthers(tables, BootInformation.HasOption("cpus", out ulong most) ? (uint)most : Processors.Most);
         Processor.EnableInterrupts();
         GuestMain();
         Power.Off();

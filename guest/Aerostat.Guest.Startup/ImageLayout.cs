@@ -23,4 +23,10 @@ internal static class ImageLayout
 
     /// <summary>Table entry: six zeroed pages for the first page tables.</summary>
     public const uint PageTablesSlot = Table + 24;
+
+    /// <summary>Table entry: the C# method that is called on each further processor.</summary>
+    public const uint ApplicationMainSlot = Table + 32;
+
+    /// <summary>Table entry: 8 bytes in which the stack of the processor that is being started is left for it.</summary>
+    public const uint ApplicationStackSlot = Table + 40;
 }

@@ -32,7 +32,7 @@ internal static class LinkerScript
         Line($"    LONG(0x{Magic:x}) LONG(0x{Flags:x}) LONG(0x{unchecked(0u - Magic - Flags):x})");
         Line($"    LONG(ImageStart) LONG(ImageStart) LONG(DataEnd) LONG(ImageEnd) LONG(StartMultiboot)");
         Line($"    . = 0x{ImageLayout.Table - ImageLayout.Base:x};");
-        Line($"    QUAD(KernelMain) QUAD(KernelInterrupt) QUAD(StackEnd) QUAD(FirstPageTables)");
+        Line($"    QUAD(KernelMain) QUAD(KernelInterrupt) QUAD(StackEnd) QUAD(FirstPageTables) QUAD(KernelApplicationMain) QUAD(ApplicationStack)");
         Line($"    . = 0x{ImageLayout.Code - ImageLayout.Base:x};");
         Line($"    *start.bin(.data)");
         Line($"  }} :text");
@@ -44,7 +44,7 @@ internal static class LinkerScript
         Line($"  .modules : {{ ModulesStart = .; KEEP(*(__modules)) ModulesEnd = .; }} :data");
         Line($"  .data : {{ *(.data .data.* .dotnet* hydrated) }} :data");
         Line($"  DataEnd = .;");
-        Line($"  .bss : {{ *(.bss .bss.* COMMON) . = ALIGN(4096); FirstPageTables = .; . += 0x6000; StackGuard = .; . += 0x10000; StackEnd = .; }} :data");
+        Line($"  .bss : {{ *(.bss .bss.* COMMON) . = ALIGN(64); ApplicationStack = .; . += 64; . = ALIGN(4096); FirstPageTables = .; . += 0x6000; StackGuard = .; . += 0x10000; StackEnd = .; }} :data");
         Line($"  ImageEnd = .;");
         Line($"  /DISCARD/ : {{ *(.tdata .tbss .comment .note.GNU-stack .debug* .gcc_except_table) }}");
         Line($"}}");

@@ -9,7 +9,7 @@ namespace Aerostat.Guest.Startup;
 /// </summary>
 internal sealed class StartupCode
 {
-    private const uint CodeSelector = 8, DataSelector = 16;
+    private const uint CodeSelector = 8, DataSelector = 16, Code32Selector = 24;
     private const int Vectors = 256, StubSize = 16;
 
     // Exceptions for which the processor pushes an error code (Intel SDM vol. 3, table 6-1; AMD's 28 to 30 among them).
@@ -29,10 +29,10 @@ internal sealed class StartupCode
     public static StartupCode Assemble()
     {
         StartupCode code = new();
-        uint gdt = code.Data("StartGdt", 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF);
+        uint gdt = code.Data("StartGdt", 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_9B00_0000_FFFF);
         // Compiled code puts this behind buffers on the stack and looks whether it is still there. It finds mistakes; it is no secret.
         code.Data("__security_cookie", 0x5AFE_C0DE_D0C5_EF0A);
-        uint gdtPointer = code.Data("StartGdtPointer", 23 | ((ulong)gdt << 16));
+        uint gdtPointer = code.Data("StartGdtPointer", 31 | ((ulong)gdt << 16));
         uint long64 = code.Add("StartLong", 64, WriteLong);
         uint start = code.Add("StartCommon", 32, a => WriteToLongMode(a, gdtPointer, long64));
         code.Add("StartMultiboot", 32, a =>
@@ -47,6 +47,17 @@ internal sealed class StartupCode
             a.mov(esi, ebx);
             a.jmp(start);
         });
+        uint applicationLong = code.Add("StartApplicationLong", 64, WriteApplicationLong);
+        uint application32 = code.Add("StartApplication32", 32, a =>
+        {
+            a.mov(eax, DataSelector);
+            a.mov(ds, eax);
+            a.mov(es, eax);
+            a.mov(ss, eax);
+            a.mov(ebx, __dword_ptr[ImageLayout.PageTablesSlot]);
+            WritePaging(a, gdtPointer, applicationLong);
+        });
+        code.AddTrampoline(gdt, application32);
         code.AddInterrupts();
         code.AddInstructions();
         return code;
@@ -104,6 +115,12 @@ internal sealed class StartupCode
         a.inc(ecx);
         a.cmp(ecx, 2048);
         a.jne(fill);
+        WritePaging(a, gdtPointer, long64);
+    }
+
+    // EBX: the page tables.
+    private static void WritePaging(Assembler a, uint gdtPointer, uint long64)
+    {
         a.mov(cr3, ebx);
         // PAE, OSFXSR, OSXMMEXCPT, for compiled code uses SSE2.
         a.mov(eax, 0x620);
@@ -124,6 +141,35 @@ internal sealed class StartupCode
 
     private static void WriteLong(Assembler a)
     {
+        WriteSegments(a);
+        a.mov(rsp, __qword_ptr[ImageLayout.StackSlot]);
+        a.xor(ebp, ebp);
+        a.mov(edi, edi);
+        a.mov(esi, esi);
+        a.call(__qword_ptr[ImageLayout.MainSlot]);
+        Label end = a.CreateLabel();
+        WriteEnd(a, end);
+    }
+
+    // A stack is taken by one processor only; one that comes when nobody waits for it any more finds none. Its top word is the argument.
+    private static void WriteApplicationLong(Assembler a)
+    {
+        Label end = a.CreateLabel();
+        WriteSegments(a);
+        a.mov(rdx, __qword_ptr[ImageLayout.ApplicationStackSlot]);
+        a.xchg(__qword_ptr[rdx], rax);
+        a.test(rax, rax);
+        a.jz(end);
+        a.mov(rsp, rax);
+        a.pop(rdi);
+        a.xor(ebp, ebp);
+        a.call(__qword_ptr[ImageLayout.ApplicationMainSlot]);
+        WriteEnd(a, end);
+    }
+
+    // Leaves 0 in RAX.
+    private static void WriteSegments(Assembler a)
+    {
         a.mov(eax, DataSelector);
         a.mov(ds, eax);
         a.mov(es, eax);
@@ -131,16 +177,43 @@ internal sealed class StartupCode
         a.xor(eax, eax);
         a.mov(fs, eax);
         a.mov(gs, eax);
-        a.mov(rsp, __qword_ptr[ImageLayout.StackSlot]);
-        a.xor(ebp, ebp);
-        a.mov(edi, edi);
-        a.mov(esi, esi);
-        a.call(__qword_ptr[ImageLayout.MainSlot]);
-        Label end = a.CreateLabel();
+    }
+
+    private static void WriteEnd(Assembler a, Label end)
+    {
         a.Label(ref end);
         a.cli();
         a.hlt();
         a.jmp(end);
+    }
+
+    // Where a further processor begins, in real mode with its page in CS (Intel SDM vol. 3, section 9.4.4.2): the kernel copies it to a page below 1 MiB.
+    // From there to 32-bit code in the image: paging comes on only there, so that the page below 1 MiB need not be executable.
+    private void AddTrampoline(uint gdt, uint application32)
+    {
+        const ushort PointerAt = 48;
+        uint start = Add("Trampoline", 16, a =>
+        {
+            a.cli();
+            a.cld();
+            a.mov(ax, cs);
+            a.mov(ds, ax);
+            // LGDT m16&32, of which a 66 prefix takes all 32 bits.
+            a.db(0x66, 0x0F, 0x01, 0x16);
+            a.dw(PointerAt);
+            a.mov(eax, cr0);
+            a.or(al, 1);
+            a.mov(cr0, eax);
+            // JMP FAR ptr16:32.
+            a.db(0x66, 0xEA);
+            a.dd(application32);
+            a.dw((ushort)Code32Selector);
+        });
+        if (Here > start + PointerAt)
+            throw new InvalidOperationException("the trampoline has grown over its descriptor pointer");
+        while (Here < start + PointerAt)
+            bytes.WriteByte(0xCC);
+        bytes.Write(BitConverter.GetBytes(31 | ((ulong)gdt << 16)));
     }
 
     private void AddInterrupts()
@@ -246,6 +319,13 @@ internal sealed class StartupCode
         // RDI where, RSI the new value: returns the old one.
         Function("Exchange32", a => { a.mov(eax, esi); a.xchg(__dword_ptr[rdi], eax); });
         Function("AddExchange32", a => { a.mov(eax, esi); a.@lock.xadd(__dword_ptr[rdi], eax); });
+        // RDI where, RSI the new value, RDX the one that is expected: returns the one that was there.
+        Function("CompareExchange32", a => { a.mov(eax, edx); a.@lock.cmpxchg(__dword_ptr[rdi], esi); });
+        Function("Load32", a => a.mov(eax, __dword_ptr[rdi]));
+        Function("Load64", a => a.mov(rax, __qword_ptr[rdi]));
+        Function("Exchange64", a => { a.mov(rax, rsi); a.xchg(__qword_ptr[rdi], rax); });
+        // The first word of what GS points to.
+        Function("ReadLocal", a => a.mov(rax, __qword_ptr.gs[0]));
         // RDI what to fill, RSI the value, RDX how many words of 8 bytes.
         Function("FillWords", a => { a.mov(rax, rsi); a.mov(rcx, rdx); a.rep.stosq(); });
 

@@ -12,7 +12,7 @@ public sealed class QemuBalloonTests
     private const long MiB = 1 << 20, Memory = 64 * MiB;
     private const int PagesPerMiB = 256;
 
-    private static async Task RunAsync(string commandLine, string[] devices, Func<QemuMonitor, GuestShell, Task> script)
+    internal static async Task RunAsync(string commandLine, string[] devices, Func<QemuMonitor, GuestShell, Task> script)
     {
         string socket = Path.Combine(Path.GetTempPath(), $"aerostat-qmp-{Guid.NewGuid():n}");
         using TemporaryFile image = GuestKernel.WriteImage("multiboot");

@@ -160,8 +160,9 @@ public sealed class BalloonDriver
             Answers++;
             SendStatistics();
         }
-        hints?.Service(transport.ReadConfig(CommandIdAt));
-        reporting?.Service();
+        uint command = hints is null ? 0 : transport.ReadConfig(CommandIdAt);
+        reporting?.Service(hints is null || !hints.IsWanted(command));
+        bool more = hints?.Service(command, reporting?.IsUnderWay ?? false) ?? false;
         Target = transport.ReadConfig(TargetAt);
         if (!inflating && !deflating && !transport.ResetPending)
         {
@@ -172,7 +173,7 @@ public sealed class BalloonDriver
         }
         if (ledger.Count != reported && !inflating && !deflating)
             transport.WriteConfig(ActualAt, reported = ledger.Count);
-        return (inflating || deflating) && transport.AnswersAtOnce;
+        return more || ((inflating || deflating) && transport.AnswersAtOnce);
     }
 
     /// <summary>Somebody found no page: gives some back if the host allows it (DEFLATE_ON_OOM), and blocks held for hints.</summary>

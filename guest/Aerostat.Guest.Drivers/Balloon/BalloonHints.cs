@@ -10,7 +10,10 @@ public sealed class BalloonHints
     private const uint Stop = 0, Done = 1, FirstId = 2;
     private const int Order = 10, MostHeld = 4096;
     private const ulong BlockSize = (ulong)DriverPlatform.PageSize << Order;
-    private const uint CommandToken = 0xFFFF_0000;
+    private const uint ArrayToken = 0, StartToken = 0xFFFF_0000, StopToken = 0xFFFF_0001, BlockToken = 0xFFFF_0002;
+
+    // How long a run waits for a report that the host has not looked at.
+    private const ulong ReportWithin = 1_000_000_000;
 
     private readonly DriverPlatform platform;
     private readonly bool arrays;
@@ -19,9 +22,15 @@ public sealed class BalloonHints
     private ulong commands;
     private uint heldCount;
     private uint active;
-    private uint received;
+    private ulong wantedAt;
+    private bool waiting;
+    // The run: begun and not over, over but for the command that says so.
     private bool sending;
+    private bool ending;
     private bool refilling;
+    // The commands that the host has not given back. They are memory that it reads: written again too early, an old start command would carry a new id.
+    private bool startIsOut;
+    private bool stopIsOut;
 
     public BalloonHints(DriverPlatform platform, DriverQueue queue, bool arrays)
     {
@@ -51,36 +60,49 @@ public sealed class BalloonHints
     public void Abandon()
     {
         Release();
-        sending = false;
-        active = received = Stop;
+        sending = ending = waiting = startIsOut = stopIsOut = false;
+        active = Stop;
     }
 
+    /// <summary>Whether a run goes on or is to begin, by the id that configuration space says now.</summary>
+    public bool IsWanted(uint commandId) => sending || (commandId >= FirstId && commandId != active);
+
     /// <summary>Looks at the command id that configuration space says now, and at what came back.</summary>
-    public void Service(uint commandId)
+    /// <param name="commandId">The id.</param>
+    /// <param name="reporting">Free blocks are out of use because they are being reported: a run waits for them, for they belong to what it names.</param>
+    /// <returns>Whether there is more to do at once.</returns>
+    public bool Service(uint commandId, bool reporting)
     {
         while (queue.TryTake(out uint token))
-            if (arrays && token < MostHeld)
-                FreeArray(token);
+            TakeBack(token);
         if (queue.IsBroken)
-            return;
-        received = commandId;
+            return false;
         // Done belongs to the merged form only.
-        if (received == Done && !arrays)
+        if (commandId == Done && !arrays)
         {
-            sending = false;
+            sending = ending = false;
             Release();
         }
-        if (sending && received != active)
+        if (sending && commandId != active)
         {
             sending = false;
+            ending = true;
             Aborted++;
-            if (!arrays)
-                SendCommand(Stop, 0);
         }
-        if (!sending && received >= FirstId && received != active)
-            Begin();
-        if (sending && !arrays)
-            SendBlocks();
+        if (sending)
+        {
+            if (arrays)
+                SendArray();
+            else
+                SendBlocks();
+        }
+        else if (!ending && commandId >= FirstId && commandId != active && MayBegin(reporting))
+        {
+            return Begin(commandId);
+        }
+        if (ending && SendCommand(Stop, 0))
+            ending = false;
+        return false;
     }
 
     /// <summary>Memory is short: blocks held for hints are given back, whether the host has looked at them or not.</summary>
@@ -93,28 +115,53 @@ public sealed class BalloonHints
         return true;
     }
 
-    private void Begin()
+    private void TakeBack(uint token)
     {
-        active = received;
-        if (commands == 0 && (commands = platform.AllocatePages(0)) == 0)
-            return;
-        if (arrays)
+        if (token == StartToken)
+            startIsOut = false;
+        else if (token == StopToken)
+            stopIsOut = false;
+        else if (token == ArrayToken && arrays)
+            Release();
+    }
+
+    private bool MayBegin(bool reporting)
+    {
+        // An array that is out is the one there is, and what is in a command must not change before it is read.
+        if (startIsOut || stopIsOut || (arrays && heldCount != 0))
+            return false;
+        if (!waiting)
         {
-            SendArrays();
-            return;
+            waiting = true;
+            wantedAt = platform.Nanoseconds;
         }
+        return !reporting || platform.Nanoseconds - wantedAt > ReportWithin;
+    }
+
+    private bool Begin(uint commandId)
+    {
+        if ((commands == 0 && (commands = platform.AllocatePages(0)) == 0) || !SendCommand(commandId, arrays ? (uint)BlockSize : 0))
+            return false;
         Runs++;
-        sending = refilling = SendCommand(active, 0);
+        active = commandId;
+        waiting = false;
+        return sending = refilling = true;
     }
 
     private bool SendCommand(uint id, uint size)
     {
-        // Two commands may be with the host at a time.
-        ulong at = commands + (id == Stop ? 64u : 0u);
+        bool stop = id == Stop;
+        if (stop ? stopIsOut : startIsOut)
+            return false;
+        ulong at = commands + (stop ? 64u : 0u);
         platform.Write(at, 4, id);
         platform.Write(at + 4, 4, size);
-        if (!queue.Add(CommandToken, at, arrays ? 8u : 4u, 0, 0))
+        if (!queue.Add(stop ? StopToken : StartToken, at, arrays ? 8u : 4u, 0, 0))
             return false;
+        if (stop)
+            stopIsOut = true;
+        else
+            startIsOut = true;
         queue.Kick();
         return true;
     }
@@ -131,46 +178,37 @@ public sealed class BalloonHints
                 break;
             }
             held[heldCount++] = (uint)(block / DriverPlatform.PageSize);
-            if (!queue.Add(CommandToken, 0, 0, block, (uint)BlockSize))
+            if (!queue.Add(BlockToken, 0, 0, block, (uint)BlockSize))
                 break;
             HintedBytes += BlockSize;
             queue.Kick();
         }
-        if (!refilling && SendCommand(Stop, 0))
+        if (!refilling)
+        {
             sending = false;
+            ending = true;
+        }
     }
 
-    // The lists are read after the arrays are taken, so that no array names itself.
-    private void SendArrays()
+    // The lists are read after the array is taken, so that it does not name itself. Without memory for one nothing is named.
+    private void SendArray()
     {
         const uint PerArray = (uint)(BlockSize / 8);
+        sending = false;
+        ending = true;
         ulong array = platform.AllocatePages(Order);
-        if (array == 0 || heldCount != 0)
-        {
-            if (array != 0)
-                platform.FreePages(array, Order);
+        if (array == 0)
             return;
-        }
         held[0] = (uint)(array / DriverPlatform.PageSize);
         heldCount = 1;
         uint count = platform.ListFreeBlocks(Order, array, PerArray);
-        Runs++;
-        if (count == 0 || !SendCommand(active, (uint)BlockSize) || !queue.Add(0, 0, 0, array, count * 8))
+        if (count == 0 || !queue.Add(ArrayToken, 0, 0, array, count * 8))
         {
             Release();
             return;
         }
         HintedBytes += count * BlockSize;
-        SendCommand(Stop, 0);
-    }
-
-    private void FreeArray(uint token)
-    {
-        if (token < heldCount)
-        {
-            heldCount = 0;
-            platform.FreePages((ulong)held[token] * DriverPlatform.PageSize, Order);
-        }
+        queue.Kick();
     }
 
     private void Release()

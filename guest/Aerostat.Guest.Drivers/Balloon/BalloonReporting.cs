@@ -24,7 +24,12 @@ public sealed class BalloonReporting(DriverPlatform platform, DriverQueue queue)
     /// <summary>The host has forgotten the report that is under way.</summary>
     public void Abandon() => Return();
 
-    public void Service()
+    /// <summary>Blocks are with the host, and nobody's.</summary>
+    public bool IsUnderWay => count > 0;
+
+    /// <summary>Takes a report back that the host has seen, and makes the next one.</summary>
+    /// <param name="begin">False: no other one for now, for free page hints are being given, and what is with the host cannot be named by them.</param>
+    public void Service(bool begin = true)
     {
         while (reports.TryTake(out _))
         {
@@ -32,7 +37,7 @@ public sealed class BalloonReporting(DriverPlatform platform, DriverQueue queue)
                 ReportedBytes += lengths[i];
             Return();
         }
-        if (count > 0 || reports.IsBroken || platform.Nanoseconds < nextAt)
+        if (!begin || count > 0 || reports.IsBroken || platform.Nanoseconds < nextAt)
             return;
         // What is being named is not there for anybody: half of what is free stays.
         ulong kept = platform.FreePageCount / 2;

@@ -39,6 +39,16 @@ internal static unsafe class BootInformation
 
     public static ulong RangeEnd(int index) => ranges.End[index];
 
+    /// <summary>Whether a page is memory that is neither the loader's command line nor the firmware's.</summary>
+    public static bool IsUsable(ulong page)
+    {
+        ulong line = commandLine is null ? 0 : (ulong)commandLine, lineEnd = line + (commandLine is null ? 0 : LengthOf(commandLine));
+        for (int i = 0; i < RangeCount; i++)
+            if (page >= ranges.Start[i] && page + PageAllocator.PageSize <= ranges.End[i])
+                return lineEnd <= page || line >= page + PageAllocator.PageSize;
+        return false;
+    }
+
     /// <summary>Reads what the registers at entry point to; false: by neither protocol.</summary>
     public static bool Read(uint magic, byte* information)
     {

@@ -7,6 +7,7 @@ internal sealed unsafe class AcpiTables
     private const int IsaInterrupts = 16;
 
     private readonly byte[] isaInputs = new byte[IsaInterrupts];
+    private readonly uint[] processorIds = new uint[Aerostat.Guest.Kernel.Processors.Most];
 
     /// <summary>PM1a_CNT_BLK, or 0.</summary>
     public ushort PowerControlPort { get; private set; }
@@ -23,11 +24,17 @@ internal sealed unsafe class AcpiTables
     /// <summary>Processors that can be started.</summary>
     public int Processors { get; private set; }
 
+    /// <summary>The highest of their APIC ids.</summary>
+    public uint HighestProcessorId { get; private set; }
+
     /// <summary>Tables with a right checksum that were found.</summary>
     public int Count { get; private set; }
 
     /// <summary>The I/O APIC's input of an ISA interrupt (interrupt source overrides, section 5.2.12.5).</summary>
     public byte InputOf(int isaInterrupt) => isaInputs[isaInterrupt];
+
+    /// <summary>The APIC id of one of the processors.</summary>
+    public uint ProcessorId(int index) => processorIds[index];
 
     /// <summary>Reads the tables that begin at a root pointer; 0: one is looked for where a BIOS puts it (section 5.2.5.1).</summary>
     public static AcpiTables Read(ulong root)
@@ -132,7 +139,10 @@ internal sealed unsafe class AcpiTables
             switch (entry[0])
             {
                 case 0 when entry[1] >= 8 && (*(uint*)(entry + 4) & 1) != 0:
-                    Processors++;
+                    AddProcessor(entry[3]);
+                    break;
+                case 9 when entry[1] >= 16 && (*(uint*)(entry + 8) & 1) != 0:
+                    AddProcessor(*(uint*)(entry + 4));
                     break;
                 case 1 when entry[1] >= 12 && IoApic == 0:
                     IoApic = *(uint*)(entry + 4);
@@ -142,5 +152,17 @@ internal sealed unsafe class AcpiTables
                     break;
             }
         }
+    }
+
+    // As xAPIC (section 5.2.12.2), as x2APIC (5.2.12.12), or as both.
+    private void AddProcessor(uint id)
+    {
+        for (int i = 0; i < Processors; i++)
+            if (processorIds[i] == id)
+                return;
+        if (Processors == processorIds.Length)
+            return;
+        processorIds[Processors++] = id;
+        HighestProcessorId = System.Math.Max(HighestProcessorId, id);
     }
 }

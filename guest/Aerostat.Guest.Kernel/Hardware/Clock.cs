@@ -5,6 +5,7 @@ internal static class Clock
 {
     private const ulong TimerHz = 3_579_545;
 
+    private static SpinLock gate;
     private static ushort port;
     private static uint last;
     private static ulong ticks;
@@ -22,10 +23,12 @@ internal static class Clock
         {
             if (port == 0)
                 return Processor.ReadTimestamp();
+            gate.Enter();
             uint now = Processor.In32(port);
-            ticks += (now - last) & 0xFF_FFFF;
+            ulong passed = ticks += (now - last) & 0xFF_FFFF;
             last = now;
-            return (ticks / TimerHz * 1_000_000_000) + (ticks % TimerHz * 1_000_000_000 / TimerHz);
+            gate.Exit();
+            return (passed / TimerHz * 1_000_000_000) + (passed % TimerHz * 1_000_000_000 / TimerHz);
         }
     }
 }

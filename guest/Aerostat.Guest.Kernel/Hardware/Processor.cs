@@ -83,6 +83,38 @@ internal static unsafe class Processor
     [RuntimeImport("*", "Undefined"), MethodImpl(MethodImplOptions.InternalCall)]
     public static extern void Undefined();
 
+    [RuntimeImport("*", "Pause"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void Pause();
+
+    [RuntimeImport("*", "InvalidatePage"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern void InvalidatePage(ulong address);
+
+    /// <summary>The word that GS points to: see <see cref="Processors.Current"/>.</summary>
+    [RuntimeImport("*", "ReadLocal"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong ReadLocal();
+
+    /// <summary>A word that another processor may be writing.</summary>
+    [RuntimeImport("*", "Load32"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern uint Load(uint* where);
+
+    [RuntimeImport("*", "Load64"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong Load(ulong* where);
+
+    /// <summary>XCHG: what was there.</summary>
+    [RuntimeImport("*", "Exchange32"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern uint Exchange(uint* where, uint value);
+
+    [RuntimeImport("*", "Exchange64"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong Exchange(ulong* where, ulong value);
+
+    /// <summary>LOCK XADD: what was there.</summary>
+    [RuntimeImport("*", "AddExchange32"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern uint AddExchange(uint* where, uint value);
+
+    /// <summary>LOCK CMPXCHG: what was there; <paramref name="value"/> is there now if that was <paramref name="expected"/>.</summary>
+    [RuntimeImport("*", "CompareExchange32"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern uint CompareExchange(uint* where, uint value, uint expected);
+
     [RuntimeImport("*", "FillWords"), MethodImpl(MethodImplOptions.InternalCall)]
     public static extern void FillWords(void* start, ulong value, ulong words);
 
@@ -100,6 +132,20 @@ internal static unsafe class Processor
 
     [RuntimeImport("*", "ImageEnd"), MethodImpl(MethodImplOptions.InternalCall)]
     private static extern void ImageEndSymbol();
+
+    [RuntimeImport("*", "Trampoline"), MethodImpl(MethodImplOptions.InternalCall)]
+    private static extern void TrampolineSymbol();
+
+    [RuntimeImport("*", "ApplicationStack"), MethodImpl(MethodImplOptions.InternalCall)]
+    private static extern void ApplicationStackSymbol();
+
+    /// <summary>What a further processor begins with, to be copied below 1 MiB: <see cref="TrampolineSize"/> bytes.</summary>
+    public static ulong Trampoline => (ulong)(delegate*<void>)&TrampolineSymbol;
+
+    public const int TrampolineSize = 56;
+
+    /// <summary>Where the stack of the processor that is being started is left for it; it takes it away.</summary>
+    public static ulong* ApplicationStack => (ulong*)(delegate*<void>)&ApplicationStackSymbol;
 
     /// <summary>The first of the entries of the 256 vectors, 16 bytes each.</summary>
     public static ulong Entries => (ulong)(delegate*<void>)&InterruptStubs;

@@ -2,64 +2,68 @@ using System.Runtime;
 
 namespace Aerostat.Guest.Kernel;
 
-/// <summary>The IDT, and a TSS whose one other stack is for double faults: an overflowing stack can be told of (Intel SDM vol. 3, sections 6.10 and 7.7).</summary>
+/// <summary>
+/// The IDT, which all processors share, and of each its GDT with a TSS whose one other stack is for double faults: an overflowing stack can be told of
+/// (Intel SDM vol. 3, sections 6.10 and 7.7).
+/// </summary>
 internal static unsafe class InterruptTable
 {
-    private const int Vectors = 256, Exceptions = 32, DoubleFault = 8, TaskSize = 104, TaskSelector = 24, FaultStackSize = 8192;
+    private const int Vectors = 256, Exceptions = 32, NonMaskable = 2, DoubleFault = 8, TaskSelector = 24;
     private const ulong InterruptGate = 0x8E00_0008_0000;
 
-    private static Tables tables;
+    private static Gates gates;
 
-    private struct Tables
+    private struct Gates
     {
-        public fixed ulong Gates[Vectors * 2];
-        public fixed ulong Segments[5];
-        public fixed byte Task[TaskSize];
-        public fixed byte Pointer[10];
-        public fixed ulong FaultStack[FaultStackSize / 8];
+        public fixed ulong Words[Vectors * 2];
     }
 
-    public static void Load()
+    /// <summary>Has this processor use its tables.</summary>
+    public static void Load(ProcessorData* data)
     {
-        fixed (Tables* t = &tables)
+        fixed (Gates* all = &gates)
         {
-            for (int vector = 0; vector < Vectors; vector++)
+            ulong* gate = all->Words;
+            for (int vector = 0; vector < Vectors && data->Index == 0; vector++)
             {
                 ulong entry = Processor.Entries + ((ulong)vector * 16);
                 ulong stack = vector == DoubleFault ? 1UL << 32 : 0;
-                t->Gates[vector * 2] = (entry & 0xFFFF) | InterruptGate | stack | (entry >> 16 << 48);
-                t->Gates[(vector * 2) + 1] = entry >> 32;
+                gate[vector * 2] = (entry & 0xFFFF) | InterruptGate | stack | (entry >> 16 << 48);
+                gate[(vector * 2) + 1] = entry >> 32;
             }
-            t->Segments[1] = 0x00AF_9B00_0000_FFFF;
-            t->Segments[2] = 0x00CF_9300_0000_FFFF;
-            ulong task = (ulong)t->Task;
-            t->Segments[3] = (TaskSize - 1) | ((task & 0xFF_FFFF) << 16) | (0x89UL << 40) | (task >> 24 << 56);
-            t->Segments[4] = task >> 32;
+            data->Segments[1] = 0x00AF_9B00_0000_FFFF;
+            data->Segments[2] = 0x00CF_9300_0000_FFFF;
+            ulong task = (ulong)data->Task;
+            data->Segments[3] = (ProcessorData.TaskSize - 1) | ((task & 0xFF_FFFF) << 16) | (0x89UL << 40) | (task >> 24 << 56);
+            data->Segments[4] = task >> 32;
             // IST1.
-            *(ulong*)(t->Task + 36) = (ulong)t->FaultStack + FaultStackSize;
-            *(ushort*)(t->Task + 102) = TaskSize;
-            LoadPointer(t, (5 * 8) - 1, (ulong)t->Segments);
-            Processor.LoadGlobalTable(t->Pointer);
+            *(ulong*)(data->Task + 36) = (ulong)data->FaultStack + ProcessorData.FaultStackSize;
+            *(ushort*)(data->Task + 102) = ProcessorData.TaskSize;
+            LoadPointer(data, (5 * 8) - 1, (ulong)data->Segments);
+            Processor.LoadGlobalTable(data->Pointer);
             Processor.LoadTask(TaskSelector);
-            LoadPointer(t, (Vectors * 16) - 1, (ulong)t->Gates);
-            Processor.LoadInterruptTable(t->Pointer);
+            LoadPointer(data, (Vectors * 16) - 1, (ulong)gate);
+            Processor.LoadInterruptTable(data->Pointer);
         }
     }
 
-    private static void LoadPointer(Tables* t, ushort limit, ulong address)
+    private static void LoadPointer(ProcessorData* data, ushort limit, ulong address)
     {
-        *(ushort*)t->Pointer = limit;
-        *(ulong*)(t->Pointer + 2) = address;
+        *(ushort*)data->Pointer = limit;
+        *(ulong*)(data->Pointer + 2) = address;
     }
 
     [RuntimeExport("KernelInterrupt")]
     private static void Enter(InterruptFrame* frame)
     {
+        if (frame->Vector == NonMaskable && Panic.IsStopping)
+            Panic.StandStill(frame);
         if (frame->Vector < Exceptions)
             Panic.Stop(frame);
         if (frame->Vector == LocalApic.SpuriousVector)
             return;
-        Kernel.Interrupted();
+        if (Processors.Current->Index == 0)
+            Kernel.Interrupted();
         LocalApic.End();
     }
 }

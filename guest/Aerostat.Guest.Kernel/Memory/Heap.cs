@@ -11,6 +11,7 @@ internal static unsafe class Heap
     private const int ChunkOrder = 4;
     private const ulong ChunkSize = (ulong)PageAllocator.PageSize << ChunkOrder;
 
+    private static SpinLock gate;
     private static ulong at;
     private static ulong end;
 
@@ -43,14 +44,19 @@ internal static unsafe class Heap
     private static void** Take(ulong size)
     {
         size = (size + 15) & ~15UL;
-        UsedBytes += size;
         if (size > ChunkSize / 4)
         {
             int order = 0;
             while ((ulong)PageAllocator.PageSize << order < size)
                 order++;
-            return Clear(order <= PageAllocator.MaxOrder ? PageAllocator.Allocate(order) : 0, size);
+            ulong large = order <= PageAllocator.MaxOrder ? PageAllocator.Allocate(order) : 0;
+            gate.Enter();
+            UsedBytes += size;
+            gate.Exit();
+            return Clear(large, size);
         }
+        gate.Enter();
+        UsedBytes += size;
         if (end - at < size)
         {
             at = PageAllocator.Allocate(ChunkOrder);
@@ -58,6 +64,7 @@ internal static unsafe class Heap
         }
         ulong start = at;
         at += size;
+        gate.Exit();
         return Clear(start, size);
     }
 

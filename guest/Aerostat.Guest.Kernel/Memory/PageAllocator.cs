@@ -21,6 +21,7 @@ internal static unsafe class PageAllocator
     // Below are the BIOS data area, ACPI's root pointer and video memory.
     private const ulong Lowest = 0x10_0000;
 
+    private static SpinLock gate;
     private static Heads heads;
     private static uint* next;
     private static uint* previous;
@@ -71,20 +72,11 @@ internal static unsafe class PageAllocator
     /// <summary>Takes a block of 2^order pages, aligned to its size; 0 when there is none.</summary>
     public static ulong Allocate(int order)
     {
-        int from = order;
-        while (heads.First[from] == None)
-            if (++from > MaxOrder)
-                return 0;
-        uint frame = heads.First[from];
-        bool reported = (state[frame] & Reported) != 0;
-        Remove(frame, from);
-        while (from > order)
-        {
-            from--;
-            Insert(frame + (1u << from), from, reported);
-        }
-        state[frame] = (byte)(Allocated | order);
-        FreePages -= 1UL << order;
+        gate.Enter();
+        uint frame = Take(order, out bool reported);
+        gate.Exit();
+        if (frame == None)
+            return 0;
         if (Poison)
             CheckPoison(frame, order, reported);
         return (ulong)frame * PageSize;
@@ -98,8 +90,13 @@ internal static unsafe class PageAllocator
             Panic.Stop("freed a block of pages that is not in use");
         if (Poison)
             Processor.FillWords((void*)address, PoisonWord, (ulong)PageSize / 8 << order);
+        gate.Enter();
+        // Two that free the same block have both come this far.
+        if (state[frame] != (Allocated | order))
+            Panic.Stop("freed a block of pages that is not in use");
         FreePages += 1UL << order;
         Join(frame, order);
+        gate.Exit();
     }
 
     /// <summary>Blocks on the free list of an order.</summary>
@@ -110,8 +107,10 @@ internal static unsafe class PageAllocator
     public static uint ListFreeBlocks(int order, ulong* addresses, uint most)
     {
         uint count = 0;
+        gate.Enter();
         for (uint frame = heads.First[order]; frame != None && count < most; frame = next[frame])
             addresses[count++] = (ulong)frame * PageSize;
+        gate.Exit();
         return count;
     }
 
@@ -120,24 +119,71 @@ internal static unsafe class PageAllocator
     /// <param name="found">The block's order.</param>
     public static ulong TakeUnreported(int order, out int found)
     {
-        for (found = MaxOrder; found >= order; found--)
+        gate.Enter();
+        ulong block = 0;
+        for (found = MaxOrder; found >= order && block == 0; found--)
             for (uint frame = heads.First[found]; frame != None; frame = next[frame])
                 if ((state[frame] & Reported) == 0)
                 {
                     Remove(frame, found);
                     state[frame] = (byte)(Allocated | found);
                     FreePages -= 1UL << found;
-                    return (ulong)frame * PageSize;
+                    block = (ulong)frame * PageSize;
+                    break;
                 }
-        return 0;
+        // The loop has gone one further.
+        found++;
+        gate.Exit();
+        return block;
     }
 
     /// <summary>Gives back what <see cref="TakeUnreported"/> gave, which the host knows to be free now: its content is poison or zero.</summary>
     public static void ReturnReported(ulong address, int order)
     {
         uint frame = (uint)(address / PageSize);
+        gate.Enter();
         FreePages += 1UL << order;
         Insert(frame, order, reported: true);
+        gate.Exit();
+    }
+
+    /// <summary>Checks free pages for poison where they are: one of several parts of memory. While it runs nobody may take or free pages.</summary>
+    /// <returns>Pages that were looked at.</returns>
+    public static ulong CheckFree(uint part, uint parts)
+    {
+        ulong pages = 0;
+        for (uint frame = 0; frame < frames; frame++)
+        {
+            int order = state[frame] & ~Reported;
+            // A block belongs to the part in whose stretch it begins.
+            if (order > MaxOrder || (frame >> MaxOrder) % parts != part)
+                continue;
+            CheckPoison(frame, order, (state[frame] & Reported) != 0);
+            pages += 1UL << order;
+            frame += (1u << order) - 1;
+        }
+        return pages;
+    }
+
+    // The lock is held.
+    private static uint Take(int order, out bool reported)
+    {
+        reported = false;
+        int from = order;
+        while (heads.First[from] == None)
+            if (++from > MaxOrder)
+                return None;
+        uint frame = heads.First[from];
+        reported = (state[frame] & Reported) != 0;
+        Remove(frame, from);
+        while (from > order)
+        {
+            from--;
+            Insert(frame + (1u << from), from, reported);
+        }
+        state[frame] = (byte)(Allocated | order);
+        FreePages -= 1UL << order;
+        return frame;
     }
 
     private static ulong Place(ulong bytes)

@@ -38,6 +38,24 @@ internal static unsafe class PageTables
         }
     }
 
+    /// <summary>Makes one page absent, so that an access to it is a fault: the one below a stack.</summary>
+    public static void MakeAbsent(ulong address)
+    {
+        ulong* root = (ulong*)(Processor.ReadPageTables() & AddressMask);
+        ulong* level2 = Next(Next(root, address >> 39 & 511), address >> 30 & 511);
+        ref ulong large = ref level2[address >> 21 & 511];
+        if ((large & Large) != 0)
+        {
+            ulong* split = TakePage();
+            ulong start = address & ~(LargePage - 1);
+            for (uint i = 0; i < 512; i++)
+                split[i] = start + ((ulong)i << 12) | Present | Writable | NoExecute;
+            large = (ulong)split | Present | Writable;
+        }
+        ((ulong*)(large & AddressMask))[address >> 12 & 511] = 0;
+        Processor.InvalidatePage(address);
+    }
+
     private static void Protect(ulong* root)
     {
         ulong* level3 = (ulong*)(root[0] & AddressMask);

@@ -23,6 +23,12 @@ internal static unsafe class Faults
             case 4:
                 Recurse(kind);
                 break;
+            case 6:
+            case 7:
+            case 8:
+            case 9:
+                ProcessorFaults.Make(kind);
+                break;
             default:
                 ulong page = PageAllocator.Allocate(0);
                 PageAllocator.Free(page, 0);

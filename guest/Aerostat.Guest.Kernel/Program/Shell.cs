@@ -70,7 +70,7 @@ internal sealed unsafe class Shell
         if (Is("off", out _))
             return false;
         if (Is("help", out _))
-            Console.WriteLine("balloon  mem  alloc MiB  free  check  time  exit N  fault N  off");
+            Console.WriteLine("balloon  mem  alloc MiB  free  check  poison  cpus  churn N  time  exit N  fault N  off");
         else if (Is("balloon", out _))
             ShowBalloons();
         else if (Is("mem", out _))
@@ -81,6 +81,12 @@ internal sealed unsafe class Shell
             Free();
         else if (Is("check", out _))
             Check();
+        else if (Is("poison", out _))
+            ProcessorCommands.CheckFree();
+        else if (Is("cpus", out _))
+            ProcessorCommands.Show();
+        else if (Is("churn", out ulong rounds))
+            ProcessorCommands.Churn(rounds);
         else if (Is("time", out _))
             Figure("ms", Clock.Nanoseconds / 1_000_000, last: true);
         else if (Is("exit", out ulong code))
@@ -188,16 +194,13 @@ internal sealed unsafe class Shell
     // Every word of what is held is what was written: nobody took or changed it.
     private void Check()
     {
-        ulong wrong = 0;
-        for (ulong page = held; page != 0; page = *(ulong*)page)
-            for (uint i = 1; i < PageAllocator.PageSize / 8; i++)
-                if (((ulong*)page)[i] != page)
-                    wrong++;
+        ulong wrong = ProcessorCommands.CountWrong(held);
         Figure("checked-pages", heldPages);
         Figure("wrong-words", wrong, last: true);
     }
 
-    private static void Figure(string name, ulong value, bool last = false)
+    /// <summary>A figure of a command's answer.</summary>
+    public static void Figure(string name, ulong value, bool last = false)
     {
         Console.Write(name);
         Console.Write('=');
