@@ -14,13 +14,12 @@ namespace Aerostat.Guest.Tests;
 /// </summary>
 internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterrupts, IInterruptLine, IDisposable
 {
-    public const int MemoryBytes = 64 << 20;
     private const ulong WindowBase = 0xE000_0000;
     private const int MaxOrder = 10, FirstPage = 256;
 
     private readonly Dictionary<ulong, int> taken = [];
     private readonly HashSet<ulong> reported = [];
-    private readonly bool[] used = new bool[MemoryBytes / PageSize];
+    private readonly bool[] used;
     private readonly PciBus bus = new();
     private readonly PciMemorySpace space = new();
     private readonly PciEcamWindow config;
@@ -28,14 +27,19 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
     private ulong now;
     private int interrupts;
 
-    public HostPlatform()
+    public HostPlatform(int memoryBytes = 64 << 20)
     {
+        Memory = new GuestMemory(new MemoryRegion(new(0), (ulong)memoryBytes, "low"));
+        used = new bool[memoryBytes / PageSize];
         Array.Fill(used, true, 0, FirstPage);
         window = space.OpenWindow(WindowBase, 0x100_0000);
         config = new PciEcamWindow(bus);
     }
 
-    public GuestMemory Memory { get; } = new(new MemoryRegion(new(0), MemoryBytes, "low"));
+    public GuestMemory Memory { get; }
+
+    /// <summary>Called before each access that somebody else may come before: to device registers, ring indices, and the allocator.</summary>
+    public Action? Step { get; set; }
 
     public List<string> Lines { get; } = [];
 
@@ -44,13 +48,19 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
     /// <summary>Pages that drivers have.</summary>
     public int TakenPages => taken.Values.Sum(order => 1 << order);
 
-    public override ulong TotalPages => MemoryBytes / PageSize - FirstPage;
+    public override ulong TotalPages => (ulong)(used.Length - FirstPage);
+
+    /// <summary>Whether a page is a driver's or a program's.</summary>
+    public bool IsTaken(ulong page) => used[page];
 
     public override ulong FreePageCount => TotalPages - (ulong)TakenPages;
 
     public override uint PoisonPattern => 0;
 
-    public override bool IsVmware => false;
+    public override bool IsVmware => Vmware is not null;
+
+    /// <summary>VMware's balloon in the machine, which is found by its backdoor.</summary>
+    public VMware.VmwareBalloon? Vmware { get; set; }
 
     public override ulong Nanoseconds => now += 1000;
 
@@ -69,6 +79,7 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
 
     public override ulong AllocatePages(int order)
     {
+        Step?.Invoke();
         for (int at = Math.Max(FirstPage, 1 << order); at + (1 << order) <= used.Length; at += 1 << order)
             if (!used.AsSpan(at, 1 << order).Contains(true))
                 return Take(at, order);
@@ -77,6 +88,7 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
 
     public override void FreePages(ulong address, int order)
     {
+        Step?.Invoke();
         Release(address, order);
         // What the host was told of is told again once it has been used; which blocks that are does not matter here.
         reported.Clear();
@@ -115,6 +127,9 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
 
     public override uint Read(ulong address, int size)
     {
+        // Ring indices are the only half words.
+        if (size == 2)
+            Step?.Invoke();
         Span<byte> bytes = stackalloc byte[4];
         bytes.Clear();
         if (!Memory.TryRead(new GuestAddress(address), bytes[..size]))
@@ -124,6 +139,8 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
 
     public override void Write(ulong address, int size, uint value)
     {
+        if (size == 2)
+            Step?.Invoke();
         Span<byte> bytes = stackalloc byte[4];
         BinaryPrimitives.WriteUInt32LittleEndian(bytes, value);
         if (!Memory.TryWrite(new GuestAddress(address), bytes[..size]))
@@ -140,9 +157,17 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
 
     public override void Fence() => Thread.MemoryBarrier();
 
-    public override uint ReadRegister(ulong address, int size) => (uint)window.ReadMmio(address - WindowBase, size);
+    public override uint ReadRegister(ulong address, int size)
+    {
+        Step?.Invoke();
+        return (uint)window.ReadMmio(address - WindowBase, size);
+    }
 
-    public override void WriteRegister(ulong address, int size, uint value) => window.WriteMmio(address - WindowBase, size, value);
+    public override void WriteRegister(ulong address, int size, uint value)
+    {
+        Step?.Invoke();
+        window.WriteMmio(address - WindowBase, size, value);
+    }
 
     public override uint ReadPciConfig(uint function, int offset, int size) => (uint)config.ReadMmio((function << 12) + (uint)offset, size);
 
@@ -158,7 +183,17 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
     public override uint Call(ushort port, uint magic, uint command, ulong argument, ulong second, out ulong result, out ulong extra)
     {
         result = extra = 0;
-        return uint.MaxValue;
+        // Of the backdoor there is the one command that finds it: the version.
+        if (Vmware is null || port != VMware.VmwareBalloon.Port)
+        {
+            result = Vmware is null ? 0 : magic;
+            return Vmware is null ? uint.MaxValue : 6;
+        }
+        Step?.Invoke();
+        ulong[] registers = [magic, command, 0, argument, 0, 0, second, 0];
+        Vmware.Call(registers);
+        (result, extra) = (registers[3], registers[1]);
+        return (uint)registers[0];
     }
 
     public override void Log(string text, ulong number) => Lines.Add(number == ulong.MaxValue ? text : text + number);

@@ -231,6 +231,13 @@ public sealed class BalloonDriver
         Resets++;
         // A host that wants the next one at once does not keep us busy with it.
         resetAt = platform.Nanoseconds + AnswerWithin;
+        // Until the device is out of its reset it may be at work on what it has been given.
+        bool anew = transport.CompleteReset();
+        if (anew && !transport.Reset(platform))
+        {
+            GiveUp();
+            return;
+        }
         hints?.Abandon();
         reporting?.Abandon();
         if (inflating || deflating)
@@ -240,7 +247,7 @@ public sealed class BalloonDriver
             platform.FreePages((ulong)ledger.Pop() << PageShift, 0);
         inflating = deflating = false;
         reported = 0;
-        if (!transport.CompleteReset())
+        if (!anew)
             return;
         string? wrong = Start();
         if (wrong is not null)

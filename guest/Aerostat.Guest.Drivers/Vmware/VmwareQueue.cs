@@ -24,6 +24,9 @@ internal sealed class VmwareQueue(DriverPlatform platform, VmwareTransport trans
 
     public override bool AddWritable(uint token, ulong[] addresses, uint[] lengths, int count) => false;
 
+    /// <summary>Nothing comes back any more.</summary>
+    public void Clear() => done = false;
+
     public override void Kick()
     {
     }

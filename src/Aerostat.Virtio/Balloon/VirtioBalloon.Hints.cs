@@ -108,6 +108,7 @@ public sealed partial class VirtioBalloon
             TellHintsFinished(complete: true);
         if (_chain.WritableLength == 0)
             return;
+        Step();
         lock (_handing)
         {
             IFreePageHints? taker;

@@ -214,6 +214,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         {
             while (!IsPausing)
             {
+                Step();
                 Role role;
                 lock (Gate)
                 {
@@ -247,6 +248,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
                             TakeReport();
                             break;
                     }
+                    Step();
                 }
                 finally
                 {
@@ -338,6 +340,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         }
         if (!whole)
             return;
+        Step();
         DiscardResult result = given ? Memory.Discard(new GuestAddress(first << PageShift), count << PageShift) : DiscardResult.Done;
         lock (Gate)
         {
@@ -396,6 +399,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
             return;
         for (int i = _chain.ReadableCount; i < _chain.Count; i++)
         {
+            Step();
             (GuestAddress address, uint length, _) = _chain[i];
             ulong first = (address.Value + 4095) & ~4095UL, last = (address.Value + length) & ~4095UL;
             if (first < last && Memory.Discard(new GuestAddress(first), last - first) == DiscardResult.Done)

@@ -7,7 +7,14 @@ namespace Aerostat.Virtio;
 /// <param name="Memory">Guest memory.</param>
 /// <param name="Log">Where complaints about the guest go; null: nowhere.</param>
 /// <param name="Clock">VM time.</param>
-public sealed record VirtioContext(GuestMemory Memory, IDeviceLog? Log = null, TimeProvider? Clock = null);
+public sealed record VirtioContext(GuestMemory Memory, IDeviceLog? Log = null, TimeProvider? Clock = null)
+{
+    /// <summary>
+    /// For tests that try orders of events: called between the steps of a device's work, with no lock held. A device that has it has no threads of its own;
+    /// its work is done by <see cref="VirtioDevice.TryRunWork"/>.
+    /// </summary>
+    internal Action? Step { get; init; }
+}
 
 /// <summary>
 /// Complaints about one device, limited by number: the first eight, then the 16th, the 32nd and so on, each saying how many there were.

@@ -18,6 +18,7 @@ public abstract partial class VirtioDevice : IDevice, IBackgroundDevice
 {
     private readonly LimitedLog _log;
     private readonly WorkerPool _workers;
+    private readonly Action? _step;
     private ulong _driverFeatures;
     private VirtioStatus _status;
     private bool _resetPending;
@@ -44,7 +45,8 @@ public abstract partial class VirtioDevice : IDevice, IBackgroundDevice
             queues[i] = new Virtqueue(this, i, queueSizes[i]);
         Queues = queues;
         // The machine is made paused; Resume comes with its start.
-        _workers = new WorkerPool(name, threads, Serve, WorkerFailed, paused: true);
+        _step = context.Step;
+        _workers = new WorkerPool(name, threads, Serve, WorkerFailed, paused: true, byHand: _step is not null);
     }
 
     /// <inheritdoc/>
@@ -117,6 +119,15 @@ public abstract partial class VirtioDevice : IDevice, IBackgroundDevice
 
     /// <summary>Waits until everything that was announced has been done. For tests.</summary>
     internal void WaitUntilIdle() => _workers.WaitUntilIdle();
+
+    /// <summary>Whether <see cref="TryRunWork"/> would do something.</summary>
+    internal bool HasWork => _workers.HasWork;
+
+    /// <summary>Does the device's work on the calling thread, for a device without threads (<see cref="VirtioContext.Step"/>); false: there is none.</summary>
+    internal bool TryRunWork() => _workers.TryRun();
+
+    /// <summary>Somebody else may do something between this step of the work and the next. No lock held.</summary>
+    protected void Step() => _step?.Invoke();
 
     /// <summary>Whether <see cref="Serve"/> is to return soon.</summary>
     protected bool IsPausing => _workers.IsPausing;

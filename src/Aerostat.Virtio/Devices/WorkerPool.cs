@@ -7,9 +7,9 @@ namespace Aerostat.Virtio;
 /// <remarks>
 /// The body does what there is to do and returns; told again while it runs, it is called once more. It should look at
 /// <see cref="IsPausing"/> between two pieces of work and return when that is set; whoever resumes signals for what was left behind.
-/// A pool starts paused if asked to.
+/// A pool starts paused if asked to. One that works by hand has no threads, but somebody who calls <see cref="TryRun"/>.
 /// </remarks>
-internal sealed class WorkerPool(string name, int threads, Action body, Action<Exception> failed, bool paused = false)
+internal sealed class WorkerPool(string name, int threads, Action body, Action<Exception> failed, bool paused = false, bool byHand = false)
 {
     private readonly object _lock = new();
     private readonly List<Thread> _threads = [];
@@ -19,6 +19,30 @@ internal sealed class WorkerPool(string name, int threads, Action body, Action<E
 
     /// <summary>Whether the body is to return soon.</summary>
     public bool IsPausing => Volatile.Read(ref _pauses) > 0 || Volatile.Read(ref _stopped);
+
+    /// <summary>Whether the body is to be run.</summary>
+    public bool HasWork
+    {
+        get
+        {
+            lock (_lock)
+                return !_stopped && _pauses == 0 && _signals > 0;
+        }
+    }
+
+    /// <summary>Runs the body once if it is to be run; for a pool that works by hand.</summary>
+    public bool TryRun()
+    {
+        lock (_lock)
+        {
+            if (_stopped || _pauses > 0 || _signals == 0)
+                return false;
+            _signals--;
+            _running++;
+        }
+        RunBody();
+        return true;
+    }
 
     /// <summary>There is work. Any thread, whatever locks it holds.</summary>
     public void Signal()
@@ -85,7 +109,7 @@ internal sealed class WorkerPool(string name, int threads, Action body, Action<E
     // Lock held: as many as have something to do, up to what there may be.
     private void StartThreads()
     {
-        while (!_stopped && _threads.Count < threads && _threads.Count - _running < _signals)
+        while (!byHand && !_stopped && _threads.Count < threads && _threads.Count - _running < _signals)
         {
             Thread thread = new(Loop) { Name = threads == 1 ? name : $"{name}.{_threads.Count}", IsBackground = true };
             _threads.Add(thread);
@@ -106,21 +130,26 @@ internal sealed class WorkerPool(string name, int threads, Action body, Action<E
                 _signals--;
                 _running++;
             }
-            try
-            {
-                body();
-            }
-            catch (Exception e)
-            {
-                failed(e);
-            }
-            lock (_lock)
-            {
-                _running--;
-                // Others of this pool sleep here too, but there are few.
-                if (_running == 0)
-                    Monitor.PulseAll(_lock);
-            }
+            RunBody();
+        }
+    }
+
+    private void RunBody()
+    {
+        try
+        {
+            body();
+        }
+        catch (Exception e)
+        {
+            failed(e);
+        }
+        lock (_lock)
+        {
+            _running--;
+            // Others of this pool sleep here too, but there are few.
+            if (_running == 0)
+                Monitor.PulseAll(_lock);
         }
     }
 }
