@@ -146,8 +146,8 @@ public sealed class VmwareTransport : VirtioTransport
         resetPending = true;
         batching = false;
         // What was handed over and not taken back belongs to what the host has forgotten.
-        foreach (VmwareQueue? queue in queues)
-            queue?.Clear();
+        for (int i = 0; i < queues.Length; i++)
+            queues[i]?.Clear();
         if (batched && batch == 0)
             batch = platform.AllocatePages(0);
         uint wanted = batched && batch != 0 ? BasicCommands | BatchedCommands : BasicCommands;
