@@ -102,7 +102,8 @@ internal sealed unsafe partial class Interpreter
                 value = Model.Vendor == Vendor.Amd ? MicrocodeRevision : MicrocodeRevision << 32;
                 break;
             case Msr.McgCap:
-                known = Model.HasMce; // no banks
+                value = ModelRegisterFile.MachineCheckBanks;
+                known = Model.HasMce;
                 break;
             case Msr.McgStatus:
                 value = registers.McgStatus;
@@ -141,6 +142,11 @@ internal sealed unsafe partial class Interpreter
                 // The four counters that every AMD processor has count nothing.
                 if (Model.Vendor == Vendor.Amd && index - AmdFirstCounter < AmdCounters)
                     break;
+                if (ModelRegisterFile.IsMachineCheck(index))
+                {
+                    value = registers.MachineCheckValues[index - Msr.Mc0Ctl];
+                    return Model.HasMce;
+                }
                 return Model.HasMtrr && registers.ReadMtrr(index, out value);
         }
         return known;
@@ -231,6 +237,8 @@ internal sealed unsafe partial class Interpreter
             default:
                 if (Model.Vendor == Vendor.Amd && index - AmdFirstCounter < AmdCounters)
                     return true;
+                if (ModelRegisterFile.IsMachineCheck(index))
+                    return Model.HasMce && registers.WriteMachineCheck(index, value);
                 return (Model.HasMtrr && registers.ReadMtrr(index, out _))
                     ? registers.WriteMtrr(index, value, Model.PhysicalBits) : Handler.WriteMsr(index, value);
         }

@@ -66,6 +66,9 @@ internal sealed unsafe partial class Interpreter
                 p.Msrs[ModelRegisterFile.FixedMtrrIndexes[i]] = registers.FixedMtrrs[i];
             p.Msrs[Msr.MtrrDefType] = registers.MtrrDefaultType;
         }
+        for (uint i = 0; i < registers.MachineCheckValues.Length; i++)
+            if (registers.MachineCheckValues[i] != 0)
+                p.Msrs[Msr.Mc0Ctl + i] = registers.MachineCheckValues[i];
         p.Msrs[Msr.Tsc] = Timestamp.Read();
         p.Msrs[Msr.TscAdjust] = (ulong)Timestamp.Adjust;
         return p;
@@ -123,7 +126,7 @@ internal sealed unsafe partial class Interpreter
                 tsc = value;
             else if (index == Msr.TscAdjust)
                 adjust = (long)value;
-            else if (index == Msr.KernelGsBase || ((SavedMsrs.Contains(index) || registers.ReadMtrr(index, out _)) && ReadHeldMsr(s, index, out _)))
+            else if (index == Msr.KernelGsBase || ((SavedMsrs.Contains(index) || registers.ReadMtrr(index, out _) || ModelRegisterFile.IsMachineCheck(index)) && ReadHeldMsr(s, index, out _)))
                 WriteMsr(s, index, value);
         }
         Timestamp.Restore(tsc, adjust);

@@ -11,6 +11,11 @@ internal sealed class ModelRegisterFile
     public const int VariableMtrrs = 8;
     public const ulong DefaultPat = 0x0007_0406_0007_0406;
 
+    /// <summary>Machine-check banks, in which no error is ever found.</summary>
+    public const int MachineCheckBanks = 4;
+
+    private const int BankRegisters = 4, BankControl = 0, BankStatus = 1;
+
     /// <summary>IA32_MTRRCAP: 8 variable ranges, fixed ranges, write combining.</summary>
     public const ulong MtrrCap = VariableMtrrs | (1 << 8) | (1 << 10);
 
@@ -20,6 +25,10 @@ internal sealed class ModelRegisterFile
     public ulong[] VariableMtrrValues { get; } = new ulong[VariableMtrrs * 2];
     public ulong[] FixedMtrrs { get; } = new ulong[11];
     public ulong MtrrDefaultType { get; set; }
+
+    /// <summary>Control, status, address and further information of each bank in turn.</summary>
+    public ulong[] MachineCheckValues { get; } = new ulong[MachineCheckBanks * BankRegisters];
+
     public ulong MiscEnable { get; set; }
     public ulong SpecCtrl { get; set; }
 
@@ -40,6 +49,7 @@ internal sealed class ModelRegisterFile
     {
         Array.Clear(VariableMtrrValues);
         Array.Clear(FixedMtrrs);
+        Array.Clear(MachineCheckValues);
         MtrrDefaultType = SpecCtrl = Pkrs = McgStatus = DebugControl = AmdHwcr = 0;
         MiscEnable = MiscEnableFixed | 1;
         // LFENCE is serializing, as Linux wants it.
@@ -66,6 +76,21 @@ internal sealed class ModelRegisterFile
 
     /// <summary>Whether this is a memory type of an MTRR.</summary>
     public static bool IsValidMtrrType(ulong type) => type is 0 or 1 or 4 or 5 or 6;
+
+    /// <summary>Whether this is a register of a machine-check bank.</summary>
+    public static bool IsMachineCheck(uint index) => index - Msr.Mc0Ctl < MachineCheckBanks * BankRegisters;
+
+    /// <summary>
+    /// Writes a register of a bank: errors are all enabled or all disabled, a status can only be cleared (Intel SDM vol. 3 section 16.3.2).
+    /// </summary>
+    public bool WriteMachineCheck(uint index, ulong value)
+    {
+        uint at = index - Msr.Mc0Ctl, kind = at % BankRegisters;
+        if ((kind == BankControl && value is not (0 or ulong.MaxValue)) || (kind == BankStatus && value != 0))
+            return false;
+        MachineCheckValues[at] = value;
+        return true;
+    }
 
     /// <summary>Writes one MTRR; false: reserved bits or no such register.</summary>
     public bool WriteMtrr(uint index, ulong value, int physicalBits)

@@ -3,6 +3,7 @@ using System.Runtime.InteropServices;
 using Aerostat.Memory;
 using Aerostat.Processors;
 using Aerostat.X86;
+using Xunit;
 
 namespace Aerostat.Cpu.Tests;
 
@@ -92,6 +93,13 @@ internal sealed unsafe class TestMachine : IDisposable
         Processor.Reset();
         State = Processor.GetState();
         Prepare();
+    }
+
+    /// <summary>The interpreter, or the translator, which then translates everything that it can.</summary>
+    public static IHypervisor Open(GuestMemory memory, bool translated)
+    {
+        Assert.SkipWhen(translated && !TranslatorHypervisor.IsSupported, "the translator needs an x86-64 host");
+        return translated ? new TranslatorHypervisor(memory, threshold: 0) : new InterpreterHypervisor(memory);
     }
 
     public TestMode Mode { get; }

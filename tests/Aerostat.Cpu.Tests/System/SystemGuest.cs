@@ -35,13 +35,13 @@ internal sealed class SystemGuest : IDisposable
 
     private const uint ErrorVectors = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 
-    private readonly InterpreterHypervisor hypervisor;
+    private readonly IHypervisor hypervisor;
     private readonly GuestMode mode;
 
-    public SystemGuest(GuestMode mode, string model = "max")
+    public SystemGuest(GuestMode mode, string model = "max", bool translated = false)
     {
         this.mode = mode;
-        hypervisor = new InterpreterHypervisor(Memory);
+        hypervisor = TestMachine.Open(Memory, translated);
         Processor = hypervisor.CreateProcessor(new VirtualProcessorOptions
         {
             Index = 0,
@@ -300,6 +300,7 @@ internal sealed class SystemGuest : IDisposable
 
     public void Dispose()
     {
+        Processor.Dispose();
         hypervisor.Dispose();
         Memory.Dispose();
     }

@@ -7,7 +7,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Model-specific registers, CPUID, CPU models and the state as data.</summary>
-public class SystemTestsModel
+public class SystemTestsModel : ProcessorTests
 {
     private static SystemGuest WriteMsr(SystemGuest g, uint index, ulong value) => g.Run(a =>
     {
@@ -35,7 +35,7 @@ public class SystemTestsModel
     [InlineData(Msr.Xss, 0UL)]
     public void MsrsKeepWhatIsWritten(uint index, ulong value)
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         WriteMsr(g, index, value).Ended();
         Assert.Equal(value, g.Rax | (g.Result.Gpr[2] << 32));
     }
@@ -56,10 +56,10 @@ public class SystemTestsModel
     [InlineData(Msr.MtrrCap, 0UL)]
     [InlineData(Msr.ArchCapabilities, 0UL)]
     [InlineData(0x1234_5678u, 0UL)]
-    [InlineData(Msr.Mc0Ctl, 0UL)]
+    [InlineData(Msr.McgCap, 0UL)]
     public void MsrsRefuse(uint index, ulong value)
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         WriteMsr(g, index, value).Raised(Vector.GeneralProtection);
     }
 
@@ -68,7 +68,7 @@ public class SystemTestsModel
     [InlineData("aerostat-v2-1", false)]
     public void AddressesInMsrsHaveTheWidthOfTheProcessor(string model, bool fits)
     {
-        using var g = new SystemGuest(GuestMode.Long, model);
+        using SystemGuest g = Guest(GuestMode.Long, model);
         WriteMsr(g, Msr.GsBase, 1UL << 50);
         Assert.Equal(fits ? -1 : Vector.GeneralProtection, g.Stopped);
     }
@@ -76,7 +76,7 @@ public class SystemTestsModel
     [Fact]
     public void OtherMsrsGoToTheMachine()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Handler.Msrs[Msr.ApicBase] = 0;
         WriteMsr(g, Msr.ApicBase, 0xFEE0_0900).Ended();
         Assert.Equal(0xFEE0_0900UL, g.Handler.Msrs[Msr.ApicBase]);
@@ -86,7 +86,7 @@ public class SystemTestsModel
     [Fact]
     public void WritingTheTscMovesTheAdjustment()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.mov(ecx, (int)Msr.TscAdjust);
@@ -102,7 +102,7 @@ public class SystemTestsModel
     [Fact]
     public void TimeCanBeHiddenFromUserCode()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.State.Cr4 |= Cr4.Tsd;
         g.Run(a => a.rdtsc()).Raised(Vector.GeneralProtection);
         g.Run(a => a.rdtscp()).Raised(Vector.GeneralProtection);
@@ -122,7 +122,7 @@ public class SystemTestsModel
     [Fact]
     public void CpuidFollowsTheState()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Handler.LocalApicEnabled = false;
         CpuidResult on = Cpuid(g, 1);
         Assert.Equal(1u << 27, on.Ecx & (1u << 27));
@@ -134,14 +134,14 @@ public class SystemTestsModel
         Assert.Equal(0u, off.Ecx & (1u << 27));
         Assert.Equal(1u << 9, off.Edx & (1u << 9));
         Assert.Equal(1u << 11, Cpuid(g, 0x8000_0001).Edx & (1u << 11));
-        using var legacy = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest legacy = Guest(GuestMode.Protected32);
         Assert.Equal(0u, Cpuid(legacy, 0x8000_0001).Edx & (1u << 11));
     }
 
     [Fact]
     public void InstructionsOutsideTheModelAreUndefined()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a => a.vaddps(xmm0, xmm1, xmm2)).Raised(Vector.InvalidOpcode);
         g.Run(a => a.vmread(rax, rbx)).Raised(Vector.InvalidOpcode);
         g.Run(a => a.monitor()).Raised(Vector.InvalidOpcode);
@@ -154,7 +154,7 @@ public class SystemTestsModel
     [Fact]
     public void Xcr0IsChecked()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         bool avx = (CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none").Get(0xD, 0).Eax & 4) != 0;
         foreach ((int value, bool good) in ((int, bool)[])[(1, true), (3, true), (0, false), (2, false), (5, false), (4, false), (6, false), (7, avx), (15, false)])
         {
@@ -199,7 +199,7 @@ public class SystemTestsModel
     [Fact]
     public void PowerOnStateIsThatOfTheManual()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Processor.Reset();
         ProcessorState s = g.Processor.GetState();
         Assert.Equal(0xFFF0UL, s.Rip);
@@ -218,7 +218,7 @@ public class SystemTestsModel
     [Fact]
     public void StatesRoundTrip()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         ProcessorState s = g.State;
         var random = new Random(7);
         for (int i = 0; i < 16; i++)
@@ -255,4 +255,10 @@ public class SystemTestsModel
         Assert.Equal(s.Xsave[160..416], r.Xsave[160..416]);
         Assert.Equal(s.Xsave[..28], r.Xsave[..28]);
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedSystemTestsModel : SystemTestsModel
+{
+    private protected override bool Translated => true;
 }
