@@ -6,13 +6,13 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Instructions whose memory operand is a device: the device sees each access once, with its size.</summary>
-public sealed class MmioTests
+public class MmioTests : ProcessorTests
 {
     private const ulong Device = 0xFED0_0000;
 
-    private static TestMachine CreateMachine()
+    private TestMachine CreateMachine()
     {
-        var m = new TestMachine(TestMode.Long);
+        TestMachine m = Machine(TestMode.Long);
         m.Tables.Map(0x60000, Device, 0x1000, PageTableEntry.W);
         m.State.Gpr[3] = 0x60010;
         m.Handler.Input = (kind, address, size) => kind == "read" ? 0x8877665544332211UL >> (int)(8 * (address & 7)) : 0xFFFFFFFF;
@@ -228,4 +228,10 @@ public sealed class MmioTests
         Assert.All(log.Skip(3), e => Assert.Equal(("out", 0xC3D4UL), (e.Item1, e.Item4)));
         Assert.Equal((0UL, TestMachine.Data + 6, TestMachine.Data + 6), (r.State.Gpr[1], r.State.Gpr[6], r.State.Gpr[7]));
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedMmioTests : MmioTests
+{
+    private protected override bool Translated => true;
 }

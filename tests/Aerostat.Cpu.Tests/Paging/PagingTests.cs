@@ -5,7 +5,7 @@ using Xunit;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Every bit of a page-table entry against every kind of access, in every paging mode, compared with <see cref="PagingOracle"/>.</summary>
-public sealed class PagingTests
+public class PagingTests : ProcessorTests
 {
     // The page under test is at the same offset in 4 KiB, 2 MiB, 4 MiB and 1 GiB pages: physical 0x200000.
     private const ulong Target = TestMachine.FreeGpa;
@@ -22,9 +22,10 @@ public sealed class PagingTests
         private readonly ulong[] _addresses;
         private readonly ulong[] _plain;
 
-        public Bench(TestMode mode, int leafLevel)
+        public Bench(TestMachine machine, int leafLevel)
         {
-            Machine = new TestMachine(mode);
+            TestMode mode = machine.Mode;
+            Machine = machine;
             LeafLevel = leafLevel;
             Levels = Machine.Tables.Levels;
             Oracle = new PagingOracle(Levels, 46);
@@ -135,7 +136,7 @@ public sealed class PagingTests
     [MemberData(nameof(Pages))]
     public void AccessRights(string modeName, int leafLevel)
     {
-        using var b = new Bench(Enum.Parse<TestMode>(modeName), leafLevel);
+        using var b = new Bench(Machine(Enum.Parse<TestMode>(modeName)), leafLevel);
         bool nx = b.Levels != 2;
         ulong[] flags = new ulong[b.Depth];
         foreach (PagingControls c in Controls(nx))
@@ -176,7 +177,7 @@ public sealed class PagingTests
     [MemberData(nameof(Pages))]
     public void EveryBitOfEveryEntry(string modeName, int leafLevel)
     {
-        using var b = new Bench(Enum.Parse<TestMode>(modeName), leafLevel);
+        using var b = new Bench(Machine(Enum.Parse<TestMode>(modeName)), leafLevel);
         ulong[] flags = new ulong[b.Depth];
         foreach (bool nxe in (bool[])[false, true])
         {
@@ -207,4 +208,10 @@ public sealed class PagingTests
 
         Assert.True(b.Failures.Count == 0, $"{b.Count} tries\n" + string.Join('\n', b.Failures));
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedPagingTests : PagingTests
+{
+    private protected override bool Translated => true;
 }

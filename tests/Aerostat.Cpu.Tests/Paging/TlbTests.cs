@@ -7,14 +7,14 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Page crossings, canonical checks, and what the TLB may and must remember (Intel SDM vol. 3 sections 5.10.2 to 5.10.4).</summary>
-public sealed class TlbTests
+public class TlbTests : ProcessorTests
 {
     private const ulong Page = 0x0000_7000_0000_0000, FreeA = TestMachine.FreeGpa, FreeB = TestMachine.FreeGpa + 0x1000;
     private const ulong Open = PageTableEntry.P | PageTableEntry.W | PageTableEntry.U;
 
-    private static TestMachine CreateMachine(ulong flags = Open)
+    private TestMachine CreateMachine(ulong flags = Open)
     {
-        var m = new TestMachine(TestMode.Long);
+        TestMachine m = Machine(TestMode.Long);
         m.Tables.Map(Page, FreeA, 0x1000, flags);
         m.Memory.Write(new GuestAddress(FreeA), 0xAAAAAAAAAAAAAAAAUL);
         m.Memory.Write(new GuestAddress(FreeB), 0xBBBBBBBBBBBBBBBBUL);
@@ -61,7 +61,7 @@ public sealed class TlbTests
     [Fact]
     public void InvlpgForgetsTheWholeLargePage()
     {
-        using var m = new TestMachine(TestMode.Long);
+        using TestMachine m = Machine(TestMode.Long);
         const ulong flags = Open | PageTableEntry.Ps | PageTableEntry.A | PageTableEntry.D;
         m.Tables.Write(m.Tables.EntryAddress(Page, 2), FreeA | flags);
         ulong table = m.Tables.EntryAddress(Page, 2);
@@ -197,7 +197,7 @@ public sealed class TlbTests
     [Fact]
     public void PcideAndItsCr3()
     {
-        using var m = new TestMachine(TestMode.Long);
+        using TestMachine m = Machine(TestMode.Long);
         // PCIDE cannot be set while CR3[11:0] is not zero, nor outside long mode (Intel SDM vol. 3 section 5.10.1).
         m.State.Cr3 |= 0x18;
         m.State.Gpr[0] = m.State.Cr4 | Cr4.Pcide;
@@ -322,7 +322,7 @@ public sealed class TlbTests
     [InlineData(TestMode.Long5, 0xFEFF_FFFF_FFFF_FFFFUL)]
     public void NonCanonicalAddresses(object mode, ulong address)
     {
-        using var m = new TestMachine((TestMode)mode);
+        using TestMachine m = Machine((TestMode)mode);
         m.State.Gpr[3] = address;
         m.State.Gpr[5] = address;
         Assert.Equal((Vector.GeneralProtection, 0UL), Ends(m, a => a.mov(rax, __qword_ptr[rbx])));
@@ -343,7 +343,7 @@ public sealed class TlbTests
     [Fact]
     public void AddressesThatFiveLevelsMakeCanonicalArePageFaults()
     {
-        using var m = new TestMachine(TestMode.Long5);
+        using TestMachine m = Machine(TestMode.Long5);
         m.State.Gpr[3] = 0x0000_8000_0000_0000;
         Assert.Equal(Vector.PageFault, Ends(m, a => a.mov(rax, __qword_ptr[rbx])).Vector);
     }
@@ -358,4 +358,10 @@ public sealed class TlbTests
         TestResult r = m.Run(0, code);
         return (r.Vector, r.Error);
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedTlbTests : TlbTests
+{
+    private protected override bool Translated => true;
 }

@@ -8,16 +8,16 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Single steps and breakpoints (Intel SDM vol. 3 chapter 18).</summary>
-public sealed class DebugTests
+public class DebugTests : ProcessorTests
 {
     private const int Log = 0x1800;
 
     /// <summary>
     /// A #DB handler that writes RIP and DR6 of each trap to a log (R15 points at it), clears DR6 and returns; the code ends with an INT3.
     /// </summary>
-    private static TestMachine CreateMachine(bool setRf = false)
+    private TestMachine CreateMachine(bool setRf = false)
     {
-        var m = new TestMachine(TestMode.Long);
+        TestMachine m = Machine(TestMode.Long);
         m.Assemble(
             a =>
             {
@@ -455,4 +455,10 @@ public sealed class DebugTests
         Assert.Equal(Vector.Breakpoint, r.Vector);
         Assert.Equal([(code + 1, 0x4000UL)], Traps(m, r));
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedDebugTests : DebugTests
+{
+    private protected override bool Translated => true;
 }

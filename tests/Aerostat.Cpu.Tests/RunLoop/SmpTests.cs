@@ -118,18 +118,19 @@ public sealed class SmpTests
     }
 
     // At 0: within a cache line; at 0x3D: across lines; at 0xFFD: across pages.
-    public static TheoryData<string, int> Forms
+    public static TheoryData<string, int, bool> Forms
     {
         get
         {
-            var data = new TheoryData<string, int>();
+            var data = new TheoryData<string, int, bool>();
             foreach (string form in (string[])["add", "xadd", "inc", "cmpxchg", "xchg", "cmpxchg16b", "btc", "sub byte"])
             {
                 foreach (int at in (int[])[0, 0x3D, 0xFFD])
                 {
                     if (form == "cmpxchg16b" && at != 0)
                         continue;
-                    data.Add(form, at);
+                    data.Add(form, at, false);
+                    data.Add(form, at, true);
                 }
             }
 
@@ -139,9 +140,9 @@ public sealed class SmpTests
 
     [Theory]
     [MemberData(nameof(Forms))]
-    public void LockedInstructionsAreAtomic(string form, int at)
+    public void LockedInstructionsAreAtomic(string form, int at, bool translated)
     {
-        using var m = new TestMachine(TestMode.Long, processors: 2);
+        using var m = new TestMachine(TestMode.Long, processors: 2, hypervisor: memory => TestMachine.Open(memory, translated));
         ulong address = TestMachine.Data + (ulong)at;
         m.State.Gpr[3] = address;
         ulong code = m.Assemble(a =>

@@ -9,15 +9,15 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Task gates (Intel SDM vol. 3 section 9.3) and virtual-8086 mode (section 21.2), without paging.</summary>
-public sealed class LegacyTaskTests
+public class LegacyTaskTests : ProcessorTests
 {
     private const ushort NewTask = 0x50;
     private const ulong NewTss = TestMachine.Tss + 0x200, NewStack = TestMachine.KernelStack - 0x400, Handler = TestMachine.UserCode + 0x800;
 
     // A second task whose code is at Handler, reached through a task gate in the IDT.
-    private static TestMachine WithTaskGate(int vector, Action<Assembler> handler)
+    private TestMachine WithTaskGate(int vector, Action<Assembler> handler)
     {
-        var m = new TestMachine(TestMode.Flat);
+        TestMachine m = Machine(TestMode.Flat);
         byte[] tss = new byte[104];
         Word(tss, 0x20, (uint)Handler);
         Word(tss, 0x24, 2);
@@ -134,7 +134,7 @@ public sealed class LegacyTaskTests
     [Fact]
     public void Vm86HasItsOwnFrame()
     {
-        using var m = new TestMachine(TestMode.Flat);
+        using TestMachine m = Machine(TestMode.Flat);
         m.State.Gpr[0] = 0xBEEF;
         // mov [0x10], ax; push ax; ud2
         TestResult r = RunVm86(m, 0, 0xA3, 0x10, 0x00, 0x50, 0x0F, 0x0B);
@@ -163,7 +163,7 @@ public sealed class LegacyTaskTests
     [InlineData(3, Vector.InvalidOpcode, new byte[] { 0x0F, 0x00, 0xD8 })]
     public void SensitiveInstructions(int iopl, int vector, byte[] code)
     {
-        using var m = new TestMachine(TestMode.Flat);
+        using TestMachine m = Machine(TestMode.Flat);
         TestResult r = RunVm86(m, iopl, code);
         Assert.Equal((vector, 0UL), (r.Vector, r.Error));
         Assert.NotEqual(0UL, r.Rflags & RFlags.Vm);
@@ -173,7 +173,7 @@ public sealed class LegacyTaskTests
     [Fact]
     public void IretGoesBack()
     {
-        using var m = new TestMachine(TestMode.Flat);
+        using TestMachine m = Machine(TestMode.Flat);
         m.Assemble(
             a =>
             {
@@ -189,4 +189,10 @@ public sealed class LegacyTaskTests
         Assert.Equal((Vector.Breakpoint, 7UL), (r.Vector, r.Rip));
         Assert.Equal(0x5A5A, m.Memory.Read<ushort>(new GuestAddress(0x11130)));
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedLegacyTaskTests : LegacyTaskTests
+{
+    private protected override bool Translated => true;
 }

@@ -6,14 +6,14 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Delivery of interrupts and exceptions, and IRET (Intel SDM vol. 3 chapter 7).</summary>
-public class SystemTestsDelivery
+public class SystemTestsDelivery : ProcessorTests
 {
     private const uint IdtBit = 2, Ext = 1;
 
     [Fact]
     public void LongModeSamePrivilegePushesAnAlignedFrame()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.State.Gpr[4] = SystemGuest.Stack - 5;
         g.Run(a => a.@int(0x80)).Raised(0x80);
         Assert.Equal([SystemGuest.Code + 2, SystemGuest.Code64, 2UL, SystemGuest.Stack - 5, SystemGuest.Data0], g.Frame);
@@ -24,7 +24,7 @@ public class SystemTestsDelivery
     [Fact]
     public void LongModeFromUserTakesRsp0AndANullStackSegment()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.State.Rflags |= RFlags.If | RFlags.Cf;
         g.Run(a => a.@int(0x80)).Raised(0x80);
         Assert.Equal([SystemGuest.Code + 2, SystemGuest.UserCode64, 2UL | RFlags.If | RFlags.Cf, SystemGuest.UserStack, SystemGuest.UserData], g.Frame);
@@ -37,7 +37,7 @@ public class SystemTestsDelivery
     [Fact]
     public void LongModeUsesTheInterruptStackTable()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.WriteGate(0x40, SystemGuest.Code64, SystemGuest.Handlers + 0x400, type: 15, ist: 1);
         g.State.Rflags |= RFlags.If;
         g.Run(a => a.@int(0x40)).Raised(0x40);
@@ -49,7 +49,7 @@ public class SystemTestsDelivery
     [Fact]
     public void FaultsPushRfAndTheAddressOfTheInstruction()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a => a.ud2()).Raised(Vector.InvalidOpcode);
         Assert.Equal(SystemGuest.Code, g.Frame[0]);
         Assert.Equal(2UL | RFlags.Rf, g.Frame[2]);
@@ -58,7 +58,7 @@ public class SystemTestsDelivery
     [Fact]
     public void SoftwareInterruptsNeedTheGatesPrivilege()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.Run(a => a.@int(0x41)).Raised(Vector.GeneralProtection, (0x41 << 3) | IdtBit);
         Assert.Equal(SystemGuest.Code, g.Frame[0]);
     }
@@ -66,7 +66,7 @@ public class SystemTestsDelivery
     [Fact]
     public void GatesThatAreAbsentOrWrongFaultWithTheirNumber()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.WriteGate(0x42, SystemGuest.Code64, SystemGuest.Handlers, present: false);
         g.WriteGate(0x43, SystemGuest.Code64, SystemGuest.Handlers, type: 12);
         g.WriteGate(0x44, SystemGuest.Code32, SystemGuest.Handlers);
@@ -86,7 +86,7 @@ public class SystemTestsDelivery
     [Fact]
     public void ExceptionsSetTheExternalBitOfNestedFaults()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.WriteGate(Vector.InvalidOpcode, SystemGuest.Code64, SystemGuest.Handlers, present: false);
         g.Run(a => a.ud2()).Raised(Vector.SegmentNotPresent, (Vector.InvalidOpcode << 3) | IdtBit | Ext);
     }
@@ -94,7 +94,7 @@ public class SystemTestsDelivery
     [Fact]
     public void ContributoryOnContributoryIsADoubleFault()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.WriteGate(Vector.GeneralProtection, SystemGuest.Code64, SystemGuest.Handlers, present: false);
         g.Run(a => a.mov(ds, eax)).Ended();
         g.Run(a =>
@@ -112,7 +112,7 @@ public class SystemTestsDelivery
     [Fact]
     public void PageFaultWhilePushingAPageFaultIsADoubleFaultAndThenShutdown()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.WriteGate(Vector.DoubleFault, SystemGuest.Code64, SystemGuest.Handlers + (Vector.DoubleFault * 16), ist: 1);
         g.State.Gpr[4] = SystemGuest.Unmapped + 0x1000;
         g.Run(a => a.mov(eax, __dword_ptr[SystemGuest.Unmapped + 0x5000])).Raised(Vector.DoubleFault);
@@ -125,7 +125,7 @@ public class SystemTestsDelivery
     [Fact]
     public void ADeliveryThatFaultsChangesNothing()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.Memory.Write(new Aerostat.Memory.GuestAddress(SystemGuest.Tss + 4), 0x8000_0000_0000_0000);
         g.WriteGate(Vector.StackFault, SystemGuest.Code64, SystemGuest.Handlers + (Vector.StackFault * 16), ist: 1);
         g.Run(a => a.@int(0x80)).Raised(Vector.StackFault);
@@ -135,7 +135,7 @@ public class SystemTestsDelivery
     [Fact]
     public void AShortTssIsInvalid()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.State.Tr = g.State.Tr with { Limit = 8 };
         g.WriteGate(Vector.InvalidTss, SystemGuest.ConformingUser, 0);
         g.Run(a => a.@int(0x80));
@@ -148,7 +148,7 @@ public class SystemTestsDelivery
     public void ProtectedModeFramesHaveFourBytes(bool user, ulong unused)
     {
         _ = unused;
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         if (user)
             g.AsUser();
         g.Run(a => a.@int(0x80)).Raised(0x80);
@@ -166,7 +166,7 @@ public class SystemTestsDelivery
     [Fact]
     public void ProtectedModeInnerStackIsChecked()
     {
-        using var g = new SystemGuest(GuestMode.Protected32).AsUser();
+        using SystemGuest g = Guest(GuestMode.Protected32).AsUser();
         var ss0 = new Aerostat.Memory.GuestAddress(SystemGuest.Tss + 8);
         g.Memory.Write(ss0, SystemGuest.UserData);
         g.Run(a => a.@int(0x80));
@@ -179,7 +179,7 @@ public class SystemTestsDelivery
     [Fact]
     public void SixteenBitGatesPushTwoBytes()
     {
-        using var g = new SystemGuest(GuestMode.Protected16);
+        using SystemGuest g = Guest(GuestMode.Protected16);
         g.Run(a => a.@int(0x80));
         Assert.Equal(0x80, g.Stopped);
         Assert.Equal([(SystemGuest.Code + 2) & 0xFFFF, SystemGuest.Code16, 2UL], g.Frame[..3]);
@@ -189,7 +189,7 @@ public class SystemTestsDelivery
     [Fact]
     public void RealModeGoesThroughTheVectorTable()
     {
-        using var g = new SystemGuest(GuestMode.Real);
+        using SystemGuest g = Guest(GuestMode.Real);
         g.State.Rflags |= RFlags.If;
         g.Run(a => a.@int(0x21)).Raised(0x21);
         Assert.Equal([2UL, SystemGuest.Code >> 4, 2UL | RFlags.If], g.Frame[..3]);
@@ -204,7 +204,7 @@ public class SystemTestsDelivery
     [Fact]
     public void RealModeReturnsFromInterrupts()
     {
-        using var g = new SystemGuest(GuestMode.Real);
+        using SystemGuest g = Guest(GuestMode.Real);
         g.Memory.Write(new Aerostat.Memory.GuestAddress(SystemGuest.Handlers + 0x300), new byte[] { 0xB8, 0x34, 0x12, 0xCF }); // mov ax,1234h; iret
         g.State.Rflags |= RFlags.If | RFlags.Cf;
         g.Run(a => a.@int(0x30)).Ended();
@@ -227,7 +227,7 @@ public class SystemTestsDelivery
     [InlineData(SystemGuest.UserCode32, 0xC000UL)]
     public void IretqGoesToUserCode(ushort selector, ulong rsp)
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Place(SystemGuest.UserCode, selector == SystemGuest.UserCode64 ? 64 : 32, a => a.ud2());
         g.State.NmiBlocked = true;
         g.Run(a =>
@@ -251,7 +251,7 @@ public class SystemTestsDelivery
     [InlineData(SystemGuest.UserCode64 & ~3, 0x1000UL, SystemGuest.Data0, Vector.GeneralProtection, SystemGuest.UserCode64 & ~3)] // DPL 3, RPL 0
     public void IretqChecksWhatItLoads(int cs, ulong rip, int ss, int vector, uint error)
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             PushFrame(a, rip, (ulong)cs, 2, SystemGuest.UserStack, (ulong)ss);
@@ -262,7 +262,7 @@ public class SystemTestsDelivery
     [Fact]
     public void IretqWithNullStackSegmentStaysInTheKernel()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Place(SystemGuest.UserCode, 64, a => a.hlt());
         g.Run(a =>
         {
@@ -276,7 +276,7 @@ public class SystemTestsDelivery
     [Fact]
     public void IretWithNestedTaskFaultsInLongMode()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.State.Rflags |= RFlags.Nt;
         g.Run(a => a.iretq()).Raised(Vector.GeneralProtection);
     }
@@ -284,7 +284,7 @@ public class SystemTestsDelivery
     [Fact]
     public void UserIretKeepsPrivilegedFlags()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.State.Rflags |= RFlags.If;
         g.Place(SystemGuest.UserCode, 64, a => a.ud2());
         g.Run(a =>
@@ -300,7 +300,7 @@ public class SystemTestsDelivery
     [InlineData(false)]
     public void ProtectedModeIretd(bool outer)
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Place(SystemGuest.UserCode, 32, a => a.ud2());
         g.Run(a =>
         {
@@ -324,7 +324,7 @@ public class SystemTestsDelivery
     [Fact]
     public void CompatibilityCodeIsInterruptedIntoLongMode()
     {
-        using var g = new SystemGuest(GuestMode.Compatibility).AsUser();
+        using SystemGuest g = Guest(GuestMode.Compatibility).AsUser();
         g.Run(a => a.@int(0x80)).Raised(0x80);
         Assert.Equal([SystemGuest.Code + 2, SystemGuest.UserCode32, 2UL, SystemGuest.UserStack, SystemGuest.UserData], g.Frame);
         Assert.Equal(SystemGuest.Code64, g.Result.Segments[1].Selector);
@@ -333,7 +333,7 @@ public class SystemTestsDelivery
     [Fact]
     public void BreakpointAndOverflowAreTraps()
     {
-        using var g = new SystemGuest(GuestMode.Protected32).AsUser();
+        using SystemGuest g = Guest(GuestMode.Protected32).AsUser();
         g.Run(a => a.int3()).Raised(Vector.Breakpoint);
         Assert.Equal(SystemGuest.Code + 1, g.Frame[0]);
         g.State.Rflags |= RFlags.Of;
@@ -341,4 +341,10 @@ public class SystemTestsDelivery
         g.Run(a => a.int1()).Raised(Vector.Debug);
         Assert.Equal(SystemGuest.Code + 1, g.Frame[0]);
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedSystemTestsDelivery : SystemTestsDelivery
+{
+    private protected override bool Translated => true;
 }

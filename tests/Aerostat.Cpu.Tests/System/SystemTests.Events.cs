@@ -7,12 +7,12 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>External interrupts, NMIs, shadows and single steps at instruction boundaries.</summary>
-public class SystemTestsEvents
+public class SystemTestsEvents : ProcessorTests
 {
     [Fact]
     public void AnInterruptWaitsForTheInstructionAfterSti()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Handler.Interrupts.Enqueue(0x55);
         g.Processor.SetInterruptRequest(true);
         g.Run(a =>
@@ -28,7 +28,7 @@ public class SystemTestsEvents
     [Fact]
     public void StiRightBeforeCliLetsNothingIn()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Handler.Interrupts.Enqueue(0x55);
         g.Processor.SetInterruptRequest(true);
         g.Run(a =>
@@ -43,7 +43,7 @@ public class SystemTestsEvents
     [Fact]
     public void MovSsHoldsInterruptsOff()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.State.Rflags |= RFlags.If;
         g.State.Gpr[0] = SystemGuest.Data0;
         g.State.InterruptShadow = true; // so that the first instruction runs
@@ -62,7 +62,7 @@ public class SystemTestsEvents
     [Fact]
     public void PopfLetsAnInterruptInAtOnce()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Handler.Interrupts.Enqueue(0x55);
         g.Processor.SetInterruptRequest(true);
         g.Run(a =>
@@ -77,7 +77,7 @@ public class SystemTestsEvents
     [Fact]
     public void HltAfterStiIsLeftByTheInterrupt()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a => a.sti()).Ended();
         Assert.Equal(ActivityState.Halted, g.Result.Activity);
         Assert.False(g.Processor.HasWork);
@@ -92,7 +92,7 @@ public class SystemTestsEvents
     [Fact]
     public void NmisAreBlockedUntilIret()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Memory.Write(new Aerostat.Memory.GuestAddress(SystemGuest.Handlers + (Vector.Nmi * 16)), new byte[] { 0xFF, 0xC0, 0x90, 0x48, 0xCF }); // inc eax; nop; iretq
         g.State.Gpr[0] = 0;
         g.State.NmiPending = true;
@@ -105,9 +105,9 @@ public class SystemTestsEvents
         Assert.True(g.Result.NmiPending);
     }
 
-    private static SystemGuest SyscallGuest()
+    private SystemGuest SyscallGuest()
     {
-        SystemGuest g = new SystemGuest(GuestMode.Long).AsUser();
+        SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.State.Msrs[Msr.Star] = (0x20UL | 3) << 48 | (ulong)SystemGuest.Code64 << 32;
         g.State.Msrs[Msr.Lstar] = SystemGuest.UserCode;
         g.State.Msrs[Msr.Fmask] = RFlags.Tf;
@@ -146,10 +146,16 @@ public class SystemTestsEvents
     [Fact]
     public void SteppingStopsAtSoftwareInterrupts()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.State.Rflags |= RFlags.Tf;
         g.Run(a => a.@int(0x80)).Raised(0x80);
         Assert.NotEqual(0UL, g.Frame[2] & RFlags.Tf);
         Assert.Equal(0UL, g.Result.Rflags & RFlags.Tf);
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedSystemTestsEvents : SystemTestsEvents
+{
+    private protected override bool Translated => true;
 }

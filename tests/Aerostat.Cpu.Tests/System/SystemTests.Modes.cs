@@ -8,7 +8,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Control registers, modes, SYSCALL and its kin, flags, ports.</summary>
-public class SystemTestsModes
+public class SystemTestsModes : ProcessorTests
 {
     [Theory]
     [InlineData(Cr0.Pg)] // PE is needed
@@ -17,7 +17,7 @@ public class SystemTestsModes
     [InlineData(Cr0.Pe)] // paging cannot go in 64-bit code
     public void InvalidCr0ValuesFault(ulong value)
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.mov(rax, value);
@@ -34,7 +34,7 @@ public class SystemTestsModes
     [InlineData(Cr4.La57 | Cr4.Pae, "max")] // cannot change in long mode
     public void InvalidCr4ValuesFault(ulong value, string model)
     {
-        using var g = new SystemGuest(GuestMode.Long, model);
+        using SystemGuest g = Guest(GuestMode.Long, model);
         g.Run(a =>
         {
             a.mov(rax, value);
@@ -45,7 +45,7 @@ public class SystemTestsModes
     [Fact]
     public void PcideNeedsLongModeAndAnEmptyPcid()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.mov(rax, Cr4.Pae | Cr4.Pcide);
@@ -71,7 +71,7 @@ public class SystemTestsModes
     [Fact]
     public void Cr8IsTheTaskPriority()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.mov(eax, 9);
@@ -90,7 +90,7 @@ public class SystemTestsModes
     [Fact]
     public void UserCodeMayNotTouchTheSystem()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         foreach (Action<Assembler> code in (Action<Assembler>[])
             [
                 a => a.mov(rax, cr0), a => a.mov(cr3, rax), a => a.mov(rax, dr7), a => a.hlt(), a => a.cli(), a => a.sti(), a => a.rdmsr(),
@@ -104,7 +104,7 @@ public class SystemTestsModes
     [Fact]
     public void DebugRegistersFourAndFiveAreAliases()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.mov(eax, 0x0000_0401);
@@ -123,7 +123,7 @@ public class SystemTestsModes
     [Fact]
     public void GeneralDetectProtectsDebugRegistersOnce()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.State.Dr[7] = 0x2400;
         g.Run(a => a.mov(rax, dr0)).Raised(Vector.Debug);
         Assert.Equal(SystemGuest.Code, g.Frame[0]);
@@ -141,7 +141,7 @@ public class SystemTestsModes
     [Fact]
     public void FromRealModeToLongModeAndBack()
     {
-        using var g = new SystemGuest(GuestMode.Real);
+        using SystemGuest g = Guest(GuestMode.Real);
         g.State.Gdtr = new DescriptorTableState(SystemGuest.Gdt, SystemGuest.GdtLimit);
         g.Place(SystemGuest.UserCode, 64, a =>
         {
@@ -190,7 +190,7 @@ public class SystemTestsModes
     [Fact]
     public void SyscallEntersTheKernel()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         SetupSyscall(g);
         g.State.Rflags |= RFlags.If | RFlags.Cf | RFlags.Zf;
         g.Place(SystemGuest.UserCode, 64, a => a.hlt());
@@ -210,7 +210,7 @@ public class SystemTestsModes
     [InlineData(false, (int)SystemGuest.UserCode32)]
     public void SysretLeavesIt(bool wide, int selector)
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         SetupSyscall(g);
         g.Place(SystemGuest.UserCode, 64, a => a.ud2());
         g.State.Gpr[1] = SystemGuest.UserCode | (wide ? 0 : 0xFFUL << 32);
@@ -228,7 +228,7 @@ public class SystemTestsModes
     [Fact]
     public void SysretToANonCanonicalAddressFaultsInTheKernel()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         SetupSyscall(g);
         g.State.Gpr[1] = 1UL << 47;
         g.Run(a => a.sysretq()).Raised(Vector.GeneralProtection);
@@ -238,7 +238,7 @@ public class SystemTestsModes
     [Fact]
     public void SyscallDoesNotExistInCompatibilityCode()
     {
-        using var g = new SystemGuest(GuestMode.Compatibility).AsUser();
+        using SystemGuest g = Guest(GuestMode.Compatibility).AsUser();
         SetupSyscall(g);
         g.Run(a => a.syscall()).Raised(Vector.InvalidOpcode);
     }
@@ -246,7 +246,7 @@ public class SystemTestsModes
     [Fact]
     public void SysenterAndSysexit()
     {
-        using var g = new SystemGuest(GuestMode.Compatibility).AsUser();
+        using SystemGuest g = Guest(GuestMode.Compatibility).AsUser();
         g.State.Msrs[Msr.SysenterCs] = SystemGuest.Code64;
         g.State.Msrs[Msr.SysenterEip] = SystemGuest.UserCode;
         g.State.Msrs[Msr.SysenterEsp] = SystemGuest.InnerStack;
@@ -269,7 +269,7 @@ public class SystemTestsModes
     [Fact]
     public void SwapgsExchangesBases()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.State.Msrs[Msr.KernelGsBase] = 0x1234;
         g.State.Segments[5] = g.State.Segments[5] with { Base = 0x5678 };
         g.Run(a =>
@@ -291,7 +291,7 @@ public class SystemTestsModes
     [Fact]
     public void PopfRespectsPrivilege()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.State.Rflags |= RFlags.If;
         g.Run(a =>
         {
@@ -317,7 +317,7 @@ public class SystemTestsModes
     [Fact]
     public void SettingTfByPopfTrapsAfterTheNextInstruction()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.push((int)RFlags.Tf);
@@ -332,7 +332,7 @@ public class SystemTestsModes
     [Fact]
     public void StacAndClacChangeAc()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.State.Cr4 |= Cr4.Smap;
         // Every page of this guest is a user page, so data access needs AC.
         g.State.Rflags |= RFlags.Ac;
@@ -357,7 +357,7 @@ public class SystemTestsModes
     [InlineData(0x7F, false)]
     public void UserPortsFollowTheBitmap(int port, bool allowed)
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.Run(a =>
         {
             a.mov(edx, port);
@@ -372,7 +372,7 @@ public class SystemTestsModes
     [Fact]
     public void APortAccessAcrossTheAllowedEndFaults()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.Run(a =>
         {
             a.mov(edx, 0x87);
@@ -391,7 +391,7 @@ public class SystemTestsModes
     [Fact]
     public void StringPortInstructions()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Memory.Write(new GuestAddress(SystemGuest.Data), new byte[] { 1, 2, 3, 4, 5, 6, 7, 8 });
         g.Run(a =>
         {
@@ -414,7 +414,7 @@ public class SystemTestsModes
     [Fact]
     public void AFaultingInsDoesNotReadTheDevice()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.mov(edi, SystemGuest.Unmapped);
@@ -429,7 +429,7 @@ public class SystemTestsModes
     [Fact]
     public void Hypercalls()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a => a.vmcall()).Raised(Vector.InvalidOpcode);
         g.Handler.Hypercalls = true;
         g.Run(a =>
@@ -443,7 +443,7 @@ public class SystemTestsModes
     [Fact]
     public void InvpcidChecksTypeAndDescriptor()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         var descriptor = new GuestAddress(SystemGuest.Data);
         for (int type = 0; type < 4; type++)
             g.Run(a =>
@@ -470,4 +470,10 @@ public class SystemTestsModes
             a.invpcid(rax, __[SystemGuest.Data]);
         }).Raised(Vector.GeneralProtection);
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedSystemTestsModes : SystemTestsModes
+{
+    private protected override bool Translated => true;
 }

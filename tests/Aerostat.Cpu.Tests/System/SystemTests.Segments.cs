@@ -7,7 +7,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>Segment loads, far transfers, descriptor-table registers and the instructions that test selectors.</summary>
-public class SystemTestsSegments
+public class SystemTestsSegments : ProcessorTests
 {
     [Theory]
     [InlineData((int)SystemGuest.UserData, -1, 0)]
@@ -23,7 +23,7 @@ public class SystemTestsSegments
     [InlineData(4, Vector.GeneralProtection, 4)] // no LDT
     public void DataSegmentLoads(int selector, int vector, int error)
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.mov(eax, selector);
@@ -45,7 +45,7 @@ public class SystemTestsSegments
     [InlineData((int)SystemGuest.Data0, -1, 0)]
     public void StackSegmentLoads(int selector, int vector, int error)
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.mov(eax, selector);
@@ -58,7 +58,7 @@ public class SystemTestsSegments
     [Fact]
     public void AccessedBitIsSetOnce()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.mov(eax, SystemGuest.UserDataFresh);
@@ -71,7 +71,7 @@ public class SystemTestsSegments
     [Fact]
     public void NullStackSegmentIsGoodForTheKernelIn64BitCode()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.xor(eax, eax);
@@ -88,7 +88,7 @@ public class SystemTestsSegments
     [Fact]
     public void SegmentUseThroughANullSelectorFaults()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.xor(eax, eax);
@@ -100,7 +100,7 @@ public class SystemTestsSegments
     [Fact]
     public void MovSsHoldsTrapsOffForOneInstruction()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.State.Rflags |= RFlags.Tf;
         g.Run(a =>
         {
@@ -118,7 +118,7 @@ public class SystemTestsSegments
     [Fact]
     public void PopOfSegmentsMovesTheStackOnlyOnSuccess()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.push((int)SystemGuest.UserData);
@@ -136,7 +136,7 @@ public class SystemTestsSegments
     [Fact]
     public void FarPointersLoadSegmentAndRegister()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Memory.Write(new GuestAddress(SystemGuest.Data), 0x1234_5678u);
         g.Memory.Write(new GuestAddress(SystemGuest.Data + 4), SystemGuest.UserData);
         g.Run(a => a.les(eax, __[SystemGuest.Data])).Ended();
@@ -147,7 +147,7 @@ public class SystemTestsSegments
     [Fact]
     public void LocalDescriptorTable()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.mov(eax, SystemGuest.LdtSelector);
@@ -168,7 +168,7 @@ public class SystemTestsSegments
     [Fact]
     public void TaskRegisterBecomesBusy()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Run(a =>
         {
             a.mov(eax, SystemGuest.TssAvailable);
@@ -195,7 +195,7 @@ public class SystemTestsSegments
     [InlineData((int)SystemGuest.GdtLimit + 1, false, false, false)]
     public void SelectorsAreInspectedWithoutFaults(int selector, bool found, bool readable, bool writable)
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.mov(ecx, selector);
@@ -220,7 +220,7 @@ public class SystemTestsSegments
     [Fact]
     public void ArplRaisesTheRequestedPrivilege()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Run(a =>
         {
             a.mov(eax, 0x18);
@@ -230,14 +230,14 @@ public class SystemTestsSegments
         }).Ended();
         Assert.Equal(0x1BUL, g.Rax);
         Assert.Equal(1UL, g.Result.Gpr[2] & 0xFF);
-        using var real = new SystemGuest(GuestMode.Real);
+        using SystemGuest real = Guest(GuestMode.Real);
         real.Run(a => a.arpl(ax, cx)).Raised(Vector.InvalidOpcode);
     }
 
     [Fact]
     public void TableRegistersRoundTrip()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Memory.Write(new GuestAddress(SystemGuest.Data), (ushort)0x1FF);
         g.Memory.Write(new GuestAddress(SystemGuest.Data + 2), (ulong)SystemGuest.Gdt);
         g.Run(a =>
@@ -256,7 +256,7 @@ public class SystemTestsSegments
     [Fact]
     public void SixteenBitLgdtLoadsThreeBytesOfBase()
     {
-        using var g = new SystemGuest(GuestMode.Real);
+        using SystemGuest g = Guest(GuestMode.Real);
         g.Memory.Write(new GuestAddress(0x500), (ushort)0xFF);
         g.Memory.Write(new GuestAddress(0x502), 0xAB12_3456u);
         g.Run(a => a.db(0x0F, 0x01, 0x16, 0x00, 0x05)).Ended(); // lgdt [500h]
@@ -268,7 +268,7 @@ public class SystemTestsSegments
     [Fact]
     public void UmipHidesTablesFromUserCode()
     {
-        using var g = new SystemGuest(GuestMode.Long).AsUser();
+        using SystemGuest g = Guest(GuestMode.Long).AsUser();
         g.Run(a =>
         {
             a.str(eax);
@@ -288,7 +288,7 @@ public class SystemTestsSegments
     [Fact]
     public void FarJumpAndCallThroughMemory()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Place(SystemGuest.UserCode, 32, a => a.retf());
         FarPointer(g, SystemGuest.UserCode, SystemGuest.Conforming32, 4);
         g.Run(a =>
@@ -313,7 +313,7 @@ public class SystemTestsSegments
     [InlineData((int)SystemGuest.TssSelector, Vector.GeneralProtection, (int)SystemGuest.TssSelector)]
     public void FarJumpChecks(int selector, int vector, int error)
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         FarPointer(g, SystemGuest.UserCode, selector, 4);
         g.Run(a => a.jmp(__fword_ptr[SystemGuest.Data])).Raised(vector, (uint)error);
         Assert.Equal(SystemGuest.Code, g.Frame[0]);
@@ -322,7 +322,7 @@ public class SystemTestsSegments
     [Fact]
     public void FarReturnToUserCodeReleasesParametersOnBothStacks()
     {
-        using var g = new SystemGuest(GuestMode.Protected32);
+        using SystemGuest g = Guest(GuestMode.Protected32);
         g.Place(SystemGuest.UserCode, 32, a => a.ud2());
         g.Run(a =>
         {
@@ -342,7 +342,7 @@ public class SystemTestsSegments
     [Fact]
     public void LongModeFarReturnEntersCompatibilityCode()
     {
-        using var g = new SystemGuest(GuestMode.Long);
+        using SystemGuest g = Guest(GuestMode.Long);
         g.Place(SystemGuest.UserCode, 32, a =>
         {
             a.mov(eax, cs);
@@ -362,11 +362,17 @@ public class SystemTestsSegments
     [Fact]
     public void RealModeFarCallAndReturn()
     {
-        using var g = new SystemGuest(GuestMode.Real);
+        using SystemGuest g = Guest(GuestMode.Real);
         g.Memory.Write(new GuestAddress(0x3000), new byte[] { 0xB8, 0x78, 0x56, 0xCB }); // mov ax,5678h; retf
         g.Run(a => a.db(0x9A, 0x00, 0x10, 0x00, 0x02)).Ended(); // call 0200:1000
         Assert.Equal(0x5678UL, g.Rax);
         Assert.Equal((ulong)SystemGuest.Stack, g.Result.Gpr[4]);
         Assert.Equal((ulong)SystemGuest.Code, g.Result.Segments[1].Base);
     }
+}
+
+/// <summary>The same through the translator.</summary>
+public sealed class TranslatedSystemTestsSegments : SystemTestsSegments
+{
+    private protected override bool Translated => true;
 }
