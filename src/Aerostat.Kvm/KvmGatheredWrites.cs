@@ -3,9 +3,9 @@ using Aerostat.Processors;
 namespace Aerostat.Kvm;
 
 /// <summary>
-/// Writes to ports that have no consequence until something else is done ("coalesced"): the kernel keeps them in a ring, and they reach the devices, in
-/// their order, before whatever exit comes next. The index registers of CMOS and PCI configuration space, and the port that kernels write to in
-/// order to wait.
+/// Writes that have no consequence until something else is done ("coalesced"): the kernel keeps them in a ring, and they reach the devices, in
+/// their order, before whatever exit comes next. The index registers of CMOS, PCI configuration space and the I/O APIC, and the ports that kernels write
+/// to in order to wait.
 /// </summary>
 internal sealed unsafe class KvmGatheredWrites
 {
@@ -14,10 +14,13 @@ internal sealed unsafe class KvmGatheredWrites
 
     private static readonly (ulong Port, uint Bytes)[] s_ports = [(0x70, 1), (0x80, 1), (0xED, 1), (0xCF8, 4)];
 
+    // IOREGSEL (82093AA data sheet, section 3.1): says which register IOWIN shows. Every access to one of those is a write here first.
+    private const ulong IoApicSelect = 0xFEC0_0000;
+
     private readonly Lock gate = new();
     private long count;
 
-    private KvmGatheredWrites()
+    internal KvmGatheredWrites()
     {
     }
 
@@ -35,6 +38,10 @@ internal sealed unsafe class KvmGatheredWrites
             if (KvmCalls.Control(machine, KvmIoctl.RegisterGathered, &zone) < 0)
                 return null;
         }
+        // The others stay exits where the kernel does not want this one.
+        KvmGatheredZone select = new() { Address = IoApicSelect, Size = 4 };
+        if (capabilities.CoalescedMmio)
+            _ = KvmCalls.Control(machine, KvmIoctl.RegisterGathered, &select);
         return new KvmGatheredWrites();
     }
 
@@ -42,7 +49,7 @@ internal sealed unsafe class KvmGatheredWrites
     public void Drain(byte* area, IExitHandler handler)
     {
         KvmGatheredRing* ring = (KvmGatheredRing*)(area + (RingPage * PageBytes));
-        if (ring->First == Volatile.Read(ref ring->Last))
+        if (Volatile.Read(ref ring->First) == Volatile.Read(ref ring->Last))
             return;
         lock (gate)
         {
@@ -53,15 +60,15 @@ internal sealed unsafe class KvmGatheredWrites
             {
                 // SAFETY: the index is below the number of entries that the page has room for.
                 KvmGatheredWrite write = writes[first];
-                first = (first + 1) % Entries;
-                // The kernel may fill the place from now on.
-                Volatile.Write(ref ring->First, first);
                 count++;
                 int size = (int)Math.Min(write.Length, 8);
                 if (write.IsPort == 0)
                     handler.WriteMmio(write.Address, size, write.Data);
                 else if (size is 1 or 2 or 4)
                     handler.WritePort((ushort)write.Address, size, (uint)(write.Data & (uint.MaxValue >> (32 - (8 * size)))));
+                // Not before: another vCPU that finds the ring empty goes on to what depends on the write. The kernel may fill the place from now on.
+                first = (first + 1) % Entries;
+                Volatile.Write(ref ring->First, first);
             }
         }
     }

@@ -24,27 +24,51 @@ public sealed class DebugTests
         a.hlt();
     }
 
+    private const string Lacks = "loads DR7 at VMRUN without arming the breakpoints in it";
+
     [Theory, MemberData(nameof(Kinds))]
-    public void BreakpointsStopAndGoOn(string kind)
+    public void ExecuteBreakpointsStopAndGoOn(string kind)
     {
-        ProcessorKinds.SkipIfNested(kind, "loads DR7 without arming breakpoints");
+        ProcessorKinds.SkipIfNested(kind, Lacks);
         using SmallGuest g = new(kind);
         g.Long(Count);
-        g.Processor.SetGuestDebug(new GuestDebug
+        ulong[] at = [SmallGuest.Code + 3, SmallGuest.Code + 6];
+        g.Processor.SetGuestDebug(new GuestDebug { Hardware = [.. at.Select(address => new HardwareBreakpoint(BreakpointKind.Execute, address))] });
+        for (int i = 0; i < at.Length; i++)
         {
-            Hardware = [new(BreakpointKind.Execute, SmallGuest.Code + 3), new(BreakpointKind.Write, 0x100000, 4), new(BreakpointKind.ReadWrite, 0x100004, 4)],
-        });
-        Assert.Equal((ExitReason.Debug, 1UL), (g.Run() is var first ? first.Reason : default, first.Detail & GuestDebugBits.Hardware));
-        Assert.Equal((SmallGuest.Code + 3, 1UL), (g.Processor.GetState().Rip, g.Processor.GetState().Gpr[3]));
-        // A KVM that emulates its guests knows no data breakpoints.
-        if (ProcessorKinds.IsExact(kind))
+            ProcessorExit exit = g.Run();
+            Assert.Equal((ExitReason.Debug, 1UL << i), (exit.Reason, exit.Detail & GuestDebugBits.Hardware));
+            Assert.Equal((at[i], (ulong)i + 1), (g.Processor.GetState().Rip, g.Processor.GetState().Gpr[3]));
+        }
+        NothingWasSeen(g);
+    }
+
+    /// <summary>Writes, and reads and writes, of 1, 2, 4 and 8 bytes: behind the instruction that made them, and only where they touch.</summary>
+    [Theory, MemberData(nameof(Kinds))]
+    public void DataBreakpointsStopAndGoOn(string kind)
+    {
+        ProcessorKinds.SkipIfNested(kind, Lacks);
+        ProcessorKinds.SkipWithoutDataBreakpoints(kind);
+        foreach (int length in (int[])[1, 2, 4, 8])
         {
-            Assert.Equal(2UL, g.Run().Detail & GuestDebugBits.Hardware);
+            using SmallGuest g = new(kind);
+            g.Long(Count);
+            g.Processor.SetGuestDebug(new GuestDebug
+            {
+                Hardware = [new(BreakpointKind.Execute, SmallGuest.Code + 3), new(BreakpointKind.Write, 0x100000, length == 8 ? 4 : length), new(BreakpointKind.ReadWrite, 0x100004 & ~((ulong)length - 1), length), new(BreakpointKind.Write, 0x100010, length)],
+            });
+            Assert.Equal(1UL, g.Run().Detail & GuestDebugBits.Hardware);
+            ulong write = g.Run().Detail & GuestDebugBits.Hardware;
+            Assert.Equal(length == 8 ? 6UL : 2UL, write);
             Assert.Equal(7u, g.Memory.Read<uint>(new(0x100000)));
             Assert.Equal(4UL, g.Run().Detail & GuestDebugBits.Hardware);
+            NothingWasSeen(g);
         }
+    }
+
+    private static void NothingWasSeen(SmallGuest g)
+    {
         ProcessorState s = g.RunToHalt();
-        // The guest has seen nothing of it.
         Assert.Equal((3UL, 0x400UL), (s.Gpr[3], s.Gpr[9]));
         Assert.Equal(0UL, s.Gpr[8] & (RFlags.Tf | RFlags.Rf));
     }

@@ -152,29 +152,81 @@ public sealed class InterruptTests
         Assert.True(pending.IsPending(0x78));
     }
 
-    /// <summary>A stack that has no room is told, not forgotten: #SS, whose frame has no room either.</summary>
+    /// <summary>A stack that has no room is told, not forgotten: #SS, whose frame has no room either, and so shutdown; whether it runs or has halted.</summary>
     [Theory, MemberData(nameof(Kinds))]
     public void ARealModeStackBeyondItsLimitIsShutdown(string kind)
     {
-        ProcessorKinds.SkipIfUnusable(kind);
-        Assert.SkipUnless(ProcessorKinds.IsExact(kind), "this KVM emulates its guests, and its emulator does not look at limits in real mode");
-        ProcessorKinds.SkipIfNested(kind, "delivers in real mode without looking at the stack's limit");
-        using SmallGuest g = new(kind);
-        PendingInterrupts pending = Connect(g);
-        g.Real(
-            a =>
-            {
-                a.nop();
-                a.nop();
-                a.hlt();
-            },
-            s =>
-            {
-                s.Rflags |= RFlags.If;
-                s.Segments[2] = s.Segments[2] with { Limit = 0xFFF };
-            });
-        pending.Raise(0x41);
-        Assert.Equal(ExitReason.Shutdown, g.Run().Reason);
+        foreach (bool halted in (bool[])[false, true])
+        {
+            using SmallGuest g = new(kind);
+            PendingInterrupts pending = Connect(g);
+            g.Real(
+                a =>
+                {
+                    if (halted)
+                        a.hlt();
+                    a.nop();
+                    a.nop();
+                    a.hlt();
+                },
+                s =>
+                {
+                    s.Rflags |= RFlags.If;
+                    s.Segments[2] = s.Segments[2] with { Limit = 0xFFF };
+                });
+            if (halted)
+                g.RunToHalt();
+            pending.Raise(0x41);
+            Assert.Equal(ExitReason.Shutdown, g.Run().Reason);
+            // From the interrupt on.
+            IReadOnlyList<DeliveredEvent> told = g.Processor.FaultsBeforeShutdown;
+            Assert.Equal(
+                [(EventOrigin.ExternalInterrupt, 0x41), (EventOrigin.Exception, 12), (EventOrigin.Exception, 12), (EventOrigin.Exception, 8), (EventOrigin.Exception, 12)],
+                told.Select(e => (e.Origin, e.Vector)));
+            Assert.InRange(told[0].Rip, SmallGuest.Code, SmallGuest.Code + 3);
+            // Nothing was written there, and the processor stays down until it is reset.
+            Assert.Equal(0UL, g.Memory.Read<ulong>(new(SmallGuest.Stack - 8)));
+            Assert.Equal(SmallGuest.Stack, g.Processor.GetState().Gpr[4] & 0xFFFF);
+            Assert.Equal(ExitReason.Shutdown, g.Run().Reason);
+            g.Processor.Reset();
+            Assert.Empty(g.Processor.FaultsBeforeShutdown);
+        }
+    }
+
+    /// <summary>The last frame that has room, and the first that has none: of 64 KiB, around their end, and in a segment that grows down.</summary>
+    [Theory, MemberData(nameof(Kinds))]
+    public void TheLimitOfARealModeStackIsExact(string kind)
+    {
+        foreach ((uint pointer, uint limit, uint attributes, bool room) in ((uint, uint, uint, bool)[])
+            [
+                (0x7F00, 0x7EFF, 0x93, true), (0x7F00, 0x7EFE, 0x93, false), (0x7F00, 0x7EFB, 0x93, false), (6, 0xFFFF, 0x93, true), (0, 0xFFFF, 0x93, true),
+                (2, 0xFFFF, 0x93, true), (5, 0xFFFF, 0x93, false), (1, 0xFFFF, 0x93, false), (0x7F00, 0x7EF9, 0x97, true), (0x7F00, 0x7EFA, 0x97, false),
+            ])
+        {
+            using SmallGuest g = new(kind);
+            // The segment in real mode of one kind is what this host's KVM may not take.
+            PendingInterrupts pending = Connect(g);
+            g.Memory.Write(new(0x41 * 4), 0x0100_0020u);
+            g.Assemble(16, 0x1020, a => a.hlt());
+            g.Real(
+                a =>
+                {
+                    a.nop();
+                    a.nop();
+                    a.hlt();
+                },
+                s =>
+                {
+                    s.Rflags |= RFlags.If;
+                    s.Gpr[4] = pointer;
+                    // Apart from code and vector table.
+                    s.Segments[2] = new SegmentState(0x2000, 0x20000, limit, attributes);
+                });
+            pending.Raise(0x41);
+            Assert.Equal((pointer, limit, attributes, room ? ExitReason.Halted : ExitReason.Shutdown), (pointer, limit, attributes, g.Run().Reason));
+            if (room)
+                Assert.Equal((ushort)(pointer - 6), (ushort)g.Processor.GetState().Gpr[4]);
+        }
     }
 
     /// <summary>A delivery that the host has to interrupt, because the stack's page is write-protected, is made once and wholly.</summary>

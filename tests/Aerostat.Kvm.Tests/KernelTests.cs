@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Aerostat.Devices;
 using Aerostat.Hosting;
 using Aerostat.Interrupts;
@@ -352,6 +353,81 @@ public sealed class KernelTests
         g.RunToHalt();
         Assert.Equal([("out", 0x80, 1, 1), ("out", 0x80, 1, 2), ("out", 0x80, 1, 3), ("out", 0x80, 1, 4), ("out", 0x80, 1, 5), ("out", 0x10, 1, 5), ("out", 0x70, 1, 9), ("in", 0x71, 1, uint.MaxValue)], g.World.Log);
         Assert.Equal(6, g.Processor.Counters.Named["kvm-gathered-writes"]);
+    }
+
+    /// <summary>The index of the I/O APIC waits in the kernel for the access to the register that it chooses: half the exits.</summary>
+    [Fact]
+    public void TheIoApicsIndexIsGathered()
+    {
+        const ulong Select = 0xFEC0_0000, Window = Select + 0x10, Entry = 0x3000 + (5 * 8), Linear = 5UL << 21;
+        Assert.SkipUnless(Capabilities() is { CoalescedMmio: true, CoalescedPorts: true }, "this host's KVM gathers no writes to memory");
+        foreach (bool gathers in (bool[])[false, true])
+        {
+            using SmallGuest g = new("kvm", kvm: KvmOptions.Bare with { GathersWrites = gathers });
+            g.Long(a =>
+            {
+                a.mov(ebx, (uint)Linear);
+                for (int i = 0; i < 4; i++)
+                {
+                    a.mov(__dword_ptr[rbx], 0x10 + i);
+                    a.mov(eax, __dword_ptr[rbx + 0x10]);
+                    a.mov(__dword_ptr[rbx], 0x20 + i);
+                    a.mov(__dword_ptr[rbx + 0x10], 0x30 + i);
+                }
+                a.hlt();
+            });
+            g.Memory.Write(new(Entry), Select | 0x83);
+            g.RunToHalt();
+            Assert.Equal(
+                Enumerable.Range(0, 4).SelectMany(i => ((string, ulong, int, ulong)[])
+                    [("write", Select, 4, (ulong)(0x10 + i)), ("read", Window, 4, ulong.MaxValue), ("write", Select, 4, (ulong)(0x20 + i)), ("write", Window, 4, (ulong)(0x30 + i))]),
+                g.World.Log);
+            Assert.Equal((gathers ? 8 : 16, gathers ? 8 : 0), (g.Processor.Counters.Named["kvm-mmio"], g.Processor.Counters.Named.GetValueOrDefault("kvm-gathered-writes")));
+        }
+    }
+
+    /// <summary>A vCPU does not go past a write of its own that another one has taken out of the ring and not yet brought to the device.</summary>
+    [Fact]
+    public unsafe void AGatheredWriteIsThereBeforeWhatDependsOnIt()
+    {
+        KvmGatheredWrites writes = new();
+        byte* area = (byte*)NativeMemory.AllocZeroed(3 * 4096);
+        try
+        {
+            KvmGatheredRing* ring = (KvmGatheredRing*)(area + (2 * 4096));
+            *(KvmGatheredWrite*)(ring + 1) = new() { Address = 0xCF8, Length = 4, Data = 0x8000_0000, IsPort = 1 };
+            ring->Last = 1;
+            using ManualResetEventSlim entered = new(), mayWrite = new();
+            bool written = false, seen = false;
+            World first = new()
+            {
+                PortWritten = (_, _) =>
+                {
+                    entered.Set();
+                    mayWrite.Wait();
+                    Volatile.Write(ref written, true);
+                },
+            };
+            Thread one = new(() => writes.Drain(area, first)), other = new(() =>
+            {
+                writes.Drain(area, new World());
+                seen = Volatile.Read(ref written);
+            });
+            one.Start();
+            entered.Wait(TestContext.Current.CancellationToken);
+            other.Start();
+            // It has either gone past already or waits for the first.
+            Assert.True(SpinWait.SpinUntil(() => (other.ThreadState & (ThreadState.WaitSleepJoin | ThreadState.Stopped)) != 0, s_patience));
+            mayWrite.Set();
+            one.Join();
+            other.Join();
+            Assert.True(seen);
+            Assert.Equal((1L, 1u), (writes.Count, ring->First));
+        }
+        finally
+        {
+            NativeMemory.Free(area);
+        }
     }
 
     /// <summary>A vector that was acknowledged and not delivered is part of the state, and comes before anything else.</summary>

@@ -3,6 +3,7 @@ using Aerostat.Hosting;
 using Aerostat.Memory;
 using Aerostat.Processors;
 using Xunit;
+using static Iced.Intel.AssemblerRegisters;
 
 namespace Aerostat.Kvm.Tests;
 
@@ -34,6 +35,50 @@ internal static class ProcessorKinds
 
     /// <summary>Skips what QEMU's emulation of AMD's virtualization lacks (QEMU, target/i386/tcg, svm_helper.c and excp_helper.c).</summary>
     public static void SkipIfNested(string kind, string lacks) => Assert.SkipWhen(kind == "kvm" && IsNested, $"QEMU's emulation of SVM {lacks}");
+
+    /// <summary>
+    /// Skips where a guest does not even meet a data breakpoint that it sets itself: then the host's kernel has none, and nothing of ours has a part in that.
+    /// </summary>
+    public static void SkipWithoutDataBreakpoints(string kind)
+    {
+        if (kind != "kvm")
+            return;
+        SkipIfUnusable(kind);
+        using SmallGuest g = new(kind);
+        g.Long(a =>
+        {
+            a.mov(rax, 0x100000);
+            a.mov(dr0, rax);
+            // Breakpoint 0, globally: writes, four bytes.
+            a.mov(rax, 0x000D_0402);
+            a.mov(dr7, rax);
+            a.mov(__dword_ptr[0x100000], 7);
+            a.nop();
+            a.hlt();
+        });
+        ProcessorExit exit = g.Run();
+        bool met = exit.Reason == ExitReason.Halted && g.Processor.GetState().Rip == SmallGuest.Handlers + 16 + 1;
+        Assert.SkipUnless(met, $"this host's KVM has no data breakpoints: a guest that set one in its own debug registers and wrote there went on ({Accelerators.Kvm.Explanation})");
+    }
+
+    /// <summary>Skips where INT3 does not get a guest into its handler without any debugger.</summary>
+    public static void SkipWithoutInt3(string kind)
+    {
+        if (kind != "kvm")
+            return;
+        SkipIfUnusable(kind);
+        using SmallGuest g = new(kind);
+        g.Long(a =>
+        {
+            a.int3();
+            a.hlt();
+        });
+        ProcessorExit exit = g.Run();
+        ulong rip = g.Processor.GetState().Rip;
+        Assert.SkipUnless(
+            exit.Reason == ExitReason.Halted && rip == SmallGuest.Handlers + (3 * 16) + 1,
+            $"this host's KVM cannot execute INT3 in a guest: without a debugger it ended as {exit.Reason} ({exit.Detail}) at 0x{rip:x} ({Accelerators.Kvm.Explanation})");
+    }
 
     public static void SkipIfUnusable(string kind)
     {

@@ -213,6 +213,7 @@ internal sealed unsafe partial class KvmProcessor
     private static bool Shutdown(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
     {
         processor.activity = ActivityState.Shutdown;
+        processor.faultsBeforeShutdown = [];
         exit = new ProcessorExit(ExitReason.Shutdown);
         return true;
     }

@@ -67,6 +67,8 @@ internal sealed unsafe partial class KvmProcessor
             if (localApics is null)
                 run->Cr8 = priority = handler.TaskPriority;
             run->RequestInterruptWindow = OfferInterrupt(handler, nmi) || windowWanted ? (byte)1 : (byte)0;
+            if (activity == ActivityState.Shutdown)
+                return new ProcessorExit(ExitReason.Shutdown);
             if (windowWanted && !stale && !injected && !incomplete && run->ReadyForInterrupt != 0)
                 return OpenWindow();
             if (EnterOnce(handler, priority, out exit))
@@ -199,8 +201,12 @@ internal sealed unsafe partial class KvmProcessor
             int vector = handler.AcknowledgeInterrupt();
             if (vector >= 0)
             {
+                if (!TryInject(vector))
+                {
+                    exit = new ProcessorExit(ExitReason.Shutdown);
+                    return true;
+                }
                 activity = ActivityState.Running;
-                Inject(vector);
                 return false;
             }
         }
@@ -243,16 +249,20 @@ internal sealed unsafe partial class KvmProcessor
             return true;
         int vector = handler.AcknowledgeInterrupt();
         if (vector >= 0)
-            Inject(vector);
+            TryInject(vector);
         return interruptRequest;
     }
 
-    private void Inject(int vector)
+    // False: there is no room for it on the stack, and the processor has shut down.
+    private bool TryInject(int vector)
     {
         interrupts++;
+        if (!incomplete && !HasRoomForInterrupt(vector))
+            return false;
         injected = true;
         uint number = (byte)vector;
         KvmException.Check(KvmCalls.Control(fd, KvmIoctl.Interrupt, &number), $"interrupt {vector}");
+        return true;
     }
 
     // The flag in CPUID that follows IA32_APIC_BASE is kept by the kernel, which does not see the guest's writes.

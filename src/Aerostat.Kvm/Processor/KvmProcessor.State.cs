@@ -227,6 +227,7 @@ internal sealed unsafe partial class KvmProcessor
         lock (pinLock)
             nmiRequests = 0;
         activity = state.Activity;
+        faultsBeforeShutdown = [];
         WriteActivity(activity);
         incomplete = false;
         injected = state.InjectedVector is not null;
