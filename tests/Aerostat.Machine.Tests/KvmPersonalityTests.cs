@@ -109,6 +109,91 @@ public sealed class KvmPersonalityTests
         });
     }
 
+    /// <summary>kvmclock's two structures in memory, by either pair of registers; the version is odd only while they change.</summary>
+    [Theory]
+    [InlineData(0x4B56_4D01u, 0x4B56_4D00u)]
+    [InlineData(0x12u, 0x11u)]
+    public async Task TheClockIsInMemory(uint systemTime, uint wallClock)
+    {
+        const ulong At = 0x2000, WallAt = 0x3000, Nowhere = 1UL << 40;
+        await RunAsync((h, machine) =>
+        {
+            Span<byte> time = stackalloc byte[32];
+            uint last = 0;
+            for (int i = 0; i < 3; i++)
+            {
+                Assert.True(h.WriteMsr(systemTime, At | 1));
+                Assert.True(h.ReadMsr(systemTime, out ulong value));
+                Assert.Equal(At | 1, value);
+                Assert.True(machine.Memory.TryRead(new GuestAddress(At), time));
+                uint version = BitConverter.ToUInt32(time);
+                Assert.True(version > last && version % 2 == 0);
+                last = version;
+                // The counter stands still at zero, at a frequency of 1 GHz.
+                Assert.Equal(0UL, BitConverter.ToUInt64(time[8..]));
+                (uint multiplier, int shift) = KvmPersonality.Scale(1_000_000_000);
+                Assert.Equal((multiplier, (sbyte)shift), (BitConverter.ToUInt32(time[24..]), (sbyte)time[28]));
+                Assert.Equal(0, BitConverter.ToUInt16(time[30..]));
+            }
+            // Off: nothing more is written there.
+            machine.Memory.TryWrite(new GuestAddress(At), new byte[32]);
+            Assert.True(h.WriteMsr(systemTime, At));
+            Assert.True(machine.Memory.TryRead(new GuestAddress(At), time));
+            Assert.Equal(new byte[32], time.ToArray());
+            Assert.True(h.WriteMsr(wallClock, WallAt));
+            Span<byte> wall = stackalloc byte[12];
+            Assert.True(machine.Memory.TryRead(new GuestAddress(WallAt), wall));
+            Assert.Equal(2u, BitConverter.ToUInt32(wall));
+            Assert.InRange(BitConverter.ToUInt32(wall[4..]), DateTimeOffset.UtcNow.ToUnixTimeSeconds() - 600, DateTimeOffset.UtcNow.ToUnixTimeSeconds());
+            Assert.InRange(BitConverter.ToUInt32(wall[8..]), 0u, 999_999_999u);
+            // Where there is no memory nothing is written, and nothing happens.
+            Assert.True(h.WriteMsr(systemTime, Nowhere | 1));
+            Assert.True(h.WriteMsr(wallClock, Nowhere));
+        });
+    }
+
+    /// <summary>Steal time is off, and with it all else that is not announced: the registers do not exist.</summary>
+    [Fact]
+    public async Task StealTimeIsOff()
+    {
+        Assert.Equal(0u, IPersonality.AddCpuid("kvm", new CpuidTable(), hypercalls: true).Get(0x4000_0001, 0).Eax & 1u << 5);
+        await RunAsync((h, _) =>
+        {
+            // Asynchronous page faults, steal time, the polling control, the acknowledgement of asynchronous faults, migration control.
+            foreach (uint index in (uint[])[0x4B56_4D02, 0x4B56_4D03, 0x4B56_4D05, 0x4B56_4D06, 0x4B56_4D07, 0x4B56_4D08])
+            {
+                Assert.False(h.ReadMsr(index, out ulong value));
+                Assert.False(h.WriteMsr(index, 0x2001));
+                Assert.False(h.WriteMsr(index, 0));
+            }
+        });
+    }
+
+    [Fact]
+    public async Task IpisAreSentByHypercall()
+    {
+        const ulong Apic = 0xFEE0_0000;
+        await RunAsync((h, _) =>
+        {
+            ulong Send(ulong low, ulong high, ulong first, ulong command)
+            {
+                ulong[] registers = new ulong[16];
+                (registers[0], registers[3], registers[1], registers[2], registers[6]) = (10, low, high, first, command);
+                Assert.True(h.Hypercall(null!, registers));
+                return registers[0];
+            }
+            h.WriteMmio(Apic + 0xF0, 4, 0x1FF);
+            // One of them is there.
+            Assert.Equal(1UL, Send(ulong.MaxValue, ulong.MaxValue, 0, 0x41));
+            Assert.Equal(0x41, h.AcknowledgeInterrupt());
+            Assert.Equal(0UL, Send(~1UL, ulong.MaxValue, 0, 0x42));
+            Assert.Equal(0UL, Send(ulong.MaxValue, ulong.MaxValue, uint.MaxValue, 0x42));
+            // INIT does not go this way.
+            Assert.Equal(0UL, Send(1, 0, 0, 0x500));
+            Assert.Equal(-1, h.AcknowledgeInterrupt());
+        });
+    }
+
     // What the guest does, on a vCPU's thread.
     private static async Task RunAsync(Action<IExitHandler, VirtualMachine> body)
     {
