@@ -21,6 +21,13 @@ internal static unsafe class Kernel
         Processor.EnableInterrupts();
     }
 
+    /// <summary>Waits, for a driver in the midst of something, for the next interrupt; the kernel's own next wait is none, for the interrupt may have been for somebody else.</summary>
+    public static void WaitInside()
+    {
+        Processor.EnableAndHalt();
+        interrupted = true;
+    }
+
     [RuntimeImport("*", "GuestMain"), MethodImpl(MethodImplOptions.InternalCall)]
     private static extern void GuestMain();
 

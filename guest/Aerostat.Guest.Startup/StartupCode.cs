@@ -9,7 +9,7 @@ namespace Aerostat.Guest.Startup;
 /// </summary>
 internal sealed class StartupCode
 {
-    private const uint CodeSelector = 8, DataSelector = 16, Code32Selector = 24;
+    private const uint DataSelector = 16, Code32Selector = 24;
     private const int Vectors = 256, StubSize = 16;
 
     // Exceptions for which the processor pushes an error code (Intel SDM vol. 3, table 6-1; AMD's 28 to 30 among them).
@@ -122,21 +122,7 @@ internal sealed class StartupCode
     private static void WritePaging(Assembler a, uint gdtPointer, uint long64)
     {
         a.mov(cr3, ebx);
-        // PAE, OSFXSR, OSXMMEXCPT, for compiled code uses SSE2.
-        a.mov(eax, 0x620);
-        a.mov(cr4, eax);
-        // LME and NXE.
-        a.mov(ecx, 0xC000_0080);
-        a.rdmsr();
-        a.or(eax, 0x900);
-        a.wrmsr();
-        // PG, WP, NE, ET, MP, PE.
-        a.mov(eax, 0x8001_0033);
-        a.mov(cr0, eax);
-        a.lgdt(__[gdtPointer]);
-        a.db(0xEA);
-        a.dd(long64);
-        a.dw((ushort)CodeSelector);
+        LongModeSwitch.Write(a, gdtPointer, long64, noExecute: true);
     }
 
     private static void WriteLong(Assembler a)
@@ -314,6 +300,8 @@ internal sealed class StartupCode
             a.mov(__qword_ptr[rdi + 16], rcx);
             a.pop(rbx);
         });
+        // RDI the hypercall page, RSI control, RDX input, RCX output: Hyper-V takes them in RCX, RDX and R8 (TLFS, 3.7.1).
+        Function("Hypercall", a => { a.mov(rax, rdi); a.mov(r8, rcx); a.mov(rcx, rsi); a.call(rax); });
         Function("MemoryFence", a => a.mfence());
         Function("Undefined", a => a.ud2());
         // RDI where, RSI the new value: returns the old one.

@@ -2,6 +2,7 @@ using Aerostat.Chipset;
 using Aerostat.Interrupts;
 using Aerostat.Memory;
 using Aerostat.Processors;
+using Xunit;
 
 namespace Aerostat.HyperV.Tests;
 
@@ -10,9 +11,9 @@ internal sealed class PartitionFixture : IDisposable
 {
     public const ulong MessagePage = 0x10_0000, EventPage = 0x11_0000, HypercallPage = 0x12_0000, TscPage = 0x13_0000, Input = 0x14_0000;
 
-    public PartitionFixture(int processors = 2)
+    public PartitionFixture(int processors = 2, GuestMemory? memory = null)
     {
-        Memory = GuestMemory.CreatePc(16 << 20);
+        Memory = memory ?? GuestMemory.CreatePc(16 << 20);
         InterruptFabric fabric = new();
         Counters = [.. Enumerable.Range(0, processors).Select(_ => new Counter(Time))];
         Apics = [.. Enumerable.Range(0, processors).Select(i => new LocalApic(new LocalApicOptions { Id = i }, new Pins(), Counters[i], fabric, Time))];

@@ -55,7 +55,7 @@ public sealed class BalloonReporting(DriverPlatform platform, DriverQueue queue)
             nextAt = platform.Nanoseconds + Pause;
             return;
         }
-        if (reports.AddWritable(0, addresses, lengths, count))
+        if (reports.AddParts(0, addresses, lengths, 0, count))
             reports.Kick();
         else
             Return();

@@ -63,6 +63,25 @@ public abstract class DriverPlatform
     /// <summary>Time since some moment.</summary>
     public abstract ulong Nanoseconds { get; }
 
+    /// <summary>Lets time pass for a driver that has to wait for its device: until an interrupt, or for some milliseconds. There may be none.</summary>
+    public virtual void Relax()
+    {
+    }
+
+    /// <summary>Copies bytes into memory.</summary>
+    public virtual void CopyIn(ulong address, byte[] from, int start, int length)
+    {
+        for (int i = 0; i < length; i++)
+            Write(address + (uint)i, 1, from[start + i]);
+    }
+
+    /// <summary>Copies bytes out of memory.</summary>
+    public virtual void CopyOut(ulong address, byte[] to, int start, int length)
+    {
+        for (int i = 0; i < length; i++)
+            to[start + i] = (byte)Read(address + (uint)i, 1);
+    }
+
     /// <summary>A line for people: a text, and a number unless it is all ones.</summary>
     public abstract void Log(string text, ulong number = 0xFFFF_FFFF_FFFF_FFFF);
 }

@@ -13,8 +13,8 @@ public abstract class DriverQueue
     /// <param name="token">Comes back with the buffer.</param>
     public abstract bool Add(uint token, ulong readable, uint readableLength, ulong writable, uint writableLength);
 
-    /// <summary>Adds one buffer of several parts that the device may write to.</summary>
-    public abstract bool AddWritable(uint token, ulong[] addresses, uint[] lengths, int count);
+    /// <summary>Adds one buffer of several parts: first those that the device reads, then those that it writes. False: there is no room.</summary>
+    public abstract bool AddParts(uint token, ulong[] addresses, uint[] lengths, int readable, int count);
 
     /// <summary>Tells the device.</summary>
     public abstract void Kick();

@@ -93,7 +93,7 @@ public sealed class SplitQueue : DriverQueue
         return true;
     }
 
-    public override bool AddWritable(uint token, ulong[] addresses, uint[] partLengths, int count)
+    public override bool AddParts(uint token, ulong[] addresses, uint[] partLengths, int readable, int count)
     {
         if (broken || count == 0 || freeCount < count)
             return false;
@@ -101,7 +101,7 @@ public sealed class SplitQueue : DriverQueue
         for (int i = count - 1; i >= 0; i--)
         {
             ushort at = Take();
-            Write(at, addresses[i], partLengths[i], (ushort)(DeviceWrites | (i < count - 1 ? Next : 0)), next);
+            Write(at, addresses[i], partLengths[i], (ushort)((i >= readable ? DeviceWrites : 0) | (i < count - 1 ? Next : 0)), next);
             next = at;
         }
         Publish(next, token, (ushort)count);

@@ -22,7 +22,7 @@ internal sealed class VmwareQueue(DriverPlatform platform, VmwareTransport trans
         return true;
     }
 
-    public override bool AddWritable(uint token, ulong[] addresses, uint[] lengths, int count) => false;
+    public override bool AddParts(uint token, ulong[] addresses, uint[] lengths, int readable, int count) => false;
 
     /// <summary>Nothing comes back any more.</summary>
     public void Clear() => done = false;

@@ -11,7 +11,16 @@ internal sealed class Devices
     private readonly KernelPlatform platform;
     private readonly BalloonDriver?[] balloons = new BalloonDriver?[MostBalloons];
 
-    public Devices(KernelPlatform platform) => this.platform = platform;
+    public Devices(KernelPlatform platform)
+    {
+        this.platform = platform;
+        Storage = new Storage(platform);
+        Snapshots = new SnapshotService(platform, Storage);
+    }
+
+    public Storage Storage { get; }
+
+    public SnapshotService Snapshots { get; }
 
     /// <summary>PCI functions that answered.</summary>
     public ulong PciFunctions { get; private set; }
@@ -44,6 +53,8 @@ internal sealed class Devices
                         buses = System.Math.Max(buses, found.Read(0x1A, 1) + 1);
                     if (VirtioPciTransport.TypeOf(found) == BalloonType)
                         AddPciBalloon(found, hintsOf2018);
+                    else if (VirtioPciTransport.TypeOf(found) == VirtioBlockDriver.Type)
+                        Storage.Add(OpenPci(found));
                 }
             }
         VmwareTransport? vmware = VmwareTransport.Open(platform, BootInformation.HasOption("batched", out _));
@@ -51,12 +62,15 @@ internal sealed class Devices
             Add(vmware, hintsOf2018);
         if (BalloonCount == 0)
             Console.WriteLine("balloon: no device");
+        Storage.Start();
+        Snapshots.Start();
     }
 
     /// <summary>Lets each driver do what it can; true: at once again.</summary>
     public bool Service()
     {
-        bool more = false;
+        Snapshots.Service();
+        bool more = Storage.Service();
         for (int i = 0; i < BalloonCount; i++)
             if (balloons[i] is { } balloon && balloon.Service())
                 more = true;
@@ -73,7 +87,7 @@ internal sealed class Devices
         return released;
     }
 
-    private void AddPciBalloon(PciFunction function, bool hintsOf2018)
+    private VirtioPciTransport? OpenPci(PciFunction function)
     {
         for (int i = 0; i < 6; i++)
         {
@@ -81,7 +95,12 @@ internal sealed class Devices
             if (window >= 1UL << 32)
                 PageTables.MapDevice(window, 1 << 16);
         }
-        VirtioPciTransport? transport = VirtioPciTransport.Open(platform, function);
+        return VirtioPciTransport.Open(platform, function);
+    }
+
+    private void AddPciBalloon(PciFunction function, bool hintsOf2018)
+    {
+        VirtioPciTransport? transport = OpenPci(function);
         if (transport is null)
             Console.WriteLine("balloon: the device lacks the structures of virtio 1");
         else

@@ -100,12 +100,37 @@ internal sealed unsafe class KernelPlatform : DriverPlatform
         return (uint)registers[0];
     }
 
+    public override void Relax() => Kernel.WaitInside();
+
+    public override void CopyIn(ulong address, byte[] from, int start, int length)
+    {
+        if (length == 0 || !Fits(from, start, length))
+            return;
+        fixed (byte* source = &from[start])
+            Internal.Runtime.CompilerHelpers.Bulk.Move((void*)address, source, (nuint)length);
+    }
+
+    public override void CopyOut(ulong address, byte[] to, int start, int length)
+    {
+        if (length == 0 || !Fits(to, start, length))
+            return;
+        fixed (byte* target = &to[start])
+            Internal.Runtime.CompilerHelpers.Bulk.Move(target, (void*)address, (nuint)length);
+    }
+
     public override void Log(string text, ulong number)
     {
         Console.Write(text);
         if (number != ulong.MaxValue)
             Console.Write(number);
         Console.Write('\n');
+    }
+
+    private static bool Fits(byte[] bytes, int start, int length)
+    {
+        if ((uint)start > (uint)bytes.Length || (uint)length > (uint)(bytes.Length - start))
+            Panic.Stop("a copy beyond an array");
+        return true;
     }
 
     // Configuration mechanism 1 (PCI Local Bus 3.0, section 3.2.2.3.2).

@@ -77,6 +77,10 @@ internal static unsafe class Processor
     [RuntimeImport("*", "HostCall"), MethodImpl(MethodImplOptions.InternalCall)]
     public static extern void HostCall(ulong* registers);
 
+    /// <summary>Calls Hyper-V's page with control, input and output values.</summary>
+    [RuntimeImport("*", "Hypercall"), MethodImpl(MethodImplOptions.InternalCall)]
+    public static extern ulong Hypercall(ulong page, ulong control, ulong input, ulong output);
+
     [RuntimeImport("*", "MemoryFence"), MethodImpl(MethodImplOptions.InternalCall)]
     public static extern void MemoryFence();
 

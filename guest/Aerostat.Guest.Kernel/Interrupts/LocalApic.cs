@@ -8,7 +8,7 @@ namespace Aerostat.Guest.Kernel;
 /// </summary>
 internal static unsafe class LocalApic
 {
-    public const byte TimerVector = 0x40, ConsoleVector = 0x41, DeviceVector = 0x42, WorkVector = 0x43, SpuriousVector = 0xFF;
+    public const byte TimerVector = 0x40, ConsoleVector = 0x41, DeviceVector = 0x42, WorkVector = 0x43, HypervisorVector = 0x44, SpuriousVector = 0xFF;
 
     private const uint BaseMsr = 0x1B, FirstX2Msr = 0x800;
     private const ulong X2Enabled = 1 << 10;

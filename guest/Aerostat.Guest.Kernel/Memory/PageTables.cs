@@ -39,7 +39,13 @@ internal static unsafe class PageTables
     }
 
     /// <summary>Makes one page absent, so that an access to it is a fault: the one below a stack.</summary>
-    public static void MakeAbsent(ulong address)
+    public static void MakeAbsent(ulong address) => Set(address, 0);
+
+    /// <summary>Makes a page of memory code, which can be run and not written, or data again.</summary>
+    public static void SetCode(ulong page, bool code) => Set(page, code ? page | Present : page | Present | Writable | NoExecute);
+
+    // The entry of one page of data, which takes the page of 2 MiB around it apart. Of one processor: others may still know what was there.
+    private static void Set(ulong address, ulong value)
     {
         ulong* root = (ulong*)(Processor.ReadPageTables() & AddressMask);
         ulong* level2 = Next(Next(root, address >> 39 & 511), address >> 30 & 511);
@@ -52,7 +58,7 @@ internal static unsafe class PageTables
                 split[i] = start + ((ulong)i << 12) | Present | Writable | NoExecute;
             large = (ulong)split | Present | Writable;
         }
-        ((ulong*)(large & AddressMask))[address >> 12 & 511] = 0;
+        ((ulong*)(large & AddressMask))[address >> 12 & 511] = value;
         Processor.InvalidatePage(address);
     }
 

@@ -1,4 +1,5 @@
 using System.Runtime;
+using System.Runtime.CompilerServices;
 using Aerostat.Guest.Drivers;
 
 namespace Aerostat.Guest.Kernel;
@@ -11,12 +12,17 @@ internal sealed unsafe class Shell
 
     private readonly byte[] line = new byte[LineSize];
     private readonly Devices devices;
+    private readonly StorageCommands storage;
     private ulong heldPages;
     // The first page of a chain: each begins with the address of the next.
     private ulong held;
     private int length;
 
-    private Shell(Devices devices) => this.devices = devices;
+    private Shell(Devices devices)
+    {
+        this.devices = devices;
+        storage = new StorageCommands(devices.Storage, devices.Snapshots);
+    }
 
     [RuntimeExport("GuestMain")]
     private static void Main()
@@ -38,9 +44,7 @@ internal sealed unsafe class Shell
         Console.Write(Prompt);
         while (true)
         {
-            while (devices.Service())
-            {
-            }
+            bool more = devices.Service();
             for (int c = Console.Read(); c >= 0; c = Console.Read())
             {
                 if (c is not ('\r' or '\n'))
@@ -58,7 +62,8 @@ internal sealed unsafe class Shell
                 length = 0;
                 Console.Write(Prompt);
             }
-            Kernel.WaitForInterrupt();
+            if (!more)
+                Kernel.WaitForInterrupt();
         }
     }
 
@@ -70,7 +75,10 @@ internal sealed unsafe class Shell
         if (Is("off", out _))
             return false;
         if (Is("help", out _))
+        {
             Console.WriteLine("balloon  mem  alloc MiB  free  check  poison  cpus  churn N  time  exit N  fault N  off");
+            Console.WriteLine(StorageCommands.Help);
+        }
         else if (Is("balloon", out _))
             ShowBalloons();
         else if (Is("mem", out _))
@@ -93,7 +101,7 @@ internal sealed unsafe class Shell
             Power.DebugExit((byte)code);
         else if (Is("fault", out ulong kind))
             Faults.Make(kind);
-        else
+        else if (!storage.TryExecute(line, length))
             Console.WriteLine("no such command; 'help' lists them");
         return true;
     }
@@ -200,6 +208,7 @@ internal sealed unsafe class Shell
     }
 
     /// <summary>A figure of a command's answer.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static void Figure(string name, ulong value, bool last = false)
     {
         Console.Write(name);

@@ -21,8 +21,6 @@ internal static class ThrowHelpers
 
     public static void ThrowPlatformNotSupportedException() => Panic.Stop("not supported by the processor");
 
-    public static void ThrowNotImplementedException() => Panic.Stop("a method without a body was called");
-
     public static void ThrowFeatureBodyRemoved() => Panic.Stop("a method that the compiler left out was called");
 
     public static void ThrowInstanceBodyRemoved() => Panic.Stop("a method of a type that is never made was called");

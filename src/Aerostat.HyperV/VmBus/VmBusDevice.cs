@@ -13,7 +13,7 @@ public abstract class VmBusDevice
     public abstract ChannelOffer Offer { get; }
 
     /// <summary>The bus; there from the moment the device is added to it.</summary>
-    protected VmBusServer Bus { get; private set; } = null!;
+    protected internal VmBusServer Bus { get; private set; } = null!;
 
     /// <summary>Whether the guest has the channel open.</summary>
     protected bool IsOpen => Bus.IsOpen(this);

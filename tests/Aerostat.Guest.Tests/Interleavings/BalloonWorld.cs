@@ -258,7 +258,7 @@ internal sealed class EarlyTransport(VirtioTransport inner, int early) : VirtioT
         public override bool Add(uint token, ulong readable, uint readableLength, ulong writable, uint writableLength) =>
             inner.Add(token, readable, readableLength, writable, writableLength) && Note(token);
 
-        public override bool AddWritable(uint token, ulong[] addresses, uint[] lengths, int count) => inner.AddWritable(token, addresses, lengths, count) && Note(token);
+        public override bool AddParts(uint token, ulong[] addresses, uint[] lengths, int readable, int count) => inner.AddParts(token, addresses, lengths, readable, count) && Note(token);
 
         public override void Kick() => inner.Kick();
 
