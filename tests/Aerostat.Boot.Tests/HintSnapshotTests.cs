@@ -57,18 +57,21 @@ public sealed class HintSnapshotTests
 
         """;
 
-    /// <summary>Kernel, what it does to pages that change hands, and whether what is named has been zeroed.</summary>
+    /// <summary>
+    /// Kernel, what it does to pages that change hands, and whether it writes to those that it names: before it does, or, under pressure, when it takes them
+    /// back for programs. Then the writes undo the hints.
+    /// </summary>
     public static TheoryData<string, string, bool> Kernels => new()
     {
         { "cloud", "", true },
         { "cloud", "init_on_alloc=0", false },
         { "cloud", "init_on_free=1 init_on_alloc=0", true },
-        { "generic", "page_poison=1 init_on_alloc=0", false },
+        { "generic", "page_poison=1 init_on_alloc=0", true },
     };
 
     [Theory]
     [MemberData(nameof(Kernels))]
-    public async Task MemoryUnderStressIsWhole(string kernel, string append, bool zeroed)
+    public async Task MemoryUnderStressIsWhole(string kernel, string append, bool written)
     {
         string image = Guest.Image(kernel), busybox = Guest.Busybox();
         const int Rounds = 9;
@@ -112,8 +115,7 @@ public sealed class HintSnapshotTests
                 }
                 // At times nothing is free.
                 Assert.NotEqual(0UL, named);
-                // Pages that the kernel has zeroed before it names them are zeros, and no hint is needed to see that.
-                Assert.True(zeroed || skipped > 0, "no page was left out because of a hint");
+                Assert.True(written || skipped > 0, "no page was left out because of a hint");
                 await ReachAsync(original, console, "DISK=");
                 await FinishAsync(original, console);
             }
