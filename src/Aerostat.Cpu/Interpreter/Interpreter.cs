@@ -42,6 +42,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
         space.Pcid = 0;
         space.Epoch = epoch;
         State = (CpuState*)space.Base;
+        (State->NoTag, State->NoHost) = (tlbMemory.NoTag, tlbMemory.Spare);
         UseSets();
         State->Xsave = (byte*)NativeMemory.AlignedAlloc(CpuState.XsaveBytes, 64);
         new Span<byte>(State->Xsave, CpuState.XsaveBytes).Clear();

@@ -17,11 +17,11 @@ internal sealed unsafe partial class Interpreter
     private TlbEntry* emptyTlb;
     private TlbSpace space;
 
-    /// <summary>How many places for predictions of generated code there are (see <see cref="CheckSite"/>), and where they begin.</summary>
-    internal const int Predictions = 1 << 18, PredictionOffset = 4096;
+    /// <summary>How many checks of generated code may have a slot (see <see cref="CheckSite"/>), and where those begin.</summary>
+    internal const int Slots = 1 << 16, SlotsOffset = 4096;
 
-    /// <summary>Bytes of the state itself with the predictions; the TLB sets follow, so that generated code reaches all from one base.</summary>
-    internal const int StateBytes = PredictionOffset + (Predictions * sizeof(int));
+    /// <summary>Bytes of the state itself with the slots; the TLB sets follow, so that generated code reaches all from one base.</summary>
+    internal const int StateBytes = SlotsOffset + (Slots * CheckSite.SlotBytes);
 
     // Strict set: which entries may be in use, and which of them are not global.
     private readonly int[] strictFilled = new int[TlbEntries];
@@ -56,6 +56,7 @@ internal sealed unsafe partial class Interpreter
     /// <summary>Drops all cached translations of this vCPU, global ones and those of all PCIDs too.</summary>
     internal void FlushTlb()
     {
+        UnbindChecks();
         foreach (TlbSpace other in tlbMemory.Spaces)
             if (other.IsPrepared)
                 DropEntries(other);
@@ -76,6 +77,7 @@ internal sealed unsafe partial class Interpreter
 
     private void FlushSpace(TlbSpace which)
     {
+        UnbindChecks();
         DropEntries(which);
         which.Epoch = ++lastEpoch;
         translation?.Cache.FlushSpace(which.Number);
@@ -151,6 +153,7 @@ internal sealed unsafe partial class Interpreter
 
     private void Activate(CpuState* s, TlbSpace next)
     {
+        UnbindChecks();
         DropStrictLocal();
         space = next;
         next.LastUse = ++spaceUses;
@@ -177,6 +180,13 @@ internal sealed unsafe partial class Interpreter
         tlbSets = (TlbEntry*)(space.Base + StateBytes);
         emptyTlb = tlbSets + (EmptySet * TlbEntries);
         State->TlbSets = tlbSets;
+    }
+
+    // Checks in generated code keep the page they found last to themselves.
+    private void UnbindChecks()
+    {
+        if (State->BoundChecks != 0)
+            translation!.Cache.UnbindChecks();
     }
 
     private void DropEntries(TlbSpace which)
@@ -250,6 +260,7 @@ internal sealed unsafe partial class Interpreter
     /// </summary>
     internal void InvalidatePage(ulong linear)
     {
+        UnbindChecks();
         devicePage = ulong.MaxValue;
         ulong size = tlbMemory.StrictLarge.SizeAt(linear);
         foreach (TlbSpace other in tlbMemory.Spaces)
@@ -315,6 +326,7 @@ internal sealed unsafe partial class Interpreter
     /// </summary>
     internal void DropWritePath(ulong gpaPage)
     {
+        UnbindChecks();
         watchStamp++;
         space.WatchStamp = watchStamp;
         for (int i = 0; i < space.FilledCount; i++)
@@ -339,6 +351,7 @@ internal sealed unsafe partial class Interpreter
     /// <summary>As <see cref="DropWritePath(ulong)"/>, for every page.</summary>
     internal void DropAllWritePaths()
     {
+        UnbindChecks();
         watchStamp++;
         space.WatchStamp = watchStamp;
         for (int i = 0; i < EmptySet * TlbEntries; i++)

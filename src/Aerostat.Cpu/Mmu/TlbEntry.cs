@@ -8,7 +8,7 @@ namespace Aerostat.Cpu;
 /// one unsigned comparison with <c>4096 - size</c> checks tag and page crossing at once.
 /// </summary>
 /// <remarks>
-/// Generated code looks into whatever entry it found last time, so a tag that must not match has to be one that no address has, whatever the index.
+/// Checks in generated code compare whatever address they get with the tag they found last time (<see cref="CheckSite"/>), so a tag that must not match has to be one that no address has, whatever the index.
 /// There is none among 64-bit numbers; it is a page that is not canonical, chosen at random for each vCPU (<see cref="TlbMemory"/>). Who found it
 /// would reach a spare page of the vCPU's own instead of #GP, and never memory of anybody else: host pages belong to tags, one for each.
 /// </remarks>

@@ -100,6 +100,12 @@ internal sealed unsafe class TlbMemory : IDisposable
 
     public TlbSpace[] Spaces { get; }
 
+    /// <summary>A tag that no address has.</summary>
+    public ulong NoTag => never;
+
+    /// <summary>The host address that goes with it: a page of the vCPU's own.</summary>
+    public ulong Spare => (ulong)spare;
+
     /// <summary>Where large pages were used through the strict set.</summary>
     public LargePageFilter StrictLarge { get; } = new();
 

@@ -115,8 +115,10 @@ internal unsafe struct CpuState
     /// <summary>For each variant, its key in the second jump table; where that is.</summary>
     public fixed ulong TableKey[9];
     public ulong SecondTable;
-    /// <summary>Where the <see cref="CheckSite"/>s are.</summary>
-    public ulong CheckSites;
+    /// <summary>Where the <see cref="CheckSite"/>s are; the numbers of those whose slots hold something, and how many those are.</summary>
+    public ulong CheckSites, BoundList, BoundChecks;
+    /// <summary>A tag that no address has, as <see cref="TlbEntry"/> tells, and the spare page that goes with it.</summary>
+    public ulong NoTag, NoHost;
     /// <summary>What generated code left in its scratch registers R10, R11 and R14 at its exit.</summary>
     public ulong ExitAddress, ExitRecord, GroupPointer;
     /// <summary>Where to go at entry; the host's MXCSR.</summary>

@@ -128,9 +128,9 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             return true;
         }
         if (kind == OpKind.Memory && instruction.MemorySegment == Register.GS && instruction.MemoryBase == Register.None
-            && (long)instruction.MemoryDisplacement64 is >= Interpreter.PredictionOffset and < Interpreter.StateBytes)
+            && (long)instruction.MemoryDisplacement64 is >= Interpreter.SlotsOffset and < Interpreter.StateBytes)
         {
-            symbol = new SymbolResult(address, "prediction");
+            symbol = new SymbolResult(address, ((int)instruction.MemoryDisplacement64 & 8) == 0 ? "slot.tag" : "slot.host");
             return true;
         }
         if (kind == OpKind.Memory && instruction.MemorySegment == Register.GS && fields.TryGetValue((int)(instruction.MemoryDisplacement64 & ~7UL), out string? name))

@@ -165,7 +165,7 @@ internal sealed unsafe partial class BlockTranslator
             if (call)
             {
                 EmitAddress(i);
-                EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], SegmentOffset(i));
+                EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], SegmentOffset(i), check: AddCheck(i));
                 a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
                 // Tried again from here on: the two pages may share a TLB entry, and then trying again from the start would never end.
                 EmitPushReturn(i, k, a.Here, keepR14: true);

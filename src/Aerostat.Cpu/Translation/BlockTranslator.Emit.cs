@@ -175,14 +175,16 @@ internal sealed unsafe partial class BlockTranslator
                 a.Bind(c.Site);
                 if (c.Check != 0)
                 {
-                    a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                    EmitSlotXor(c.Check);
                     a.Constant(Host.R11, (uint)c.Check);
                     a.Jmp(cache.Thunks.Again(variant % 3, c.Write));
                 }
                 if (c.Site2 != 0)
                     a.Bind(c.Site2);
-                if (c.Check == 0 || c.Site2 != 0)
+                if (c.Check == 0)
                     a.RM(0x33, Host.R10, Host.R11, Host.None, 0, c.TagOffset, gs: true);
+                else if (c.Site2 != 0)
+                    EmitSlotXor(c.Check);
                 if (c.Check != 0)
                     cache.Site(c.Check)->Leave = a.Here;
                 goto case ColdKind.Constant;
@@ -296,7 +298,7 @@ internal sealed unsafe partial class BlockTranslator
     /// Turns the address in R10 into a host address, or leaves. Keeps the flags in <paramref name="liveFlags"/> and all registers but R10, R11 and,
     /// with live flags, R14 (unless it is asked to spill to memory).
     /// </summary>
-    private void EmitCheck(ulong rip, nint retry, int size, bool write, int alignment, int liveFlags, int segment, bool spillToMemory = false, bool indexed = false)
+    private void EmitCheck(ulong rip, nint retry, int size, bool write, int alignment, int liveFlags, int segment, bool spillToMemory = false, bool indexed = false, int check = 0, bool relative = false)
     {
         int tag = TlbOffset + (write ? 16 : 0);
         bool again = source.Origin != FlagOrigin.None;
@@ -304,26 +306,38 @@ internal sealed unsafe partial class BlockTranslator
         EmitSaveFlags(saved, spillToMemory);
         if (segment >= 0)
             a.RM(0x03, Host.R10, Host.None, Host.None, 0, segment, gs: true);
-        int check = loops ? cache.CheckSiteCount++ : 0;
-        if (loops)
-            EmitPrediction(check);
-        else
-            EmitSearch();
-        a.RM(0x33, Host.R10, Host.R11, Host.None, 0, tag, gs: true);
-        a.RR(0x81, 7, Host.R10);
-        a.Int32(4096 - size);
-        nint slow = a.Jcc(Condition.A), slow2 = 0;
-        if (loops)
-            *cache.Site(check) = new CheckSite { Continue = a.Here, Limit = (ulong)(4096 - size), Misses = CheckSite.Patience };
-        if (alignment != 0)
+        if (check != 0)
         {
-            // test r10b, alignment
-            a.RR(0xF6, 0, Host.R10, wide: false);
-            a.Byte(alignment);
-            slow2 = a.Jcc(Condition.Ne);
+            EmitSlotXor(check);
         }
+        else
+        {
+            EmitSearch();
+            a.RM(0x33, Host.R10, Host.R11, Host.None, 0, tag, gs: true);
+        }
+        nint slow = EmitLimit(4096 - size), slow2 = 0, going = a.Here;
+        if (alignment != 0)
+            slow2 = EmitAlignment(alignment);
         // Where R11 is free the two loads do not wait for each other.
-        a.RM(indexed ? 0x8B : 0x03, indexed ? Host.R11 : Host.R10, Host.R11, Host.None, 0, tag + 8, gs: true);
+        (int load, int to) = indexed ? (0x8B, Host.R11) : (0x03, Host.R10);
+        if (check != 0)
+            a.RM(load, to, Host.None, Host.None, 0, CheckSite.SlotOf(check) + 8, gs: true);
+        else
+            a.RM(load, to, Host.R11, Host.None, 0, tag + 8, gs: true);
+        if (check != 0)
+        {
+            cache.SetCheck(check, new CheckSite
+            {
+                Continue = going,
+                Limit = (ulong)(4096 - size),
+                Misses = CheckSite.Patience,
+                Relative = relative,
+                Instruction = Physical(rip),
+                Linear = linear,
+                Gpa = gpa,
+                Variant = variant,
+            });
+        }
         if (again && liveFlags != 0)
             EmitFlagsAgain();
         EmitRestoreFlags(saved, spillToMemory);
@@ -340,18 +354,27 @@ internal sealed unsafe partial class BlockTranslator
         cold.Add(new Cold { Kind = ColdKind.Slow, Site = slow, Site2 = slow2, Record = record, Check = check, TagOffset = tag, Write = write, Live = saved, SpillToMemory = spillToMemory, Source = source });
     }
 
-    // Bytes of what finds the TLB entry's offset in its set, R11, and of what follows up to CheckSite.Continue: XOR, CMP and JA.
-    private static readonly int SearchBytes = Bmi2.IsSupported ? 13 : 14;
-    private const int CompareBytes = 21;
+    private void EmitSlotXor(int check) => a.RM(0x33, Host.R10, Host.None, Host.None, 0, CheckSite.SlotOf(check), gs: true);
 
-    /// <summary>R11 = the offset that this check found last time, as long as <see cref="EmitSearch"/>, which may take its place.</summary>
-    private void EmitPrediction(int check)
+    private nint EmitLimit(int limit)
     {
-        // Segment prefixes before the last mean nothing in 64-bit code.
-        for (int n = 9; n < SearchBytes; n++)
-            a.Byte(0x3E);
-        a.LoadState(Host.R11, Thunks.PredictionOf(check), wide: false);
+        a.RR(0x81, 7, Host.R10);
+        a.Int32(limit);
+        return a.Jcc(Condition.A);
     }
+
+    // test r10b, alignment
+    private nint EmitAlignment(int alignment)
+    {
+        a.RR(0xF6, 0, Host.R10, wide: false);
+        a.Byte(alignment);
+        return a.Jcc(Condition.Ne);
+    }
+
+    /// <summary>For an access in a loop, a check that keeps its page to itself; 0: it searches.</summary>
+    private int AddCheck(in Instruction i) => loops && !ungrouped && !(Searching.Count != 0 && Searching.Contains(Physical(i.IP))) ? cache.AddCheck() : 0;
+
+    private ulong Physical(ulong ip) => (gpa & ~4095UL) | (ip & 4095);
 
     /// <summary>R11 = the offset of the entry for the address in R10: bits 12.. times the size of an entry.</summary>
     private void EmitSearch()
@@ -368,13 +391,6 @@ internal sealed unsafe partial class BlockTranslator
         }
         a.RR(0x81, 4, Host.R11, wide: false);
         a.Int32(Thunks.EntryMask);
-    }
-
-    /// <summary>From now on a check searches the TLB: its accesses go to too many pages for predictions.</summary>
-    public void MakeSearch(CheckSite* site)
-    {
-        cache.Rewrite(a, site->Continue - CompareBytes - SearchBytes, SearchBytes);
-        EmitSearch();
     }
 
     private void EmitSaveFlags(int liveFlags, bool spillToMemory)
@@ -458,12 +474,30 @@ internal sealed unsafe partial class BlockTranslator
                 return false;
             int size = i.MemorySize.GetSize();
             bool aligned = MustBeAligned(i, treatments[k]);
-            (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false, spillToMemory: false, mayIndex: used == 0 && high < 0, out bool indexed);
-            copy.MemoryBase = Sized(pointer, 8);
-            copy.MemoryIndex = indexed ? Register.R11 : Register.None;
-            copy.MemoryIndexScale = 1;
-            copy.MemoryDisplacement64 = (ulong)distance;
-            copy.MemoryDisplSize = distance == 0 ? 0 : distance is >= -128 and <= 127 ? 1 : 8;
+            (int pointer, int distance) = Reach(k, start, size, write, aligned, 0, stack: false, spillToMemory: false, mayIndex: used == 0 && high < 0, out Reached form);
+            if (form == Reached.Relative)
+            {
+                // The guest's own operand, with what leads to the host's memory in R11.
+                if (i.MemoryBase != Register.None)
+                {
+                    copy.MemoryBase = Sized(Homes.OfGuest[i.MemoryBase.GetNumber()], 8);
+                    copy.MemoryIndex = Register.R11;
+                    copy.MemoryIndexScale = 1;
+                }
+                else
+                {
+                    copy.MemoryBase = Register.R11;
+                    copy.MemoryIndex = Sized(Homes.OfGuest[i.MemoryIndex.GetNumber()], 8);
+                }
+            }
+            else
+            {
+                copy.MemoryBase = Sized(pointer, 8);
+                copy.MemoryIndex = form == Reached.Indexed ? Register.R11 : Register.None;
+                copy.MemoryIndexScale = 1;
+                copy.MemoryDisplacement64 = (ulong)distance;
+                copy.MemoryDisplSize = distance == 0 ? 0 : distance is >= -128 and <= 127 ? 1 : 8;
+            }
         }
         // AH..BH cannot be encoded together with a pointer in R10 or R14: R11 stands in for them.
         int highHost = memory >= 0 && high >= 0 ? i.GetOpRegister(high) - Register.AH : -1;
@@ -533,7 +567,7 @@ internal sealed unsafe partial class BlockTranslator
             if (i.MemoryBase == Register.EIP || i.MemorySize.GetSize() != 8)
                 return false;
             EmitAddress(i);
-            EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], SegmentOffset(i));
+            EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], SegmentOffset(i), check: AddCheck(i));
             a.RM(0x8B, Host.R14, Host.R10, Host.None, 0, 0);
             // As in EmitIndirect.
             start = a.Here;
@@ -581,7 +615,7 @@ internal sealed unsafe partial class BlockTranslator
     {
         int first = cache.RecordCount;
         a.Move(Host.R10, Host.Rbp);
-        EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], -1);
+        EmitCheck(i.IP, start, 8, write: false, alignment: 0, live[k], -1, check: AddCheck(i));
         a.Lea(Host.R15, Host.Rbp, Host.None, 0, 8);
         a.RM(0x8B, Host.Rbp, Host.R10, Host.None, 0, 0);
         SetNext(first, k);

@@ -296,12 +296,20 @@ internal sealed unsafe partial class BlockTranslator
     private (int Register, int Distance) Reach(int k, nint start, int size, bool write, bool aligned, int displacement, bool stack, bool spillToMemory = false) =>
         Reach(k, start, size, write, aligned, displacement, stack, spillToMemory, mayIndex: false, out _);
 
-    /// <summary>As the other; if <paramref name="mayIndex"/>, R11 may have to be added to the address.</summary>
-    private (int Register, int Distance) Reach(int k, nint start, int size, bool write, bool aligned, int displacement, bool stack, bool spillToMemory, bool mayIndex, out bool indexed)
+    /// <summary>How an operand is reached: by the register that <see cref="Reach(int, nint, int, bool, bool, int, bool, bool)"/> answers, with R11 added to that, or with R11 added to the guest's own address.</summary>
+    private enum Reached
+    {
+        Direct,
+        Indexed,
+        Relative,
+    }
+
+    /// <summary>As the other; only if <paramref name="mayIndex"/> the answer may need R11.</summary>
+    private (int Register, int Distance) Reach(int k, nint start, int size, bool write, bool aligned, int displacement, bool stack, bool spillToMemory, bool mayIndex, out Reached form)
     {
         ref MemoryUse u = ref uses[k];
         ref Instruction i = ref code[k];
-        indexed = false;
+        form = Reached.Direct;
         if (u.Role == 2)
             return (Host.R14, u.Delta);
         int move = u.Role == 1 ? -u.Delta : 0;
@@ -311,6 +319,7 @@ internal sealed unsafe partial class BlockTranslator
         int alignment = u.Role == 1 ? (u.SpanAligned ? 15 : 0) : aligned ? size - 1 : 0;
         bool spill = u.Role == 0 && (spillToMemory || u.PointerLive || u.InGroup);
         int distance = 0;
+        bool relative = false;
         if (!stack && segment < 0 && IsConstantAddress(i) && i.MemoryDisplacement64 + (ulong)(long)move is var address
             && (address & 4095) + (ulong)bytes <= 4096 && (address & (ulong)alignment) == 0 && IsCanonical(address))
         {
@@ -323,18 +332,26 @@ internal sealed unsafe partial class BlockTranslator
                 EmitStackAddress(displacement + move);
             else
                 EmitAddress(i, move: move);
-            indexed = mayIndex && u.Role == 0 && (live[k] == 0 || source.Origin == FlagOrigin.None);
-            EmitCheck(i.IP, start, bytes, writes, alignment, live[k], segment, spill, indexed);
+            // Where R11 is needed for the flags, it is not free.
+            bool free = live[k] == 0 || source.Origin == FlagOrigin.None;
+            int check = AddCheck(i);
+            relative = free && check != 0 && segment < 0 && (mayIndex || u.Role == 1) && (stack ? u.Role == 1 : HasOneRegister(i));
+            bool indexed = relative || (free && mayIndex && u.Role == 0);
+            EmitCheck(i.IP, start, bytes, writes, alignment, live[k], segment, spill, indexed, check, relative);
+            if (u.Role == 0)
+                form = relative ? Reached.Relative : indexed ? Reached.Indexed : Reached.Direct;
+            else if (relative)
+                EmitGroupPointer(i, stack, stack ? displacement + move : (int)i.MemoryDisplacement64 + move);
         }
         if (u.Role == 0)
             return (Host.R10, distance);
         ExitRecord* record = cache.Record((uint)cache.RecordCount - 1);
         record->Group = true;
         record->LeaderWrites = write;
-        if (distance == 0)
-            a.Move(Host.R14, Host.R10);
-        else
+        if (distance != 0)
             a.Lea(Host.R14, Host.R10, Host.None, 0, distance);
+        else if (!relative)
+            a.Move(Host.R14, Host.R10);
         return (Host.R14, u.Delta);
     }
 
@@ -356,6 +373,25 @@ internal sealed unsafe partial class BlockTranslator
         cache.EndCode(a);
         cache.Link(record->Next, stub);
         record->Next = 0;
+    }
+
+    // R14 = where the guest's address leads, with the distance to there in R11.
+    private void EmitGroupPointer(in Instruction i, bool stack, int displacement)
+    {
+        if (stack)
+            a.Lea(Host.R14, Host.R15, Host.R11, 0, displacement);
+        else if (i.MemoryBase != Register.None)
+            a.Lea(Host.R14, Homes.OfGuest[i.MemoryBase.GetNumber()], Host.R11, 0, displacement);
+        else
+            a.Lea(Host.R14, Host.R11, Homes.OfGuest[i.MemoryIndex.GetNumber()], i.MemoryIndexScale switch { 2 => 1, 4 => 2, 8 => 3, _ => 0 }, displacement);
+    }
+
+    // Whether a memory operand is a single register that the host keeps in one of its own, as an address of 64 bits.
+    private static bool HasOneRegister(in Instruction i)
+    {
+        Register b = i.MemoryBase, x = i.MemoryIndex;
+        Register only = b == Register.None ? x : x == Register.None ? b : Register.None;
+        return only.IsGPR64() && Homes.OfGuest[only.GetNumber()] != Host.None;
     }
 
     private static bool IsConstantAddress(in Instruction i) => i.MemoryBase == Register.RIP

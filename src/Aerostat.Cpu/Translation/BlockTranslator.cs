@@ -58,6 +58,22 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Numbers of physical pages whose code has written to themselves: there all flags are true before every instruction.</summary>
     public HashSet<ulong> SelfModifying { get; } = [];
 
+    private const int MostSearching = 4096;
+
+    /// <summary>Physical addresses of instructions in loops that access too many pages for a slot of their own.</summary>
+    private HashSet<ulong> Searching { get; } = [];
+
+    /// <summary>From now on an instruction's check searches, wherever it is translated.</summary>
+    public void Search(ulong instruction)
+    {
+        if (Searching.Count >= MostSearching)
+            Searching.Clear();
+        Searching.Add(instruction);
+    }
+
+    /// <summary>Another block takes the place of one that is still in use.</summary>
+    public void Replace(TranslatedBlock* old, TranslatedBlock* other) => cache.Replace(a, old, other);
+
     public long InstructionsTranslated { get; private set; }
 
     /// <summary>Time spent in <see cref="Translate"/>, in units of <see cref="Stopwatch.Frequency"/>.</summary>

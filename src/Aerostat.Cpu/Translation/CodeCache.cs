@@ -158,7 +158,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     public const int Ungrouped = 16;
     private const int BucketBits = 16, Buckets = 1 << BucketBits;
     private const int CallSites = 1 << 13;
-    private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21, MaxCheckSites = 1 << 20;
+    private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
     private const int WorstBlock = 64 << 10;
 
     private readonly ExecutableMemory memory;
@@ -170,8 +170,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private readonly ExitRecord* records;
     private readonly CallSite* callSites;
     private readonly CheckSite* checkSites;
+    private readonly int* bound;
     private byte* writable;
-    private int blockCount, recordCount;
+    private int blockCount, recordCount, checkCount;
     private nint next, limit;
 
     public CodeCache(CpuState* state, int bytes, bool visibleToProfilers, bool translatesSysret = false)
@@ -185,8 +186,10 @@ internal sealed unsafe partial class CodeCache : IDisposable
         blocks = (TranslatedBlock*)HostMapping.AllocateLazy(MaxBlocks * (ulong)sizeof(TranslatedBlock));
         records = (ExitRecord*)HostMapping.AllocateLazy(MaxRecords * (ulong)sizeof(ExitRecord));
         callSites = (CallSite*)HostMapping.AllocateLazy(CallSites * (ulong)sizeof(CallSite));
-        checkSites = (CheckSite*)HostMapping.AllocateLazy(MaxCheckSites * (ulong)sizeof(CheckSite));
+        checkSites = (CheckSite*)HostMapping.AllocateLazy(Interpreter.Slots * (ulong)sizeof(CheckSite));
         state->CheckSites = (ulong)checkSites;
+        bound = (int*)HostMapping.AllocateLazy(Interpreter.Slots * sizeof(int));
+        state->BoundList = (ulong)bound;
         second = (SecondEntry*)HostMapping.AllocateLazy(SecondEntries * (ulong)sizeof(SecondEntry));
         state->SecondTable = (ulong)second;
         Thunks = new Thunks(state);
@@ -226,7 +229,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>Room for the largest block; false: everything was forgotten first.</summary>
     public bool Reserve()
     {
-        if (limit - next >= WorstBlock && blockCount < MaxBlocks - 1 && recordCount < MaxRecords - 4096 && CheckSiteCount < MaxCheckSites - 4096)
+        if (HasRoom)
             return true;
         Clear();
         Evictions++;
@@ -259,10 +262,39 @@ internal sealed unsafe partial class CodeCache : IDisposable
         set => recordCount = value;
     }
 
-    /// <summary>How many checks there are, numbered from 1.</summary>
-    public int CheckSiteCount { get; set; }
+    /// <summary>A number for a check that keeps its page to itself, from 1 on; 0: there are too many already.</summary>
+    public int AddCheck()
+    {
+        return checkCount == Interpreter.Slots ? 0 : checkCount++;
+    }
 
     public CheckSite* Site(int number) => checkSites + number;
+
+    /// <summary>Says what a check is like; it has not found a page yet.</summary>
+    public void SetCheck(int number, in CheckSite site)
+    {
+        checkSites[number] = site;
+        Unbind(number);
+    }
+
+    /// <summary>Lets all checks forget the pages they have found.</summary>
+    public void UnbindChecks()
+    {
+        for (ulong i = 0; i < state->BoundChecks; i++)
+        {
+            Unbind(bound[i]);
+            checkSites[bound[i]].Bound = false;
+        }
+        state->BoundChecks = 0;
+    }
+
+    // Even who finds the tag that no address has would not reach anybody's memory.
+    private void Unbind(int check)
+    {
+        var slot = (ulong*)((byte*)state + CheckSite.SlotOf(check));
+        slot[0] = state->NoTag;
+        slot[1] = checkSites[check].Relative ? state->NoHost - state->NoTag : state->NoHost;
+    }
 
     public TranslatedBlock* AddBlock(in TranslatedBlock block)
     {
@@ -314,6 +346,19 @@ internal sealed unsafe partial class CodeCache : IDisposable
     }
 
     private CallSite* CallSiteOf(ulong next) => callSites + (((uint)next ^ (uint)(next >> 13)) & (CallSites - 1));
+
+    /// <summary>Whether another block can be added without forgetting anything.</summary>
+    public bool HasRoom => limit - next >= WorstBlock && blockCount < MaxBlocks - 1 && recordCount < MaxRecords - 4096;
+
+    /// <summary>Another block takes the place of one that is still in use: who comes to it goes on to the other.</summary>
+    public void Replace(HostAssembler a, TranslatedBlock* old, TranslatedBlock* other)
+    {
+        Rewrite(a, old->Entry, 5);
+        a.Jmp(other->Entry);
+        Forget(old);
+        old->SecondDecodedGeneration = ~old->DecodedGeneration;
+        old->SecondGeneration = &old->DecodedGeneration;
+    }
 
     /// <summary>Forgets the blocks of a physical page whose code has changed.</summary>
     public void DropPage(ulong page)
@@ -378,7 +423,8 @@ internal sealed unsafe partial class CodeCache : IDisposable
         limit = address + memory.Capacity;
         blockCount = 0;
         recordCount = 1;
-        CheckSiteCount = 1;
+        UnbindChecks();
+        checkCount = 1;
         records[0] = new ExitRecord { Kind = ExitKind.Miss };
         var a = new HostAssembler();
         BeginCode(a);
@@ -401,7 +447,8 @@ internal sealed unsafe partial class CodeCache : IDisposable
         HostMapping.Unmap((byte*)callSites, CallSites * (ulong)sizeof(CallSite));
         HostMapping.Unmap((byte*)blocks, MaxBlocks * (ulong)sizeof(TranslatedBlock));
         HostMapping.Unmap((byte*)records, MaxRecords * (ulong)sizeof(ExitRecord));
-        HostMapping.Unmap((byte*)checkSites, MaxCheckSites * (ulong)sizeof(CheckSite));
+        HostMapping.Unmap((byte*)checkSites, Interpreter.Slots * (ulong)sizeof(CheckSite));
+        HostMapping.Unmap((byte*)bound, Interpreter.Slots * sizeof(int));
         HostMapping.Unmap((byte*)second, SecondEntries * (ulong)sizeof(SecondEntry));
         FreeTables();
     }

@@ -312,7 +312,7 @@ internal sealed unsafe partial class Interpreter
                     return false;
                 case ExitKind.Memory:
                     if (record->Check != 0 && t.Cache.Site(record->Check)->Misses < 0)
-                        ReviewPrediction(t, t.Cache.Site(record->Check), (uint)((instructions + s->Executed) >> 10));
+                        ReviewCheck(t, t.Cache.Site(record->Check), (uint)((instructions + s->Executed) >> 10));
                     if (Refill(s, record, out SlowAccess reason))
                     {
                         t.Counters.TlbRefills++;
@@ -417,16 +417,18 @@ internal sealed unsafe partial class Interpreter
         return block;
     }
 
-    // A prediction has been wrong so often that it is time to ask whether it pays: a wrong one costs about twenty cycles.
-    private static void ReviewPrediction(TranslationState t, CheckSite* site, uint now)
+    // A check has found other pages so often that it is time to ask whether a slot pays: the way to another page costs about twenty cycles.
+    private void ReviewCheck(TranslationState t, CheckSite* site, uint now)
     {
-        if (now - site->Since < CheckSite.Patience * CheckSite.WorthInstructions >> 10)
-        {
-            t.Translator.MakeSearch(site);
-            t.Counters.Searches++;
-        }
+        bool often = now - site->Since < CheckSite.Patience * CheckSite.WorthInstructions >> 10;
         site->Since = now;
         site->Misses = CheckSite.Patience;
+        TranslatedBlock* block = often && t.Cache.HasRoom ? t.Cache.Find(site->Linear, site->Gpa, site->Variant) : null;
+        if (block == null)
+            return;
+        t.Translator.Search(site->Instruction);
+        t.Translator.Replace(block, t.Translator.Translate(Memory, watchCode!, site->Linear, site->Gpa, site->Variant));
+        t.Counters.Searches++;
     }
 
     /// <summary>Fills the TLB for an access that failed; false: the interpreter has to do it.</summary>

@@ -41,7 +41,7 @@ internal static class Frame
     public const int IndirectSource = 48;
 
     /// <summary>Where <see cref="Thunks.Again"/> keeps registers and goes on at.</summary>
-    public const int AgainRax = 56, AgainRcx = 64, AgainTarget = 72;
+    public const int AgainRax = 56, AgainRcx = 64, AgainRdx = 72, AgainTarget = 80;
 
     /// <summary>Bytes in all.</summary>
     public const int Size = 88;
@@ -98,54 +98,73 @@ internal sealed unsafe partial class Thunks(CpuState* state)
     /// <summary>Selects the entry in the address shifted right by 7.</summary>
     public const int EntryMask = (Interpreter.TlbEntries - 1) << 5;
 
-    /// <summary>Where a check keeps the offset of the entry it found last.</summary>
-    public static int PredictionOf(int check) => Interpreter.PredictionOffset + ((check & (Interpreter.Predictions - 1)) * sizeof(int));
-
-    // Searches the TLB as a check without prediction does, and predicts what it finds. The flags are nobody's here.
+    // Searches the TLB as a check without a slot does, and puts what it finds into the slot. The flags are nobody's here.
     private nint EmitAgain(HostAssembler a, int set, bool write)
     {
         nint start = a.Here;
         a.StoreFrame(Frame.AgainRax, Host.Rax);
         a.StoreFrame(Frame.AgainRcx, Host.Rcx);
+        a.StoreFrame(Frame.AgainRdx, Host.Rdx);
         a.RR(0x8B, Host.Rax, Host.R10, wide: false);
         a.RR(0xC1, 5, Host.Rax, wide: false);
         a.Byte(7);
         a.RR(0x81, 4, Host.Rax, wide: false);
         a.Int32(EntryMask);
-        a.RR(0x8B, Host.Rcx, Host.R11, wide: false);
-        a.RR(0x81, 4, Host.Rcx, wide: false);
-        a.Int32(Interpreter.Predictions - 1);
-        a.RM(0x89, Host.Rax, Host.None, Host.Rcx, 2, Interpreter.PredictionOffset, wide: false, gs: true);
+        a.Move(Host.Rdx, Host.R11);
         a.RR(0xC1, 4, Host.R11);
         a.Byte(CheckSite.Shift);
         a.RM(0x03, Host.R11, Host.None, Host.None, 0, Offset(&state->CheckSites), gs: true);
-        a.RM(0x8B, Host.Rcx, Host.Rax, Host.None, 0, Interpreter.StateBytes + (set * Interpreter.TlbEntries * sizeof(TlbEntry)) + (write ? 16 : 0), gs: true);
+        int tag = Interpreter.StateBytes + (set * Interpreter.TlbEntries * sizeof(TlbEntry)) + (write ? 16 : 0);
+        a.RM(0x8B, Host.Rcx, Host.Rax, Host.None, 0, tag, gs: true);
         a.RR(0x33, Host.Rcx, Host.R10);
         a.RM(0x3B, Host.Rcx, Host.R11, Host.None, 0, CheckSite.OffsetOfLimit);
         nint leave = a.Jcc(Condition.A);
-        a.RM(0x83, 5, Host.R11, Host.None, 0, CheckSite.OffsetOfMisses, wide: false);
+        a.RM(0x80, 5, Host.R11, Host.None, 0, CheckSite.OffsetOfMisses, wide: false);
         a.Byte(1);
         nint tired = a.Jcc(Condition.S);
         a.Move(Host.R10, Host.Rcx);
-        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, CheckSite.OffsetOfContinue);
-        a.StoreFrame(Frame.AgainTarget, Host.Rcx);
-        a.Move(Host.R11, Host.Rax);
-        EmitGoOn(a);
+        // The slot: tag, and host page or the distance from tag to host page.
+        a.RM(0x8B, Host.Rcx, Host.Rax, Host.None, 0, tag + 8, gs: true);
+        a.RM(0x8B, Host.Rax, Host.Rax, Host.None, 0, tag, gs: true);
+        a.RR(0xC1, 4, Host.Rdx);
+        a.Byte(4);
+        a.RM(0x89, Host.Rax, Host.Rdx, Host.None, 0, Interpreter.SlotsOffset, gs: true);
+        a.RM(0x80, 7, Host.R11, Host.None, 0, CheckSite.OffsetOfRelative, wide: false);
+        a.Byte(0);
+        nint absolute = a.Jcc(Condition.E);
+        a.RR(0x2B, Host.Rcx, Host.Rax);
+        a.Bind(absolute);
+        a.RM(0x89, Host.Rcx, Host.Rdx, Host.None, 0, Interpreter.SlotsOffset + 8, gs: true);
+        // Its number to those that hold something.
+        a.RM(0x80, 7, Host.R11, Host.None, 0, CheckSite.OffsetOfBound, wide: false);
+        a.Byte(0);
+        nint listed = a.Jcc(Condition.Ne);
+        a.RM(0xC6, 0, Host.R11, Host.None, 0, CheckSite.OffsetOfBound, wide: false);
+        a.Byte(1);
+        a.RR(0xC1, 5, Host.Rdx);
+        a.Byte(4);
+        a.LoadState(Host.Rcx, Offset(&state->BoundChecks));
+        a.LoadState(Host.Rax, Offset(&state->BoundList));
+        a.RM(0x89, Host.Rdx, Host.Rax, Host.Rcx, 2, 0, wide: false);
+        a.Lea(Host.Rcx, Host.Rcx, Host.None, 0, 1);
+        a.StoreState(Offset(&state->BoundChecks), Host.Rcx);
+        a.Bind(listed);
+        EmitGoOn(a, CheckSite.OffsetOfContinue);
         a.Bind(leave);
         a.Bind(tired);
-        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, CheckSite.OffsetOfLeave);
-        a.StoreFrame(Frame.AgainTarget, Host.Rcx);
-        EmitGoOn(a);
+        EmitGoOn(a, CheckSite.OffsetOfLeave);
         return start;
     }
 
-    private static void EmitGoOn(HostAssembler a)
+    private static void EmitGoOn(HostAssembler a, int target)
     {
+        a.RM(0x8B, Host.Rcx, Host.R11, Host.None, 0, target);
+        a.StoreFrame(Frame.AgainTarget, Host.Rcx);
         a.LoadFrame(Host.Rax, Frame.AgainRax);
         a.LoadFrame(Host.Rcx, Frame.AgainRcx);
+        a.LoadFrame(Host.Rdx, Frame.AgainRdx);
         a.RM(0xFF, 4, Host.Rsp, Host.None, 0, Frame.AgainTarget, wide: false);
     }
-
 
     private int Offset(void* field) => (int)((byte*)field - (byte*)state);
 
