@@ -84,7 +84,7 @@ internal sealed unsafe class TranslationCounters : IDisposable
             named[$"exit-{NameOf((ExitKind)i)}"] = Exits[i];
         named["exit-memory-tlb-refill"] = TlbRefills;
         named["exit-memory-group"] = GroupFailures;
-        named["checks-without-prediction"] = Searches;
+        named["checks-that-search"] = Searches;
         for (int i = 0; i < SlowAccesses.Length; i++)
             named[$"exit-memory-{NameOf((SlowAccess)i)}"] = SlowAccesses[i];
         for (int i = 0; i < Leaves.Length; i++)

@@ -29,7 +29,7 @@ public sealed class GoldenListingTests
         ),
         ["loop-with-poll"] = (0, 0, a => { Label l = a.CreateLabel(); a.mov(ecx, 3); a.Label(ref l); a.add(eax, ecx); a.dec(ecx); a.jne(l); a.xor(eax, eax); a.int3(); }
         ),
-        ["loop-with-prediction"] = (0, 0, a => { Label l = a.CreateLabel(); a.Label(ref l); a.mov(rdi, __[rdi + 8]); a.dec(ecx); a.jne(l); a.xor(eax, eax); a.int3(); }
+        ["loop-with-slots"] = (0, 0, a => { Label l = a.CreateLabel(); a.Label(ref l); a.mov(rdi, __[rdi + 8]); a.dec(ecx); a.jne(l); a.xor(eax, eax); a.int3(); }
         ),
         ["jump-indirect"] = (0, 0, a => a.jmp(rax)),
         ["call-indirect-memory"] = (0, 0, a => { a.xor(eax, eax); a.call(__qword_ptr[rdi + 0x10]); a.int3(); }
