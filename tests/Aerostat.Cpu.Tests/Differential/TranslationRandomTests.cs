@@ -1,6 +1,5 @@
 using System.Diagnostics;
 using System.Globalization;
-using System.Runtime.InteropServices;
 using System.Text;
 using Aerostat.X86;
 using Iced.Intel;
@@ -72,14 +71,7 @@ public sealed unsafe class TranslationRandomTests : IDisposable
         {
             ulong seed = n < (ulong)kept.Length ? kept[n] : (Seed << 32) + n - (ulong)kept.Length;
             Volatile.Write(ref current, n);
-            var rng = new Rng(seed);
-            var program = new ProgramGenerator(rng);
-            byte[][] code = program.Make();
-            rng.Fill(window);
-            rng.Fill(far);
-            MemoryMarshal.AsBytes<ulong>(program.Pieces).CopyTo(far.AsSpan(Layout.PointerOffset));
-            TestState start = TestState.Clean();
-            program.FillState(ref start);
+            ProgramGenerator program = ProgramComparison.Generate(seed, window, far, out byte[][] code, out TestState start);
             if (Environment.GetEnvironmentVariable("AEROSTAT_TRACE") != null)
             {
                 Console.Error.WriteLine($"program {seed:x}");
@@ -119,8 +111,8 @@ public sealed unsafe class TranslationRandomTests : IDisposable
     private bool Run(ProgramGenerator program, byte[][] code, in TestState start, out string difference)
     {
         TestState a = start, b = start;
-        Load(oracle, code, window, far);
-        Load(translated, code, window, far);
+        ProgramComparison.Load(oracle, code, window, far);
+        ProgramComparison.Load(translated, code, window, far);
         long begin = oracle.Instructions, counted = begin - translated.Instructions;
         difference = "";
         SystemResult left, leftTranslated = default;
@@ -146,7 +138,7 @@ public sealed unsafe class TranslationRandomTests : IDisposable
         }
         if (a.Vector >= 0)
             faults++;
-        difference += Compare(a, b);
+        difference += ProgramComparison.Compare(a, b, "translated");
         counted -= oracle.Instructions - translated.Instructions;
         if (counted != 0)
             difference += string.Create(CultureInfo.InvariantCulture, $" {counted} instructions too many");
@@ -158,44 +150,7 @@ public sealed unsafe class TranslationRandomTests : IDisposable
         ulong below = a.Gpr[4] - 8 - Layout.Window;
         if (a.Vector == Vector.GeneralProtection && below <= Layout.WindowSize - 8)
             oracle.Window(false).Slice((int)below, 8).CopyTo(translated.Window(false)[(int)below..]);
-        difference += Compare(" memory", oracle.Window(false), translated.Window(false)) + Compare(" far memory", oracle.FarWindow, translated.FarWindow);
+        difference += ProgramComparison.CompareMemory(oracle, translated, "translated");
         return true;
-    }
-
-    private static void Load(GuestRunner guest, byte[][] code, byte[] window, byte[] far)
-    {
-        for (int area = 0; area < code.Length; area++)
-            guest.SetCode(code[area], area);
-        window.CopyTo(guest.Window(false));
-        far.CopyTo(guest.FarWindow);
-    }
-
-    private static string Compare(string what, Span<byte> a, Span<byte> b)
-    {
-        int at = a.CommonPrefixLength(b);
-        return at == a.Length ? "" : string.Create(CultureInfo.InvariantCulture, $"{what} from {at:x} on: {a[at]:x}, translated {b[at]:x}");
-    }
-
-    private static string Compare(in TestState a, in TestState b)
-    {
-        var text = new StringBuilder();
-        if (a.Vector != b.Vector || a.Rip != b.Rip || a.Error != b.Error || a.Cr2 != b.Cr2)
-            text.Append(CultureInfo.InvariantCulture, $" ends with {a.Vector}({a.Error:x}) at {a.Rip:x} cr2 {a.Cr2:x}, translated {b.Vector}({b.Error:x}) at {b.Rip:x} cr2 {b.Cr2:x};");
-        for (int k = 0; k < 16; k++)
-            if (a.Gpr[k] != b.Gpr[k])
-                text.Append(CultureInfo.InvariantCulture, $" r{k} {a.Gpr[k]:x}, translated {b.Gpr[k]:x};");
-        uint compared = a.Vector >= 0 ? 0 : RFlags.Status & ~RFlags.Af;
-        if (((a.Rflags ^ b.Rflags) & compared) != 0)
-            text.Append(CultureInfo.InvariantCulture, $" flags {a.Rflags:x}, translated {b.Rflags:x};");
-        TestState x = a, y = b;
-        for (int k = 0; k < 16; k++)
-            if (!x.Xmm(k).SequenceEqual(y.Xmm(k)))
-                text.Append(CultureInfo.InvariantCulture, $" xmm{k} {Convert.ToHexString(x.Xmm(k))}, translated {Convert.ToHexString(y.Xmm(k))};");
-        for (int k = 0; k < 16; k++)
-            if (!x.YmmHigh(k).SequenceEqual(y.YmmHigh(k)))
-                text.Append(CultureInfo.InvariantCulture, $" ymmh{k} {Convert.ToHexString(x.YmmHigh(k))}, translated {Convert.ToHexString(y.YmmHigh(k))};");
-        if (a.Mxcsr != b.Mxcsr)
-            text.Append(CultureInfo.InvariantCulture, $" mxcsr {a.Mxcsr:x}, translated {b.Mxcsr:x};");
-        return text.ToString();
     }
 }

@@ -153,7 +153,7 @@ internal sealed unsafe partial class GuestRunner : IDisposable
         fixed (byte* fx = s.Fx)
             new ReadOnlySpan<byte>(fx, TestState.ImageBytes).CopyTo(_state.Xsave);
         _state.Xsave.AsSpan(512, 64).Clear();
-        _state.Xsave[512] = (byte)_state.Xcr0;
+        _state.Xsave[512] = (byte)(_state.Xcr0 | 3);
         _state.Cr2 = 0;
         _state.Activity = ActivityState.Running;
         _processor.SetState(_state);
