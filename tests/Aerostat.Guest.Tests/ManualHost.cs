@@ -11,6 +11,7 @@ internal sealed record OfferedBuffer(ushort Head, IReadOnlyList<(ulong Address, 
 internal sealed class ManualHost(HostPlatform platform, ulong offered) : VirtioTransport
 {
     private readonly Dictionary<int, (SplitQueue Queue, ushort Taken, ushort Given)> queues = [];
+    private uint status;
 
     public uint Target { get; set; }
 
@@ -21,7 +22,20 @@ internal sealed class ManualHost(HostPlatform platform, ulong offered) : VirtioT
 
     public override string Name => "manual";
 
-    public override uint Status { get; set; }
+    /// <summary>It does not come out of a reset.</summary>
+    public bool IsStuck { get; set; }
+
+    /// <summary>It does not accept what the driver wants.</summary>
+    public bool Declines { get; set; }
+
+    /// <summary>Queues that it has.</summary>
+    public int Queues { get; set; } = 8;
+
+    public override uint Status
+    {
+        get => IsStuck ? status | Acknowledge : status;
+        set => status = Declines ? value & ~FeaturesOk : value;
+    }
 
     public override ulong Offered => offered | Version1;
 
@@ -31,6 +45,8 @@ internal sealed class ManualHost(HostPlatform platform, ulong offered) : VirtioT
 
     public override DriverQueue? OpenQueue(int index, int most)
     {
+        if (index >= Queues)
+            return null;
         if (!queues.TryGetValue(index, out var entry))
             entry.Queue = new SplitQueue(platform, this, index, 64, platform.AllocatePages(0), 0xE000_0000);
         entry.Queue.Clear();

@@ -73,6 +73,61 @@ public sealed class ProcessorTests
     [Fact]
     public async Task FewerMayBeUsed() => await RunAsync("translator", 4, "cpus=2", async shell => Assert.Equal(2, await shell.FigureAsync("cpus", "processors")));
 
+    /// <summary>The console's input comes through the I/O APIC, a device's messages as MSI-X, the tick from the local APIC: none of them is only polled.</summary>
+    [Theory]
+    [MemberData(nameof(Judges))]
+    public async Task InterruptsArrive(string judge)
+    {
+        // QEMU's balloon has no MSI-X: it is looked at with each tick.
+        string[] sources = judge == "qemu" ? ["timer", "console"] : ["timer", "console", "devices"];
+        async Task Look(GuestShell shell, Func<Task> inflate)
+        {
+            await shell.AskAsync("mem");
+            await inflate();
+            await shell.SettledAsync(256);
+            string counts = await shell.AskAsync("irqs");
+            Assert.All(sources, name => Assert.InRange(GuestShell.Figure(counts, name), 1, 1_000_000));
+        }
+        if (judge == "qemu")
+        {
+            await QemuBalloonTests.RunAsync("", ["-device", "virtio-balloon-pci"], (monitor, shell) =>
+                Look(shell, () => monitor.AskAsync("""{"execute":"balloon","arguments":{"value":66060288}}""", TestContext.Current.CancellationToken)));
+            return;
+        }
+        await GuestKernel.RunAsync(judge, options: new MachineOptions { MemoryBytes = 64 << 20, Devices = [new BalloonOptions()] }, companion: async (machine, console) =>
+        {
+            GuestShell shell = new(console, text => machine.SendSerialAsync(System.Text.Encoding.ASCII.GetBytes(text)));
+            await shell.ReadyAsync();
+            await Look(shell, () =>
+            {
+                machine.Balloon!.SetTarget(1 << 20);
+                return Task.CompletedTask;
+            });
+            await shell.EndAsync();
+        });
+    }
+
+    /// <summary>A host that writes to a page that the guest has free is found where it wrote, without the page being used.</summary>
+    [Theory]
+    [InlineData("interpreter")]
+    [InlineData("translator")]
+    public async Task AHostThatWritesToAFreePageIsFound(string accelerator)
+    {
+        const ulong Where = (40 << 20) + 0x1238;
+        GuestOutcome outcome = await GuestKernel.RunAsync(accelerator, "poison", options: new MachineOptions { MemoryBytes = 64 << 20, Cpus = 2 }, companion: async (machine, console) =>
+        {
+            GuestShell shell = new(console, text => machine.SendSerialAsync(System.Text.Encoding.ASCII.GetBytes(text)));
+            await shell.ReadyAsync();
+            string free = await shell.AskAsync("poison");
+            Assert.Equal(GuestShell.Figure(free, "free-pages"), GuestShell.Figure(free, "checked-pages"));
+            Assert.True(machine.Memory.TryWrite(new Aerostat.Memory.GuestAddress(Where), [0x42]));
+            await machine.SendSerialAsync("poison\n"u8.ToArray());
+        });
+        Assert.Contains($"free page changed at 0x{Where:x}: 0xaaaaaaaaaaaaaa42", outcome.Console, StringComparison.Ordinal);
+        Assert.Contains("PANIC: somebody wrote to a free page", outcome.Console, StringComparison.Ordinal);
+        Assert.Equal(Panicked, outcome.Status);
+    }
+
     /// <summary>A processor that waits for what it has itself.</summary>
     [Theory]
     [MemberData(nameof(Judges))]

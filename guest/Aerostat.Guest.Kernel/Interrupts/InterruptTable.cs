@@ -12,11 +12,20 @@ internal static unsafe class InterruptTable
     private const ulong InterruptGate = 0x8E00_0008_0000;
 
     private static Gates gates;
+    private static Counts counts;
 
     private struct Gates
     {
         public fixed ulong Words[Vectors * 2];
     }
+
+    private struct Counts
+    {
+        public fixed uint Of[Vectors];
+    }
+
+    /// <summary>Interrupts of a vector that came to the first processor.</summary>
+    public static uint CountOf(byte vector) => counts.Of[vector];
 
     /// <summary>Has this processor use its tables.</summary>
     public static void Load(ProcessorData* data)
@@ -63,7 +72,10 @@ internal static unsafe class InterruptTable
         if (frame->Vector == LocalApic.SpuriousVector)
             return;
         if (Processors.Current->Index == 0)
+        {
+            counts.Of[(int)frame->Vector]++;
             Kernel.Interrupted();
+        }
         LocalApic.End();
     }
 }

@@ -76,7 +76,7 @@ internal sealed unsafe class Shell
             return false;
         if (Is("help", out _))
         {
-            Console.WriteLine("balloon  mem  alloc MiB  free  check  poison  cpus  churn N  time  exit N  fault N  off");
+            Console.WriteLine("balloon  mem  alloc MiB  free  check  poison  cpus  churn N  irqs  time  exit N  fault N  off");
             Console.WriteLine(StorageCommands.Help);
         }
         else if (Is("balloon", out _))
@@ -95,6 +95,8 @@ internal sealed unsafe class Shell
             ProcessorCommands.Show();
         else if (Is("churn", out ulong rounds))
             ProcessorCommands.Churn(rounds);
+        else if (Is("irqs", out _))
+            ShowInterrupts();
         else if (Is("time", out _))
             Figure("ms", Clock.Nanoseconds / 1_000_000, last: true);
         else if (Is("exit", out ulong code))
@@ -148,6 +150,13 @@ internal sealed unsafe class Shell
         }
         if (devices.BalloonCount == 0)
             Console.WriteLine("balloon: no device");
+    }
+
+    private static void ShowInterrupts()
+    {
+        Figure("timer", InterruptTable.CountOf(LocalApic.TimerVector));
+        Figure("console", InterruptTable.CountOf(LocalApic.ConsoleVector));
+        Figure("devices", InterruptTable.CountOf(LocalApic.DeviceVector), last: true);
     }
 
     private void ShowMemory()
