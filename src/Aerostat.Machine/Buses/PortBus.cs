@@ -1,3 +1,4 @@
+using System.Buffers.Binary;
 using Aerostat.Devices;
 
 namespace Aerostat.Machine;
@@ -55,10 +56,10 @@ public sealed class PortBus
         ref readonly Claim claim = ref claims[owner[port]];
         if (claim.Device is { } device && size <= claim.Widest)
             return device.ReadPort(port, size);
-        if (size == 1)
+        if (IsUnclaimed(port, size))
         {
             Interlocked.Increment(ref unclaimed);
-            return 0xFF;
+            return uint.MaxValue >> (32 - (size * 8));
         }
         int half = size / 2;
         return Read(port, half) | (Read((ushort)(port + half), half) << (half * 8));
@@ -73,7 +74,7 @@ public sealed class PortBus
             device.WritePort(port, size, value);
             return;
         }
-        if (size == 1)
+        if (IsUnclaimed(port, size))
         {
             Interlocked.Increment(ref unclaimed);
             return;
@@ -82,4 +83,9 @@ public sealed class PortBus
         Write(port, half, value & (uint.MaxValue >> (32 - (half * 8))));
         Write((ushort)(port + half), half, value >> (half * 8));
     }
+
+    // Whether nobody has any of these ports: then there is nothing to cut into halves for. Past the last port a wide access begins anew at the first.
+    private bool IsUnclaimed(ushort port, int size) => size == 1
+        ? owner[port] == 0
+        : port + size <= owner.Length && (size == 2 ? BinaryPrimitives.ReadUInt16LittleEndian(owner.AsSpan(port)) : BinaryPrimitives.ReadUInt32LittleEndian(owner.AsSpan(port))) == 0;
 }
