@@ -1,5 +1,6 @@
 using Aerostat.Devices;
 using Aerostat.Memory;
+using Aerostat.Platform;
 
 namespace Aerostat.Virtio;
 

@@ -1,9 +1,13 @@
 using System.Numerics;
 
-namespace Aerostat.VMware;
+namespace Aerostat.Memory;
 
-/// <summary>A set of page frame numbers below a bound: a bit for each, made when the first comes. Runs are set and asked about by words.</summary>
-internal sealed class FrameSet(ulong frames)
+/// <summary>
+/// A set of page frame numbers below a bound, as balloons keep of what guests have given: a bit for each, made when the first comes. Runs are set and asked
+/// about by words. One thread at a time.
+/// </summary>
+/// <param name="frames">The bound.</param>
+public sealed class FrameSet(ulong frames)
 {
     private ulong[]? _bits;
 
@@ -42,10 +46,44 @@ internal sealed class FrameSet(ulong frames)
         Count += (ulong)change;
     }
 
+    /// <summary>Empties the set.</summary>
     public void Clear()
     {
         _bits = null;
         Count = 0;
+    }
+
+    /// <summary>The first run of members at or after a frame; false: there is none.</summary>
+    /// <param name="from">Where to look.</param>
+    /// <param name="most">The most frames of interest: a longer run is cut.</param>
+    /// <param name="first">Its first frame.</param>
+    /// <param name="count">Its frames.</param>
+    public bool TryFindRun(ulong from, ulong most, out ulong first, out ulong count)
+    {
+        first = count = 0;
+        if (_bits is null || Count == 0)
+            return false;
+        for (ulong at = from; at < frames;)
+        {
+            ulong word = _bits[at >> 6] >> (int)(at & 63);
+            if (word != 0)
+            {
+                first = at + (ulong)BitOperations.TrailingZeroCount(word);
+                for (at = first; at < frames && count < most;)
+                {
+                    ulong rest = ~(_bits[at >> 6] >> (int)(at & 63));
+                    ulong here = Math.Min((ulong)BitOperations.TrailingZeroCount(rest), 64 - (at & 63));
+                    count += here;
+                    at += here;
+                    if (here == 0 || (at & 63) != 0)
+                        break;
+                }
+                count = Math.Min(count, most);
+                return true;
+            }
+            at = (at | 63) + 1;
+        }
+        return false;
     }
 
     /// <summary>First frame and number of frames of each run, one behind the other.</summary>

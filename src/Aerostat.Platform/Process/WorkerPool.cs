@@ -1,4 +1,4 @@
-namespace Aerostat.Virtio;
+namespace Aerostat.Platform;
 
 /// <summary>
 /// A few threads that do a device's work when they are told that there is some. They are made when they are first needed, so that a device
@@ -9,7 +9,13 @@ namespace Aerostat.Virtio;
 /// <see cref="IsPausing"/> between two pieces of work and return when that is set; whoever resumes signals for what was left behind.
 /// A pool starts paused if asked to. One that works by hand has no threads, but somebody who calls <see cref="TryRun"/>.
 /// </remarks>
-internal sealed class WorkerPool(string name, int threads, Action body, Action<Exception> failed, bool paused = false, bool byHand = false)
+/// <param name="name">Of the threads; a number follows where there are several.</param>
+/// <param name="threads">How many there may be.</param>
+/// <param name="body">Does the work.</param>
+/// <param name="failed">Takes what the body throws.</param>
+/// <param name="paused">Starts as after one <see cref="Pause"/>.</param>
+/// <param name="byHand">Has no threads.</param>
+public sealed class WorkerPool(string name, int threads, Action body, Action<Exception> failed, bool paused = false, bool byHand = false)
 {
     private readonly object _lock = new();
     private readonly List<Thread> _threads = [];
