@@ -10,4 +10,6 @@ namespace Aerostat.HyperV;
 [JsonSerializable(typeof(HyperVProcessorSavedState))]
 [JsonSerializable(typeof(HyperVTestDeviceSavedState))]
 [JsonSerializable(typeof(VmBusSavedState))]
+[JsonSerializable(typeof(DynamicMemorySavedState))]
+[JsonSerializable(typeof(StorageSavedState))]
 public sealed partial class HyperVStates : JsonSerializerContext;

@@ -32,8 +32,10 @@ public sealed class BackupTests
         done
         """;
 
-    [Fact]
-    public async Task WhatTheGuestHasWrittenIsInTheBackup()
+    [Theory]
+    [InlineData(DiskBus.Virtio)]
+    [InlineData(DiskBus.Scsi)]
+    public async Task WhatTheGuestHasWrittenIsInTheBackup(DiskBus bus)
     {
         CancellationToken token = TestContext.Current.CancellationToken;
         IReadOnlyList<Loader.InitramfsFile> daemons = FrozenGuest.Daemons();
@@ -48,7 +50,8 @@ public sealed class BackupTests
             string store = Path.Combine(folder.FullName, "store");
             List<(BackupResult Result, long Before, long After)> backups = [];
             BootOutcome outcome = await Guest.BootAsync(
-                accelerator: "translator", personality: "hyperv", modules: FrozenGuest.Modules, script: Script, files: daemons, devices: [.. images.Select(i => new DiskOptions(i))],
+                accelerator: "translator", personality: "hyperv", modules: bus == DiskBus.Virtio ? FrozenGuest.Modules : FrozenGuest.ScsiModules,
+                script: bus == DiskBus.Virtio ? Script : FrozenGuest.FindLun + "\n" + Script.Replace("/dev/vda", "/dev/$(lun 0)", StringComparison.Ordinal).Replace("/dev/vdb", "/dev/$(lun 1)", StringComparison.Ordinal), files: daemons, devices: [.. images.Select(i => new DiskOptions(i) { Bus = bus })],
                 companion: async (machine, console) =>
                 {
                     try

@@ -10,6 +10,14 @@ internal static class FrozenGuest
     /// <summary>Kernel modules with the daemons' drivers and those of the disks.</summary>
     public static readonly string[] Modules = ["hv_utils", "virtio_pci", "virtio_blk"];
 
+    /// <summary>The same for disks on the synthetic SCSI controller.</summary>
+    public static readonly string[] ScsiModules = ["hv_utils", "hv_storvsc", "sd_mod"];
+
+    /// <summary>A function of a shell that waits for a LUN and says what the kernel calls it: names are given in the order of arrival, which is any.</summary>
+    public const string FindLun = """
+        lun() { until ls -d /sys/bus/scsi/devices/*:0:0:$1/block/sd* > /dev/null 2>&1; do sleep 0.1; done; basename /sys/bus/scsi/devices/*:0:0:$1/block/sd*; }
+        """;
+
     /// <summary>hv_vss_daemon and hv_kvp_daemon with the C library. Skips the test when they are not there.</summary>
     public static IReadOnlyList<InitramfsFile> Daemons()
     {

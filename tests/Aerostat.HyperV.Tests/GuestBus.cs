@@ -9,16 +9,23 @@ internal sealed class GuestBus : IDisposable
     private const int RingPages = 4;
     private uint nextHandle = 0xE1E10;
 
-    public GuestBus(VmBusVersion? highest = null, TimeProvider? host = null)
+    public GuestBus(VmBusVersion? highest = null, TimeProvider? host = null, DynamicMemoryOptions? balloon = null, Func<Memory.GuestMemory>? memory = null)
     {
+        Fixture = new PartitionFixture(memory: memory?.Invoke());
         Fixture.EnableHypercalls();
         Fixture.EnableSynic(0);
         Server = new VmBusServer(
             Fixture.Partition, Fixture.Memory, Fixture.Time, new VmBusOptions { HasThread = false, Version = highest ?? VmBusVersion.Highest }, e => throw new InvalidOperationException("the bus failed", e));
-        Components = new HyperVComponents(Server, host ?? Fixture.Time, Journal.Add);
+        if (balloon is not null)
+        {
+            Balloon = new DynamicMemory(Fixture.Memory, Fixture.Time, balloon);
+            Fixture.ReportFree = Balloon.Report;
+        }
+        Components = new HyperVComponents(Server, host ?? Fixture.Time, Journal.Add, Balloon);
     }
 
-    public PartitionFixture Fixture { get; } = new();
+    public PartitionFixture Fixture { get; }
+    public DynamicMemory? Balloon { get; }
     public VmBusServer Server { get; }
     public HyperVComponents Components { get; }
     public List<string> Journal { get; } = [];
@@ -101,7 +108,7 @@ internal sealed class GuestBus : IDisposable
         return handle;
     }
 
-    public GuestChannel Open(IntegrationComponent device)
+    public GuestChannel Open(VmBusDevice device)
     {
         uint relId = Offers[device.Offer.InterfaceType];
         uint handle = MakeList(relId);
@@ -134,7 +141,10 @@ internal sealed class GuestChannel(GuestBus bus, uint relId, ulong rings, int ri
     }
 
     /// <summary>The next packet's payload; null: none.</summary>
-    public byte[]? Receive()
+    public byte[]? Receive() => ReceivePacket()?.Payload;
+
+    /// <summary>The next packet; null: none.</summary>
+    public (ushort Type, ulong Transaction, byte[] Payload)? ReceivePacket()
     {
         bus.Server.Process();
         uint write = bus.Fixture.Memory.Read<uint>(new(Inbound)), read = bus.Fixture.Memory.Read<uint>(new(Inbound + 4));
@@ -144,18 +154,26 @@ internal sealed class GuestChannel(GuestBus bus, uint relId, ulong rings, int ri
         int start = BinaryPrimitives.ReadUInt16LittleEndian(head.AsSpan(2)) * 8, total = BinaryPrimitives.ReadUInt16LittleEndian(head.AsSpan(4)) * 8;
         byte[] payload = Copy(Inbound, (int)read + start, total - start);
         bus.Fixture.Memory.Write(new(Inbound + 4), (uint)((read + total + 8) % size));
-        return payload;
+        return (BinaryPrimitives.ReadUInt16LittleEndian(head), BinaryPrimitives.ReadUInt64LittleEndian(head.AsSpan(8)), payload);
     }
 
-    public void Send(byte[] payload, ushort type = 6)
+    /// <summary>Sends a packet.</summary>
+    /// <param name="payload">Its payload.</param>
+    /// <param name="type">Its type.</param>
+    /// <param name="transaction">Its number.</param>
+    /// <param name="area">What is between head and payload: a multiple of eight bytes.</param>
+    public void Send(byte[] payload, ushort type = 6, ulong transaction = 0, byte[]? area = null)
     {
+        int start = 16 + (area?.Length ?? 0);
         uint write = bus.Fixture.Memory.Read<uint>(new(rings));
         int padded = (payload.Length + 7) & ~7;
-        byte[] packet = new byte[16 + padded + 8];
+        byte[] packet = new byte[start + padded + 8];
         BinaryPrimitives.WriteUInt16LittleEndian(packet, type);
-        BinaryPrimitives.WriteUInt16LittleEndian(packet.AsSpan(2), 2);
-        BinaryPrimitives.WriteUInt16LittleEndian(packet.AsSpan(4), (ushort)((16 + padded) / 8));
-        payload.CopyTo(packet, 16);
+        BinaryPrimitives.WriteUInt16LittleEndian(packet.AsSpan(2), (ushort)(start / 8));
+        BinaryPrimitives.WriteUInt16LittleEndian(packet.AsSpan(4), (ushort)((start + padded) / 8));
+        BinaryPrimitives.WriteUInt64LittleEndian(packet.AsSpan(8), transaction);
+        area?.CopyTo(packet, 16);
+        payload.CopyTo(packet, start);
         BinaryPrimitives.WriteUInt32LittleEndian(packet.AsSpan(packet.Length - 4), write);
         for (int i = 0; i < packet.Length; i++)
             bus.Fixture.Memory.Write(new(rings + 4096 + (ulong)((write + i) % size)), packet[i]);

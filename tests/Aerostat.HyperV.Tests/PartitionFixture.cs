@@ -23,6 +23,7 @@ internal sealed class PartitionFixture : IDisposable
         {
             FlushTranslations = Flushed.Add,
             Crashed = Crashes.Add,
+            ReportFree = (address, length) => ReportFree?.Invoke(address, length) ?? false,
         });
     }
 
@@ -33,6 +34,7 @@ internal sealed class PartitionFixture : IDisposable
     public HyperVPartition Partition { get; }
     public List<ulong> Flushed { get; } = [];
     public List<GuestCrash> Crashes { get; } = [];
+    public Func<GuestAddress, ulong, bool>? ReportFree { get; set; }
 
     public HyperVProcessor this[int index] => Partition.Processors[index];
 

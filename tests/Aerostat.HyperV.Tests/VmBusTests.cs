@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using Aerostat.Devices;
 using Aerostat.Memory;
+using Aerostat.Virtio.Tests;
 
 namespace Aerostat.HyperV.Tests;
 
@@ -255,9 +256,12 @@ public sealed class VmBusTests
         Random random = new(seed);
         for (int round = 0; round < rounds; round++)
         {
-            using GuestBus bus = new();
+            using GuestBus bus = new(balloon: new DynamicMemoryOptions { TargetBytes = 1 << 20 });
+            using MemoryDisk disk = new(1 << 20);
+            StorageController storage = new([new StorageDisk("disk0", disk, "")], bus.Fixture.Memory, e => throw new InvalidOperationException("the controller failed", e));
+            bus.Server.Add(storage);
             bus.Connect();
-            List<GuestChannel> channels = [];
+            List<GuestChannel> channels = [bus.Open(bus.Balloon!), bus.Open(storage)];
             foreach (IntegrationComponent component in bus.Components.All)
             {
                 GuestChannel channel = bus.Open(component);

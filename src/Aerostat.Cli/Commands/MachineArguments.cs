@@ -35,6 +35,13 @@ internal static class MachineArguments
             ? count
             : throw new ConfigurationException($"--cpus: '{text}' is not a number; write 1 to {MachineOptions.MaxCpus}");
 
+    /// <summary>A balloon that nothing more is said of: a guest of Hyper-V has a driver for that one's.</summary>
+    public static BalloonOptions DefaultBalloon(string personality) =>
+        new() { Driver = personality == HyperV.HyperVCpuid.PersonalityName ? BalloonDriver.HyperV : BalloonDriver.Virtio };
+
+    /// <summary>Where a disk is that nothing is said of: a guest of Hyper-V has a driver for that one's controller, and needs no other.</summary>
+    public static DiskBus DefaultBus(string personality) => personality == HyperV.HyperVCpuid.PersonalityName ? DiskBus.Scsi : DiskBus.Virtio;
+
     public static DebugEndpoint ParseDebugEndpoint(string text)
     {
         try

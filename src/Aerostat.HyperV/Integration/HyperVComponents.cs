@@ -7,14 +7,21 @@ public sealed class HyperVComponents
     /// <param name="bus">The bus.</param>
     /// <param name="host">The time of day.</param>
     /// <param name="note">Takes what happens with freezes, in lines.</param>
-    public HyperVComponents(VmBusServer bus, TimeProvider host, Action<string>? note)
+    /// <param name="memory">Dynamic memory, which rests while the guest is frozen; null: there is none.</param>
+    public HyperVComponents(VmBusServer bus, TimeProvider host, Action<string>? note, DynamicMemory? memory = null)
     {
         ArgumentNullException.ThrowIfNull(bus);
         TimeSynchronization = new TimeSynchronization(host);
         Volumes.Journal = note;
-        Volumes.Hold = KeyValues.Hold;
+        Volumes.Hold = on =>
+        {
+            KeyValues.Hold(on);
+            memory?.Hold(on);
+        };
         foreach (IntegrationComponent component in All)
             bus.Add(component);
+        if (memory is not null)
+            bus.Add(memory);
     }
 
     /// <summary>Heartbeat.</summary>

@@ -15,8 +15,8 @@ public static class HyperVCpuid
     // Leaf 3, EAX: reference counter, SynIC, synthetic timers, APIC registers, hypercall registers, VP index, reference TSC, frequencies.
     private const uint Privileges = 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 6 | 1u << 9 | 1u << 11;
 
-    // EBX: post messages, signal events. Partition IDs, CPU management and isolation would send a guest down other paths.
-    private const uint HighPrivileges = 1u << 4 | 1u << 5;
+    // EBX: post messages, signal events, extended hypercalls. Partition IDs, CPU management and isolation would send a guest down other paths.
+    private const uint HighPrivileges = 1u << 4 | 1u << 5 | 1u << 20;
 
     // EDX: frequency registers, crash registers, synthetic timers in direct mode.
     private const uint Features = 1u << 8 | 1u << 10 | 1u << 19;

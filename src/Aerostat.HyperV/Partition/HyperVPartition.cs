@@ -21,6 +21,9 @@ public sealed record PartitionOptions
     /// <summary>Flushes the translations of the processors whose bits are set, and waits until that is done. Null: it cannot be done.</summary>
     public Action<ulong>? FlushTranslations { get; init; }
 
+    /// <summary>Takes a range of memory that the guest does not use until it writes there; false: it is not memory. On a vCPU's thread. Null: it cannot be said.</summary>
+    public Func<GuestAddress, ulong, bool>? ReportFree { get; init; }
+
     /// <summary>Takes what the guest says of its own crash. On a vCPU's thread; must return at once.</summary>
     public Action<GuestCrash>? Crashed { get; init; }
 }
@@ -79,7 +82,7 @@ public sealed class HyperVPartition : ISavable<HyperVPartitionSavedState>
         hypercallPage = new OverlayPage(memory);
         tscPage = new OverlayPage(memory);
         Processors = [.. processors.Select((p, i) => new HyperVProcessor(this, i, p.Timestamp, p.Apic, memory, clock))];
-        Hypercalls = new Hypercalls(this, memory, options.FlushTranslations);
+        Hypercalls = new Hypercalls(this, memory, options.FlushTranslations, options.ReportFree);
     }
 
     /// <summary>The virtual processors, by index.</summary>

@@ -6,10 +6,16 @@ namespace Aerostat.HyperV;
 
 /// <summary>
 /// The hypercalls (TLFS, chapters 3 and appendix A): posting messages, signalling events, inter-processor interrupts and flushes of translations,
-/// these with a mask in one word and with a sparse set of processors.
+/// these with a mask in one word and with a sparse set of processors; of the extended ones, what there is of them and hints at free memory.
 /// </summary>
-internal sealed class Hypercalls(HyperVPartition partition, GuestMemory memory, Action<ulong>? flush)
+internal sealed class Hypercalls(HyperVPartition partition, GuestMemory memory, Action<ulong>? flush, Func<GuestAddress, ulong, bool>? reportFree)
 {
+    // Extended hypercalls (Linux, include/asm-generic/hyperv-tlfs.h): capabilities, and a list of ranges that the guest does not use.
+    private const ushort QueryCapabilities = 0x8001, MemoryHeatHint = 0x8003;
+    private const ulong ColdDiscardCapability = 1 << 8, ColdDiscard = 2;
+    // Of a long list a part is done at a time, so that whoever waits for the processor need not wait for all of it; the guest asks for the rest.
+    private const int RangesAtOnce = 64;
+
     private const ushort FlushSpace = 0x02, FlushList = 0x03, SendIpi = 0x0B, FlushSpaceEx = 0x13, FlushListEx = 0x14, SendIpiEx = 0x15;
     private const ushort PostMessage = 0x5C, SignalEvent = 0x5D;
 
@@ -26,14 +32,17 @@ internal sealed class Hypercalls(HyperVPartition partition, GuestMemory memory, 
         bool fast = (control & FastBit) != 0;
         int header = (int)(control >> 17) & 0x3FF, repetitions = (int)(control >> 32) & 0xFFF, first = (int)(control >> 48) & 0xFFF;
         var code = (ushort)control;
-        bool repeats = code is FlushList or FlushListEx;
+        bool repeats = code is FlushList or FlushListEx or MemoryHeatHint;
         bool hasSet = code is SendIpiEx or FlushSpaceEx or FlushListEx;
         if (!IsKnown(code))
             return (ushort)HypercallStatus.InvalidCode;
         if ((repeats ? repetitions == 0 || first >= repetitions : repetitions != 0 || first != 0) || (!hasSet && header != 0))
             return (ushort)HypercallStatus.InvalidInput;
+        if (code == MemoryHeatHint)
+            return fast ? (ushort)HypercallStatus.InvalidInput : Hint(input, first, repetitions);
         HypercallStatus status = code switch
         {
+            QueryCapabilities => fast ? HypercallStatus.InvalidInput : Query(output),
             PostMessage => fast ? HypercallStatus.InvalidInput : Post(input),
             SignalEvent => Signal(fast, input),
             SendIpi => Interrupt(fast, input, output),
@@ -45,7 +54,39 @@ internal sealed class Hypercalls(HyperVPartition partition, GuestMemory memory, 
         return (ushort)status | (repeats && status == HypercallStatus.Success ? (ulong)repetitions << 32 : 0);
     }
 
-    private bool IsKnown(ushort code) => code is PostMessage or SignalEvent or SendIpi or SendIpiEx || (flush is not null && code is FlushSpace or FlushList or FlushSpaceEx or FlushListEx);
+    private bool IsKnown(ushort code) => code is PostMessage or SignalEvent or SendIpi or SendIpiEx or QueryCapabilities || (reportFree is not null && code == MemoryHeatHint) || (flush is not null && code is FlushSpace or FlushList or FlushSpaceEx or FlushListEx);
+
+    private HypercallStatus Query(ulong output)
+    {
+        if ((output & 7) != 0)
+            return HypercallStatus.InvalidAlignment;
+        return memory.TryWrite(new GuestAddress(output), reportFree is null ? 0 : ColdDiscardCapability) ? HypercallStatus.Success : HypercallStatus.InvalidParameter;
+    }
+
+    // Kind of hint, then ranges: how many more pages in bits 10..0; bit 11: pages of 2 MiB, whose numbers begin at bit 21 (of 1 GiB with bit 12: not taken, and
+    // never sent by Linux), else of 4 KiB, from bit 12 on.
+    private ulong Hint(ulong input, int first, int repetitions)
+    {
+        Span<byte> block = stackalloc byte[8];
+        if ((input & 0xFFF) + 8 + ((ulong)repetitions * 8) > GuestAddress.PageSize)
+            return (ushort)HypercallStatus.InvalidAlignment;
+        if (Read(input, block) is not HypercallStatus.Success and var error)
+            return (ushort)error;
+        if (BinaryPrimitives.ReadUInt64LittleEndian(block) != ColdDiscard)
+            return (ushort)HypercallStatus.InvalidParameter;
+        int done = first;
+        for (int stop = Math.Min(repetitions, first + RangesAtOnce); done < stop; done++)
+        {
+            Read(input + 8 + ((ulong)done * 8), block);
+            ulong range = BinaryPrimitives.ReadUInt64LittleEndian(block), more = range & 0x7FF;
+            bool large = (range & 0x800) != 0;
+            int shift = large ? 21 : 12;
+            ulong page = range >> shift;
+            if ((large && (range & 0x1000) != 0) || page > GuestMemory.AddressLimit >> shift || !reportFree!(new GuestAddress(page << shift), (more + 1) << shift))
+                return (ushort)HypercallStatus.InvalidParameter | (ulong)done << 32;
+        }
+        return (ushort)HypercallStatus.Success | (ulong)done << 32;
+    }
 
     // Input lies within a page, aligned to eight bytes (TLFS, 3.5). Copied once: the guest may change it meanwhile.
     private HypercallStatus Read(ulong input, Span<byte> into)

@@ -32,7 +32,7 @@ internal sealed class IncomingRing : RingBuffer
     }
 
     /// <summary>Reads the next packet.</summary>
-    /// <param name="buffer">Takes the payload.</param>
+    /// <param name="buffer">Takes the payload, and after it what is between head and payload.</param>
     /// <param name="head">Its head.</param>
     /// <param name="length">Bytes of payload, with what it is padded with.</param>
     /// <param name="wakesWriter">Whether a writer has now the room that it waits for, and must be signalled.</param>
@@ -56,13 +56,19 @@ internal sealed class IncomingRing : RingBuffer
         if (start < DescriptorSize || total < start || total > available - TrailerSize)
             return RingRead.Corrupt;
         head = new PacketHead(
-            BinaryPrimitives.ReadUInt16LittleEndian(descriptor), (descriptor[6] & 1) != 0, BinaryPrimitives.ReadUInt64LittleEndian(descriptor[8..]));
+            BinaryPrimitives.ReadUInt16LittleEndian(descriptor), (descriptor[6] & 1) != 0, BinaryPrimitives.ReadUInt64LittleEndian(descriptor[8..]),
+            start - DescriptorSize);
         length = total - start;
-        bool fits = length <= buffer.Length;
+        bool fits = total - DescriptorSize <= buffer.Length;
         if (fits)
+        {
             Read(Wrap(read + start), buffer[..length]);
+            Read(Wrap(read + DescriptorSize), buffer.Slice(length, head.Area));
+        }
         else
+        {
             length = 0;
+        }
         int taken = total + TrailerSize;
         read = Wrap(read + taken);
         Interlocked.MemoryBarrier();

@@ -71,7 +71,8 @@ internal enum RingRead
 /// <param name="Type">6: data in the ring; 7: in transfer pages; 9: in guest pages; 11: completion.</param>
 /// <param name="WantsCompletion">Bit 0 of the flags.</param>
 /// <param name="Transaction">The sender's number.</param>
-internal readonly record struct PacketHead(ushort Type, bool WantsCompletion, ulong Transaction)
+/// <param name="Area">Bytes between the head and the payload: of a packet of type 9, the ranges of guest pages.</param>
+internal readonly record struct PacketHead(ushort Type, bool WantsCompletion, ulong Transaction, int Area)
 {
-    public const ushort Data = 6;
+    public const ushort Data = 6, GuestPages = 9, Completion = 11;
 }

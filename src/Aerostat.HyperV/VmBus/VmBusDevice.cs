@@ -33,8 +33,25 @@ public abstract class VmBusDevice
     /// <param name="payload">The data, with up to seven bytes that it is padded with; valid during the call.</param>
     protected internal abstract void Received(ulong transaction, ReadOnlySpan<byte> payload);
 
+    /// <summary>A packet has come that names guest pages for its data ("GPA direct"); false: this device takes none.</summary>
+    /// <param name="transaction">The guest's number for it.</param>
+    /// <param name="pages">Four bytes of nothing, the number of ranges, and the ranges: bytes, offset in the first page, page numbers. Valid during the call.</param>
+    /// <param name="payload">As of <see cref="Received"/>.</param>
+    protected internal virtual bool ReceivedDirect(ulong transaction, ReadOnlySpan<byte> pages, ReadOnlySpan<byte> payload) => false;
+
+    /// <summary>The guest has signalled: packets may have come, or there may be room that there was not before. Comes before the packets.</summary>
+    protected internal virtual void Signalled()
+    {
+    }
+
+    /// <summary>Whether packets shall stay in the ring for now, so that the guest feels that there are too many. Who changes it to false calls <see cref="VmBusServer.Poll"/>.</summary>
+    protected internal virtual bool IsBusy => false;
+
     /// <summary>Sends a packet; false: the channel is closed, or has no room at the moment.</summary>
-    protected bool Send(ReadOnlySpan<byte> payload, ulong transaction = 0) => Bus.Send(this, payload, transaction);
+    protected bool Send(ReadOnlySpan<byte> payload, ulong transaction = 0) => Bus.Send(this, PacketHead.Data, payload, transaction);
+
+    /// <summary>Sends the completion of a packet; false: as above.</summary>
+    protected bool SendCompletion(ReadOnlySpan<byte> payload, ulong transaction) => Bus.Send(this, PacketHead.Completion, payload, transaction);
 
     /// <summary>What the device has to keep, as text of its own; null: nothing.</summary>
     protected internal virtual string? Save() => null;

@@ -164,8 +164,11 @@ public sealed partial class VmBusServer : IMessagePort, IBackgroundDevice
         }
         foreach (VmBusChannel channel in channels.ToArray())
         {
-            if (channel.TakeSignal())
-                Drain(channel);
+            if (!channel.TakeSignal())
+                continue;
+            if (channel is { State: ChannelState.Open, IsBroken: false })
+                channel.Device.Signalled();
+            Drain(channel);
         }
     }
 
@@ -179,12 +182,15 @@ public sealed partial class VmBusServer : IMessagePort, IBackgroundDevice
 
     internal bool IsOpen(VmBusDevice device) => Find(device) is { State: ChannelState.Open, IsBroken: false };
 
-    internal bool Send(VmBusDevice device, ReadOnlySpan<byte> payload, ulong transaction)
+    /// <summary>Looks for a device's packets again, as if the guest had signalled. Any thread.</summary>
+    internal void Poll(VmBusDevice device) => Post(() => Find(device)?.Signal(0));
+
+    internal bool Send(VmBusDevice device, ushort type, ReadOnlySpan<byte> payload, ulong transaction)
     {
         VmBusChannel? channel = Find(device);
         if (channel?.Outgoing is not { } ring || channel.IsBroken)
             return false;
-        RingWrite result = ring.TryWrite(PacketHead.Data, transaction, payload);
+        RingWrite result = ring.TryWrite(type, transaction, payload);
         if (result == RingWrite.Corrupt)
             Break(channel, "its incoming ring");
         if (result == RingWrite.DoneAndSignal)
@@ -208,6 +214,9 @@ public sealed partial class VmBusServer : IMessagePort, IBackgroundDevice
         {
             while (true)
             {
+                // Still masked: the device says when it can go on.
+                if (channel.Device.IsBusy)
+                    return;
                 RingRead result = ring.TryRead(packet, out PacketHead head, out int length, out bool wakesWriter);
                 if (result == RingRead.Empty)
                     break;
@@ -218,10 +227,13 @@ public sealed partial class VmBusServer : IMessagePort, IBackgroundDevice
                 }
                 if (wakesWriter)
                     SignalGuest(channel);
-                if (result == RingRead.TooLong || head.Type != PacketHead.Data)
-                    Complain($"{channel.Device.Name}: a packet of type {head.Type} that nobody here takes");
-                else
+                bool taken = result != RingRead.TooLong;
+                if (taken && head.Type == PacketHead.Data)
                     channel.Device.Received(head.Transaction, packet.AsSpan(0, length));
+                else
+                    taken = taken && head.Type == PacketHead.GuestPages && channel.Device.ReceivedDirect(head.Transaction, packet.AsSpan(length, head.Area), packet.AsSpan(0, length));
+                if (!taken)
+                    Complain($"{channel.Device.Name}: a packet of type {head.Type} that nobody here takes");
                 // The device may have lost its channel over it.
                 if (channel.Incoming != ring)
                     return;

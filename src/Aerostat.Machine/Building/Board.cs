@@ -47,10 +47,11 @@ internal sealed class Board
     /// <param name="hypervisor">May keep the local APICs.</param>
     /// <param name="request">Where a guest's wish to reset, power off, suspend or exit goes. Called on vCPU threads; returns at once.</param>
     /// <param name="wake">Called when an event ends S3, on any thread; returns at once.</param>
+    /// <param name="disks">The contents of its disks; disposed of by the caller.</param>
     /// <param name="hyperV">What the Hyper-V personality needs; null: the machine has another.</param>
     public Board(
         MachineOptions options, GuestMemory memory, VmClock clock, IReadOnlyList<IVirtualProcessor> processors, bool x2Apic,
-        IHypervisor hypervisor, Action<GuestRequest> request, Action wake, HyperVHost? hyperV = null)
+        IHypervisor hypervisor, Action<GuestRequest> request, Action wake, BoardDisks disks, HyperVHost? hyperV = null)
     {
         Fabric = new InterruptFabric { Hosted = hypervisor.LocalApics };
         void RequestReset() => request(new GuestRequest(MachineExitKind.Reset));
@@ -109,7 +110,7 @@ internal sealed class Board
         Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
 
         pciSpace = new PciMemorySpace { Doorbells = hypervisor.Doorbells };
-        virtio = new VirtioBoard(options, memory, clock, pci, pciSpace, Mmio, router, fabric);
+        virtio = new VirtioBoard(options, disks, memory, clock, pci, pciSpace, Mmio, router, fabric);
         devices.AddRange(virtio.Parts);
         elements.AddRange(virtio.Elements);
         functions.AddRange(virtio.Functions);
@@ -131,7 +132,7 @@ internal sealed class Board
             Mmio.Add("pci-memory-high", PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize, pciSpace.OpenWindow(PcLayout.PciHighWindowBase, PcLayout.PciHighWindowSize));
         }
         if (hyperV is not null)
-            devices.Add(HyperV = new HyperVBoard(hyperV, memory, clock, processors, LocalApics));
+            devices.Add(HyperV = new HyperVBoard(hyperV, memory, clock, processors, LocalApics, DescribeDynamicMemory(options, memory), disks));
 
         foreach (DeviceOptions device in options.Devices)
         {
@@ -176,7 +177,7 @@ internal sealed class Board
     /// <summary>
     /// What takes memory from the guest: the virtio balloon, or else that of a personality (any part of the board that is one); null: nothing.
     /// </summary>
-    public IBalloon? Balloon => devices.OfType<IBalloon>().OrderBy(b => b is Aerostat.Virtio.VirtioBalloon ? 0 : 1).FirstOrDefault();
+    public IBalloon? Balloon => devices.OfType<IBalloon>().OrderBy(b => b is Aerostat.Virtio.VirtioBalloon ? 0 : 1).FirstOrDefault() ?? HyperV?.Balloon;
 
     /// <summary>What belongs to the VMware personality; null: the machine has another.</summary>
     public VmwareParts? Vmware { get; }
@@ -220,6 +221,11 @@ internal sealed class Board
 
     /// <summary>Gives devices their power back after S3. What can wake the machine had it all the time. No vCPU is in the guest.</summary>
     public void Wake() => Reset(device => device != acpiPm && device != rtc);
+
+    private static DynamicMemoryOptions DescribeDynamicMemory(MachineOptions options, GuestMemory memory) =>
+        options.Devices.OfType<BalloonOptions>().FirstOrDefault(b => !b.IsVirtio) is { } balloon
+            ? new DynamicMemoryOptions { TargetBytes = balloon.FirstTarget(memory.TotalBytes), Reporting = balloon.Reporting }
+            : new DynamicMemoryOptions();
 
     private void Reset(Func<IDevice, bool> which)
     {

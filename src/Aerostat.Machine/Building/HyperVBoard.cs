@@ -15,13 +15,19 @@ internal sealed class HyperVBoard : IDevice
     private bool quiet = true;
 
     /// <summary>Builds it around the processors.</summary>
-    public HyperVBoard(HyperVHost host, GuestMemory memory, TimeProvider clock, IReadOnlyList<IVirtualProcessor> processors, IReadOnlyList<LocalApic> apics)
+    public HyperVBoard(
+        HyperVHost host, GuestMemory memory, TimeProvider clock, IReadOnlyList<IVirtualProcessor> processors, IReadOnlyList<LocalApic> apics, DynamicMemoryOptions balloon,
+        BoardDisks disks)
     {
+        Balloon = new DynamicMemory(memory, clock, balloon);
         Partition = new HyperVPartition(
             [.. processors.Zip(apics, (p, a) => new PartitionProcessor(p.Timestamp, a))], memory, clock,
-            new PartitionOptions { UsesVmmcall = host.IsAmd, FlushTranslations = host.FlushTranslations, Crashed = host.Crashed });
+            new PartitionOptions { UsesVmmcall = host.IsAmd, FlushTranslations = host.FlushTranslations, Crashed = host.Crashed, ReportFree = Balloon.TakesReports ? Balloon.Report : null });
         Bus = new VmBusServer(Partition, memory, clock, new VmBusOptions { Log = host.Log }, host.Failed);
-        Components = new HyperVComponents(Bus, TimeProvider.System, line => host.Note("freeze", line));
+        Components = new HyperVComponents(Bus, TimeProvider.System, line => host.Note("freeze", line), Balloon);
+        StorageDisk[] onScsi = [.. disks.OnScsi.Select(d => new StorageDisk(d.Name, d.Contents, d.Options.Serial))];
+        if (onScsi.Length > 0)
+            Bus.Add(Storage = new StorageController(onScsi, memory, host.Failed));
         Elements =
         [
             StateElement.Of("hyperv", Partition, HyperVStates.Default.HyperVPartitionSavedState),
@@ -37,6 +43,12 @@ internal sealed class HyperVBoard : IDevice
 
     /// <summary>The VMBus.</summary>
     public VmBusServer Bus { get; }
+
+    /// <summary>Dynamic memory.</summary>
+    public DynamicMemory Balloon { get; }
+
+    /// <summary>The storage controller; null: no disk is on one.</summary>
+    public StorageController? Storage { get; }
 
     /// <summary>The integration components.</summary>
     public HyperVComponents Components { get; }
@@ -56,23 +68,46 @@ internal sealed class HyperVBoard : IDevice
     public void Reset()
     {
         Bus.Reset();
+        Balloon.Reset();
         Partition.Reset();
+    }
+
+    /// <summary>The figures of what is on the bus, by name.</summary>
+    public void AddCounters(Dictionary<string, long> counters)
+    {
+        foreach ((string name, long value) in Balloon.Counters)
+            counters[$"{Balloon.Name}-{name}"] = value;
+        foreach ((string name, long value) in Storage?.Counters ?? [])
+            counters[name] = value;
     }
 
     /// <summary>Lets the bus go on. The machine's queue only, as the next.</summary>
     public void Resume()
     {
         if (quiet)
+        {
             Bus.Resume();
+            Storage?.Resume();
+        }
         quiet = false;
     }
 
-    /// <summary>Waits until the bus's thread does not touch guest memory.</summary>
+    /// <summary>Waits until the bus's and its devices' threads do not touch guest memory.</summary>
     public void Quiesce()
     {
         if (!quiet)
+        {
             Bus.Quiesce();
+            Storage?.Quiesce();
+        }
         quiet = true;
+    }
+
+    /// <summary>Ends the threads. Guest memory and disks are there until this returns.</summary>
+    public void Stop()
+    {
+        Bus.Stop();
+        Storage?.Stop();
     }
 }
 

@@ -3,7 +3,6 @@ using Aerostat.Chipset;
 using Aerostat.Devices;
 using Aerostat.Memory;
 using Aerostat.State;
-using Aerostat.Storage;
 using Aerostat.Virtio;
 
 namespace Aerostat.Machine;
@@ -15,24 +14,18 @@ internal sealed class VirtioBoard : IDisposable
     private readonly List<PciEndpoint> functions = [];
     private readonly List<IDevice> parts = [];
     private readonly List<StateElement> elements = [];
-    private readonly List<MachineDisk> disks = [];
+    private readonly BoardDisks disks;
     private readonly IDoorbells? doorbells;
     // As devices are made.
     private bool quiet = true;
 
     /// <summary>Builds what the options name.</summary>
-    public VirtioBoard(MachineOptions options, GuestMemory memory, TimeProvider clock, PciBus pci, PciMemorySpace space, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
+    public VirtioBoard(
+        MachineOptions options, BoardDisks disks, GuestMemory memory, TimeProvider clock, PciBus pci, PciMemorySpace space, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
     {
+        this.disks = disks;
         doorbells = space.Doorbells;
-        try
-        {
-            Build(new VirtioContext(memory, options.DeviceLog, clock), options, pci, space, mmio, router, fabric);
-        }
-        catch
-        {
-            Dispose();
-            throw;
-        }
+        Build(new VirtioContext(memory, options.DeviceLog, clock), options, pci, space, mmio, router, fabric);
     }
 
     private void Build(VirtioContext context, MachineOptions options, PciBus pci, PciMemorySpace space, MmioBus mmio, GsiRouter router, InterruptFabric fabric)
@@ -63,9 +56,6 @@ internal sealed class VirtioBoard : IDisposable
 
     /// <summary>The devices.</summary>
     public IReadOnlyList<VirtioDevice> Devices => devices;
-
-    /// <summary>The disks, in the order of the options.</summary>
-    public IReadOnlyList<MachineDisk> Disks => disks;
 
     /// <summary>The transports on PCI.</summary>
     public IReadOnlyList<PciEndpoint> Functions => functions;
@@ -99,12 +89,8 @@ internal sealed class VirtioBoard : IDisposable
                 counters[$"{device.Name}-{name}"] = value;
     }
 
-    /// <summary>Ends the threads, if that was not done, and closes the disks.</summary>
-    public void Dispose()
-    {
-        Stop();
-        disks.ForEach(d => d.Contents.Dispose());
-    }
+    /// <summary>Ends the threads, if that was not done.</summary>
+    public void Dispose() => Stop();
 
     private T Add<T, TState>(T part, JsonTypeInfo<TState> shape)
         where T : IDevice, ISavable<TState>
@@ -118,7 +104,7 @@ internal sealed class VirtioBoard : IDisposable
     private VirtioDevice Create(VirtioPlace place, VirtioContext context) => place.Options switch
     {
         RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), VirtioStates.Default.VirtioRngSavedState),
-        DiskOptions disk => Add(new VirtioBlock(place.Name, Open(place.Name, disk), disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
+        DiskOptions disk => Add(new VirtioBlock(place.Name, disks[place.Name], disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
         ConsoleOptions console => Add(new VirtioConsole(
             place.Name,
             [.. Enumerable.Range(0, console.Ports).Select(i => ($"port{i}", console.Output is { } output ? new ConsoleOutput(bytes => output(i, bytes.ToArray())) : null))],
@@ -127,7 +113,7 @@ internal sealed class VirtioBoard : IDisposable
             place.Name,
             new BalloonDeviceOptions
             {
-                TargetBytes = balloon.Auto is { } range ? context.Memory.TotalBytes - Math.Min(range.Ceiling, context.Memory.TotalBytes) : balloon.TargetBytes,
+                TargetBytes = balloon.FirstTarget(context.Memory.TotalBytes),
                 StatisticsInterval = balloon.StatisticsInterval,
                 DeflateOnOom = balloon.DeflateOnOom,
                 Hinting = balloon.Hinting,
@@ -137,18 +123,4 @@ internal sealed class VirtioBoard : IDisposable
             context), VirtioStates.Default.VirtioBalloonSavedState),
         _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
     };
-
-    private TrackedDisk Open(string name, DiskOptions options)
-    {
-        try
-        {
-            TrackedDisk disk = new(DiskImage.Open(options.Path, options.ImageFormat, options.ReadOnly), options.Path);
-            disks.Add(new MachineDisk(name, options, disk));
-            return disk;
-        }
-        catch (IOException e)
-        {
-            throw new ConfigurationException($"--disk: cannot use {options.Path}: {e.Message.ReplaceLineEndings(" ")}", e);
-        }
-    }
 }

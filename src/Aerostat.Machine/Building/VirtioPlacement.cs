@@ -37,6 +37,8 @@ internal static class VirtioPlacement
         {
             int number = numbers.GetValueOrDefault(options.Kind);
             numbers[options.Kind] = number + 1;
+            if (!options.IsVirtio)
+                continue;
             int index = options.Transport == VirtioTransport.Pci ? slot++ : mmio++;
             if (slot > PciSlots + 1 || mmio > MmioSlots)
                 throw new ConfigurationException($"there are too many virtio devices; a machine takes {PciSlots} on PCI and {MmioSlots} memory-mapped ones");

@@ -76,6 +76,13 @@ public sealed record MachineOptions
             balloon.Validate(MemoryBytes);
         if (Devices.OfType<BalloonOptions>().Count() > 1)
             throw new ConfigurationException("--balloon: a machine has one balloon at most");
+        if (Personality != HyperVPersonality.Name && Devices.OfType<BalloonOptions>().Any(b => b.Driver == BalloonDriver.HyperV))
+            throw new ConfigurationException("--balloon: driver=hyperv needs --personality hyperv");
+        int scsi = Devices.OfType<DiskOptions>().Count(d => d.Bus == DiskBus.Scsi);
+        if (scsi > 0 && Personality != HyperVPersonality.Name)
+            throw new ConfigurationException("--disk: bus=scsi is Hyper-V's controller; it needs --personality hyperv");
+        if (scsi > HyperV.StorageController.MostDisks)
+            throw new ConfigurationException($"--disk: {scsi} disks are too many for the SCSI controller, which takes {HyperV.StorageController.MostDisks}");
     }
 }
 

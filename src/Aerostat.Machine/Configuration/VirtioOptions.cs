@@ -21,6 +21,9 @@ public abstract record VirtioOptions : DeviceOptions
     /// <summary>First part of the device's name; a number follows.</summary>
     internal abstract string Kind { get; }
 
+    /// <summary>Whether it is a virtio device after all, and not the same thing on the personality's own bus.</summary>
+    internal virtual bool IsVirtio => true;
+
     /// <summary>The keys that every virtio device has, as <see cref="ParseCommon"/> reads them.</summary>
     private protected string FormatCommon() => (Transport == VirtioTransport.Mmio ? ",transport=mmio" : "") + (Packed ? ",packed=on" : "");
 
@@ -72,7 +75,16 @@ public sealed record RngOptions : VirtioOptions
     public override string Format() => $"rng{FormatCommon()}";
 }
 
-/// <summary>A virtio block device over an image.</summary>
+/// <summary>Where a guest finds a disk.</summary>
+public enum DiskBus
+{
+    /// <summary>A virtio block device of its own.</summary>
+    Virtio,
+    /// <summary>A LUN of Hyper-V's synthetic SCSI controller, with that personality.</summary>
+    Scsi,
+}
+
+/// <summary>A disk over an image: a virtio block device, or a LUN of the personality's own controller.</summary>
 /// <param name="Path">The image.</param>
 public sealed record DiskOptions(string Path) : VirtioOptions
 {
@@ -90,22 +102,30 @@ public sealed record DiskOptions(string Path) : VirtioOptions
     /// <summary>Queues, 1..16.</summary>
     public int Queues { get; init; } = 1;
 
+    /// <summary>Where the guest finds it.</summary>
+    public DiskBus Bus { get; init; }
+
     internal override string Kind => "disk";
+
+    internal override bool IsVirtio => Bus == DiskBus.Virtio;
 
     /// <inheritdoc/>
     public override string? Format() => Path.Contains(',') || Serial.Contains(',')
         ? null
-        : $"--disk {System.IO.Path.GetFullPath(Path)},queues={Queues}{(ImageFormat is { } format ? $",format={(format == Storage.DiskFormat.Raw ? "raw" : "qcow2")}" : "")}{(ReadOnly ? ",ro" : "")}{(Serial.Length > 0 ? $",serial={Serial}" : "")}{FormatCommon()}";
+        : $"--disk {System.IO.Path.GetFullPath(Path)},queues={Queues}{(ImageFormat is { } format ? $",format={(format == Storage.DiskFormat.Raw ? "raw" : "qcow2")}" : "")}{(ReadOnly ? ",ro" : "")}{(Serial.Length > 0 ? $",serial={Serial}" : "")}{(IsVirtio ? "" : ",bus=scsi")}{FormatCommon()}";
 
     /// <summary>Reads FILE[,key=value...].</summary>
     /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>
-    public static DiskOptions ParseDisk(string text)
+    public static DiskOptions ParseDisk(string text) => ParseDisk(text, DiskBus.Virtio);
+
+    /// <summary>As <see cref="ParseDisk(string)"/>, for a disk that says no bus on the given one.</summary>
+    public static DiskOptions ParseDisk(string text, DiskBus bus)
     {
         ArgumentNullException.ThrowIfNull(text);
         string[] parts = text.Split(',');
         if (parts[0].Length == 0)
-            throw new ConfigurationException($"{What}: the path is empty; write FILE[,format=raw or qcow2][,ro][,serial=TEXT][,queues=N]");
-        return ParseCommon(What, new DiskOptions(parts[0]), parts.Skip(1), static (disk, key, value) => key switch
+            throw new ConfigurationException($"{What}: the path is empty; write FILE[,format=raw or qcow2][,ro][,serial=TEXT][,queues=N][,bus=virtio or scsi]");
+        return ParseCommon(What, new DiskOptions(parts[0]) { Bus = bus }, parts.Skip(1), static (disk, key, value) => key switch
         {
             "ro" => disk with { ReadOnly = ParseSwitch(What, "ro", value) },
             "format" => disk with
@@ -117,8 +137,15 @@ public sealed record DiskOptions(string Path) : VirtioOptions
                     _ => throw new ConfigurationException($"{What}: there is no format '{value}'; write raw or qcow2"),
                 },
             },
-            "bus" when value == "virtio" => disk,
-            "bus" => throw new ConfigurationException($"{What}: there is no bus '{value}'; the only one is virtio"),
+            "bus" => disk with
+            {
+                Bus = value switch
+                {
+                    "virtio" => DiskBus.Virtio,
+                    "scsi" => DiskBus.Scsi,
+                    _ => throw new ConfigurationException($"{What}: there is no bus '{value}'; write virtio or scsi"),
+                },
+            },
             "serial" => disk with { Serial = value ?? "" },
             "queues" => int.TryParse(value, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out int queues)
                 ? disk with { Queues = queues }
@@ -161,17 +188,29 @@ public sealed record BalloonOptions : VirtioOptions
     /// <summary>Offers free page reporting.</summary>
     public bool Reporting { get; init; } = true;
 
+    /// <summary>For which driver it is.</summary>
+    public BalloonDriver Driver { get; init; }
+
+    internal override bool IsVirtio => Driver == BalloonDriver.Virtio;
+
+    /// <summary>What the host wants back at first, of a machine with so much memory.</summary>
+    internal ulong FirstTarget(ulong memoryBytes) => Auto is { } range ? memoryBytes - Math.Min(range.Ceiling, memoryBytes) : TargetBytes;
+
     internal override string Kind => "balloon";
 
     /// <inheritdoc/>
     public override string Format() =>
         $"--balloon deflate-on-oom={(DeflateOnOom ? "on" : "off")},hinting={(Hinting ? "on" : "off")},reporting={(Reporting ? "on" : "off")}"
-        + (Auto is { } range ? $",auto={range.Floor}..{range.Ceiling}" : "") + (TargetBytes > 0 ? $",target={TargetBytes}" : "") + (StatisticsInterval > TimeSpan.Zero ? $",stats={(long)StatisticsInterval.TotalSeconds}" : "") + FormatCommon();
+        + (Auto is { } range ? $",auto={range.Floor}..{range.Ceiling}" : "") + (TargetBytes > 0 ? $",target={TargetBytes}" : "") + (StatisticsInterval > TimeSpan.Zero ? $",stats={(long)StatisticsInterval.TotalSeconds}" : "")
+        + (IsVirtio ? "" : ",driver=hyperv") + FormatCommon();
 
     /// <summary>Reads [key=value[,key=value...]].</summary>
     /// <exception cref="ConfigurationException">Unknown key or a bad value.</exception>
-    public static BalloonOptions ParseBalloon(string? text) =>
-        ParseCommon(What, new BalloonOptions(), string.IsNullOrEmpty(text) ? [] : text.Split(','), static (balloon, key, value) => key switch
+    public static BalloonOptions ParseBalloon(string? text) => ParseBalloon(text, new BalloonOptions());
+
+    /// <summary>As <see cref="ParseBalloon(string?)"/>, for what is not said starting from other values.</summary>
+    public static BalloonOptions ParseBalloon(string? text, BalloonOptions start) =>
+        ParseCommon(What, start, string.IsNullOrEmpty(text) ? [] : text.Split(','), static (balloon, key, value) => key switch
         {
             "target" => balloon with { TargetBytes = MemorySize.Parse(value ?? "", $"{What}: target") },
             "auto" => balloon with
@@ -189,6 +228,15 @@ public sealed record BalloonOptions : VirtioOptions
             "deflate-on-oom" => balloon with { DeflateOnOom = ParseSwitch(What, key, value) },
             "hinting" => balloon with { Hinting = ParseSwitch(What, key, value) },
             "reporting" => balloon with { Reporting = ParseSwitch(What, key, value) },
+            "driver" => balloon with
+            {
+                Driver = value switch
+                {
+                    "virtio" => BalloonDriver.Virtio,
+                    "hyperv" => BalloonDriver.HyperV,
+                    _ => throw new ConfigurationException($"{What}: driver is virtio or hyperv, not '{value}'"),
+                },
+            },
             _ => null,
         });
 
@@ -208,6 +256,15 @@ public sealed record BalloonOptions : VirtioOptions
         if (range.Floor < LeastFloor)
             throw new ConfigurationException($"{What}: auto would leave the guest {MemorySize.Format(range.Floor)}; no kernel lives below {MemorySize.Format(LeastFloor)}, so give a larger MIN");
     }
+}
+
+/// <summary>Which driver of the guest a balloon is for.</summary>
+public enum BalloonDriver
+{
+    /// <summary>virtio_balloon.</summary>
+    Virtio,
+    /// <summary>Hyper-V's dynamic memory, hv_balloon. A machine with that personality has it without being asked.</summary>
+    HyperV,
 }
 
 /// <summary>How much memory a guest is left with.</summary>

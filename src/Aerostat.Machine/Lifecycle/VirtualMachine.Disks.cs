@@ -11,6 +11,8 @@ public sealed record MachineDisk(string Name, DiskOptions Options, TrackedDisk C
 /// <content>The disks.</content>
 public sealed partial class VirtualMachine
 {
+    private readonly BoardDisks disks;
+
     /// <summary>The disks, in the order in which they were asked for.</summary>
-    public IReadOnlyList<MachineDisk> Disks => board.Virtio.Disks;
+    public IReadOnlyList<MachineDisk> Disks => disks.All;
 }

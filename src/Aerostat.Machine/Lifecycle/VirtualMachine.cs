@@ -92,7 +92,8 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 }));
             }
             bool x2Apic = (accelerator.Cpuid(0, options.Cpus).Get(1, 0).Ecx & CpuidX2Apic) != 0;
-            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog), Accelerator = accelerator.Name }, memory, clock, processors, x2Apic, hypervisor, OnGuestRequest, () => queue.Writer.TryWrite(Wake), DescribeHyperVHost());
+            built.Push(disks = new BoardDisks(options.Devices));
+            board = new Board(options with { DeviceLog = new JournaledLog(Journal, options.DeviceLog), Accelerator = accelerator.Name }, memory, clock, processors, x2Apic, hypervisor, OnGuestRequest, () => queue.Writer.TryWrite(Wake), disks, DescribeHyperVHost());
             built.Push(board.Virtio);
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality switch
@@ -220,6 +221,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         }
         board.Virtio.AddCounters(counters);
         board.Vmware?.AddCounters(counters);
+        board.HyperV?.AddCounters(counters);
         return new MachineStatistics(
             accelerator.Name, accelerator.CpuModel, instructions, exits, handled, exitTimes, handledTimes, counters,
             board.Ports.UnclaimedAccesses, board.Mmio.UnclaimedAccesses, Volatile.Read(ref resets), clock.GetElapsedTime(0));
@@ -408,7 +410,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         gate.Closed = true;
         await Task.WhenAll(vcpus.Select(v => v.StopAsync())).ConfigureAwait(false);
         board.Virtio.Stop();
-        board.HyperV?.Bus.Stop();
+        board.HyperV?.Stop();
         clock.Stop();
         state = MachineState.Ended;
         Journal.Write("ended", how.Summary);
@@ -480,6 +482,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             vcpu.Dispose();
         BalloonController?.Dispose();
         board.Virtio.Dispose();
+        disks.Dispose();
         clock.Dispose();
         foreach (IVirtualProcessor processor in processors)
             processor.Dispose();
