@@ -27,32 +27,35 @@ public sealed class ShowTests : IDisposable
     private static (long Count, double Seconds) Figures(JsonElement figures, string name) =>
         (figures.GetProperty(name).GetProperty("count").GetInt64(), figures.GetProperty(name).GetProperty("seconds").GetDouble());
 
+    // What show says as soon as its exits are as they are waited for.
+    private static async Task<JsonElement> ShowWhenAsync(RawClient client, Func<JsonElement, bool> ready)
+    {
+        for (int i = 0; i < 6000; i++)
+        {
+            JsonElement shown = (await client.AskAsync("{\"verb\":\"show\"}")).GetProperty("result");
+            if (ready(shown.GetProperty("exits")))
+                return shown;
+            await Task.Delay(10, TestContext.Current.CancellationToken);
+        }
+        throw new TimeoutException("the guest did not get there");
+    }
+
     [Fact]
     public async Task ExitsAreCountedByReasonAndTimed()
     {
         await using ControlledGuest guest = await ControlledGuest.StartAsync(folder, Countable);
         using RawClient client = await RawClient.OpenAsync(guest.Endpoint);
-        JsonElement shown = default;
-        for (int i = 0; i < 6000; i++)
-        {
-            shown = (await client.AskAsync("{\"verb\":\"show\"}")).GetProperty("result");
-            if (Figures(shown.GetProperty("exits"), "halted").Count > 0)
-                break;
-            await Task.Delay(10, TestContext.Current.CancellationToken);
-        }
-        JsonElement handled = shown.GetProperty("handled"), exits = shown.GetProperty("exits");
+        JsonElement shown = await ShowWhenAsync(client, e => Figures(e, "halted").Count > 0);
+        JsonElement handled = shown.GetProperty("handled");
         Assert.Equal((300, 200), (Figures(handled, "port-reads").Count, Figures(handled, "port-writes").Count));
         Assert.True(Figures(handled, "port-reads").Seconds > 0 && Figures(handled, "port-writes").Seconds > 0);
         foreach (string other in (string[])["mmio-reads", "mmio-writes", "local-apic-accesses", "msr-reads", "msr-writes", "hypercalls"])
             Assert.Equal((other, (0L, 0.0)), (other, Figures(handled, other)));
-        Assert.Equal((1, 0.0), Figures(exits, "halted"));
         // The sleep counts as time outside once it has ended.
         await guest.Machine.PauseAsync();
         await guest.Machine.ResumeAsync();
+        JsonElement later = (await ShowWhenAsync(client, e => Figures(e, "halted").Seconds > 0 && Figures(e, "interrupted").Count > 0)).GetProperty("exits");
         await guest.Machine.PauseAsync();
-        JsonElement later = (await client.AskAsync("{\"verb\":\"show\"}")).GetProperty("result").GetProperty("exits");
-        Assert.True(Figures(later, "halted") is { Count: > 1, Seconds: > 0 } || Figures(later, "interrupted") is { Count: > 0 });
-        Assert.True(Figures(later, "halted").Seconds > 0);
         foreach (string never in (string[])["shutdown", "failed-entry", "unknown", "internal-error", "debug"])
             Assert.Equal((never, (0L, 0.0)), (never, Figures(later, never)));
         Assert.Equal(MachineState.Paused, guest.Machine.State);
