@@ -8,8 +8,11 @@ internal static unsafe class Kernel
 {
     private static bool interrupted;
 
+    // The same for who waits inside of something: the program's own wait is not to miss what came meanwhile.
+    private static bool interruptedInside;
+
     /// <summary>Notes that there may be something to do; called with interrupts off.</summary>
-    public static void Interrupted() => interrupted = true;
+    public static void Interrupted() => interrupted = interruptedInside = true;
 
     /// <summary>Waits for the next interrupt, unless one came since the last time.</summary>
     public static void WaitForInterrupt()
@@ -21,11 +24,14 @@ internal static unsafe class Kernel
         Processor.EnableInterrupts();
     }
 
-    /// <summary>Waits, for a driver in the midst of something, for the next interrupt; the kernel's own next wait is none, for the interrupt may have been for somebody else.</summary>
+    /// <summary>The same for a driver in the midst of something.</summary>
     public static void WaitInside()
     {
-        Processor.EnableAndHalt();
-        interrupted = true;
+        Processor.DisableInterrupts();
+        if (!interruptedInside)
+            Processor.EnableAndHalt();
+        interruptedInside = false;
+        Processor.EnableInterrupts();
     }
 
     [RuntimeImport("*", "GuestMain"), MethodImpl(MethodImplOptions.InternalCall)]

@@ -120,6 +120,24 @@ public sealed class VmbusTests : IDisposable
         Assert.Contains("were frozen until now", Failure(thaw), StringComparison.Ordinal);
     }
 
+    /// <summary>A host that asks twice gets the same answer twice, and one thaw ends it.</summary>
+    [Fact]
+    public void FreezesDoNotNest()
+    {
+        guest.Daemon.Start();
+        Assert.True(guest.Mailbox.ToDriver.TryTake(out SnapshotMessage registration));
+        Assert.Equal(SnapshotOperation.Register, registration.Operation);
+        SnapshotOperation[] operations = [SnapshotOperation.Thaw, SnapshotOperation.Freeze, SnapshotOperation.Freeze, SnapshotOperation.Thaw, SnapshotOperation.Thaw];
+        for (uint i = 0; i < operations.Length; i++)
+        {
+            Assert.True(guest.Mailbox.ToDaemon.TryPut(new SnapshotMessage { Number = i + 1, Operation = operations[i] }));
+            guest.Daemon.Service();
+            Assert.True(guest.Mailbox.ToDriver.TryTake(out SnapshotMessage answer));
+            Assert.Equal((i + 1, operations[i], 0u), (answer.Number, answer.Operation, answer.Status));
+            Assert.Equal(i is 1 or 2, guest.FileSystem.IsFrozen);
+        }
+    }
+
     [Fact]
     public async Task ADaemonThatFailsIsToldToTheHost()
     {

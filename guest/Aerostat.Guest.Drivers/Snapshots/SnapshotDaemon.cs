@@ -79,8 +79,8 @@ public sealed class SnapshotDaemon(DriverPlatform platform, SnapshotMailbox mail
 
     private bool Do(SnapshotOperation operation) => operation switch
     {
-        SnapshotOperation.Freeze => Freeze(),
-        // What is not frozen need not be thawed.
+        // What is frozen already need not be frozen, and what is not frozen need not be thawed.
+        SnapshotOperation.Freeze => HoldsFrozen || Freeze(),
         SnapshotOperation.Thaw => !HoldsFrozen || Thaw(),
         SnapshotOperation.HotBackup => true,
         _ => false,
