@@ -15,7 +15,7 @@ internal static class Qemu
         Assert.SkipUnless((Environment.GetEnvironmentVariable("PATH") ?? "").Split(':').Any(f => File.Exists(Path.Combine(f, Program))), "qemu-system-x86_64 is not installed");
         ProcessStartInfo start = new(Program) { RedirectStandardOutput = true, RedirectStandardInput = true, RedirectStandardError = true };
         foreach (string argument in (string[])
-            ["-accel", "tcg", "-m", "64", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel", kernel, "-append", commandLine, .. arguments])
+            [.. arguments.Contains("-accel") ? (string[])[] : ["-accel", "tcg"], "-m", "64", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-kernel", kernel, "-append", commandLine, .. arguments])
             start.ArgumentList.Add(argument);
         return Process.Start(start)!;
     }
