@@ -9,7 +9,7 @@ using Aerostat.Virtio;
 
 namespace Aerostat.Cli;
 
-/// <summary><c>aerostat demo guest</c>: our own kernel, written in C#, from process start to its first line, and what its driver does in each dialect of the balloon.</summary>
+/// <summary><c>aerostat demo guest</c>: our own kernel, written in C#, from process start to its first line, what its driver does in each dialect of the balloon, and a freeze.</summary>
 internal static class DemoGuestCommand
 {
     private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(30);
@@ -26,7 +26,7 @@ internal static class DemoGuestCommand
     {
         Option<string> kernel = new("--kernel") { HelpName = "FILE", Description = "The guest kernel's image; default: the one beside the program" };
         Option<string> accelerator = MachineArguments.Accelerator();
-        Command command = new("guest", "Our own kernel, written in C#: its first line, and its balloon in each dialect.") { kernel, accelerator };
+        Command command = new("guest", "Our own kernel, written in C#: its first line, its balloon in each dialect, and a freeze.") { kernel, accelerator };
         command.SetAction(async (result, _) =>
         {
             string path = result.GetValue(kernel) ?? Path.Combine(AppContext.BaseDirectory, "guest", "aerostat-guest.elf");
@@ -64,6 +64,11 @@ internal static class DemoGuestCommand
                 return ExitStatus.Incomplete;
             }
             since = DateTime.UtcNow;
+        }
+        if (await DemoGuestFreeze.ShowAsync(path, accelerator, output).ConfigureAwait(false) is { } failure)
+        {
+            error.WriteLine($"aerostat demo guest: freeze: {failure}");
+            return ExitStatus.Incomplete;
         }
         output.WriteLine();
         output.WriteLine("Times in ms. The first row's first line and prompt count from the start of this process, the others' from when their machine was asked for.");

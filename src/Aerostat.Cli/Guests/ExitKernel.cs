@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using Aerostat.Guest.Startup;
 using Iced.Intel;
 using static Iced.Intel.AssemblerRegisters;
 
@@ -68,25 +69,13 @@ internal static class ExitKernel
         return bytes.ToArray();
     }
 
-    // 32-bit protected mode to long mode (Intel SDM vol. 3 section 10.8.5).
     private static void WriteStub(Span<byte> at)
     {
         Assembler a = new(32);
         a.cli();
         a.mov(eax, PageTables);
         a.mov(cr3, eax);
-        a.mov(eax, 0x220);
-        a.mov(cr4, eax);
-        a.mov(ecx, 0xC000_0080);
-        a.rdmsr();
-        a.or(eax, 0x100);
-        a.wrmsr();
-        a.mov(eax, 0x8001_0033);
-        a.lgdt(__[GdtPointer]);
-        a.mov(cr0, eax);
-        a.db(0xEA);
-        a.dd(Main);
-        a.dw(8);
+        LongModeSwitch.Write(a, GdtPointer, Main);
         using MemoryStream bytes = new();
         a.Assemble(new StreamCodeWriter(bytes), Base + 0x20);
         bytes.ToArray().CopyTo(at);
