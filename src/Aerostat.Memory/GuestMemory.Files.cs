@@ -5,9 +5,9 @@ using Microsoft.Win32.SafeHandles;
 namespace Aerostat.Memory;
 
 /// <content>
-/// Memory that starts as the contents of a file, for guests that go on from a snapshot. The file's pages are mapped privately over those of the
-/// memory file: nothing is read before somebody looks, what the guest writes stays here, and machines that go on from the same file share
-/// what they only read. A page that is given back goes to the memory file, where it is a hole, and is from then on a page like all others.
+/// Memory that starts as the contents of a file, for guests that go on from a snapshot. The file's pages are mapped privately in the place of others:
+/// nothing is read before somebody looks, what the guest writes stays here, and machines that go on from the same file share
+/// what they only read. A page that is given back leaves the file, and is from then on a page like all others.
 /// </content>
 public sealed unsafe partial class GuestMemory
 {
@@ -50,7 +50,7 @@ public sealed unsafe partial class GuestMemory
                 if (added)
                     file.DangerousRelease();
             }
-            _ = HostMapping.ExcludeFromDumps(HostBase + address.Value, length);
+            Shield(address.Value, length);
             fileRuns++;
             lock (trackingLock)
             {
@@ -61,7 +61,7 @@ public sealed unsafe partial class GuestMemory
         NotifyHostWrite(address.Value, length);
     }
 
-    // Discard lock held; the range is page-aligned RAM of one extent. Puts the memory file's pages, which are holes, where a file's are.
+    // Discard lock held; the range is page-aligned RAM of one extent. Puts fresh memory where a file's pages are.
     private bool DropFilePages(in Extent e, ulong address, ulong length)
     {
         for (ulong page = address >> 12, last = (address + length) >> 12; page < last;)
@@ -76,13 +76,12 @@ public sealed unsafe partial class GuestMemory
                 return false;
             try
             {
-                HostMapping.MapSharedAt(HostBase + (page << 12), (stop - page) << 12, file.Descriptor, (long)(e.FileOffset + ((page << 12) - e.Start)));
+                MapFresh(page << 12, (stop - page) << 12);
             }
             catch (Win32Exception)
             {
                 return false;
             }
-            _ = HostMapping.ExcludeFromDumps(HostBase + (page << 12), (stop - page) << 12);
             fileRuns = Math.Max(fileRuns + change, 0);
             lock (trackingLock)
                 SetBits(filePages, page, stop - page, false);

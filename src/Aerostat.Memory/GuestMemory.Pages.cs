@@ -1,4 +1,4 @@
-using System.ComponentModel;
+using Aerostat.Platform;
 
 namespace Aerostat.Memory;
 
@@ -43,10 +43,16 @@ public sealed unsafe partial class GuestMemory
         // A page once seen to have memory is not asked for again until that is given back. The bit is only a hint, so it may be lost to a race.
         if (IsSet(heldPages, page) || IsSet(filePages, page))
             return false;
-        foreach (Extent e in extents)
-            if (address - e.Start < e.End - e.Start && file.IsHole(e.FileOffset + ((page << 12) - e.Start), 4096))
-                return true;
-        Interlocked.Or(ref heldPages[page >> 6], 1UL << (int)(page & 63));
+        byte* at = HostBase + (page << 12), limit = HostBase + Math.Min((page | (BlockPages - 1)) + 1, pageCount) * HostMapping.PageSize;
+        if (!hostPages.TryNextHeld(at, limit, out byte* start, out byte* stop) || start > at)
+            return true;
+        // Who clears this page clears its neighbours too.
+        for (ulong last = (ulong)(stop - HostBase) >> 12; page < last;)
+        {
+            ulong here = Math.Min(last - page, 64 - (page & 63));
+            Interlocked.Or(ref heldPages[page >> 6], (ulong.MaxValue >> (int)(64 - here)) << (int)(page & 63));
+            page += here;
+        }
         return false;
     }
 
@@ -116,7 +122,7 @@ public sealed unsafe partial class GuestMemory
     /// <summary>The state of each page of a range, as the longest runs of pages in the same state; holes of the memory map are left out.</summary>
     /// <param name="address">Where to start; rounded down to a page.</param>
     /// <param name="length">Bytes; rounded up to whole pages.</param>
-    /// <remarks>Each run is exact at the moment it is made; the guest goes on. Costs one or two system calls a run.</remarks>
+    /// <remarks>Each run is exact at the moment it is made; the guest goes on. Costs a system call a run.</remarks>
     public IEnumerable<PageRange> GetPageRanges(GuestAddress address, ulong length)
     {
         CollectPendingWrites();
@@ -134,7 +140,7 @@ public sealed unsafe partial class GuestMemory
             PageRange? pending = null;
             for (ulong at = Math.Max(from, e.Start), stop = Math.Min(to, e.End); at < stop;)
             {
-                PageRange run = NextRun(e, at, stop);
+                PageRange run = NextRun(at, stop);
                 at = run.End;
                 // A change between two looks can cut a run in two: join what belongs together.
                 if (pending is { } p && p.State == run.State)
@@ -185,22 +191,24 @@ public sealed unsafe partial class GuestMemory
             {
                 if (!DropFilePages(e, address, length))
                     return false;
-                try
-                {
-                    file.Discard(e.FileOffset + (address - e.Start), length);
-                }
-                catch (Win32Exception)
-                {
+                if (!HostMapping.Discard(HostBase + address, length))
                     return false;
-                }
-                lock (trackingLock)
-                {
-                    SetBits(discardedPages, address >> 12, length >> 12, false);
-                    SetBits(heldPages, address >> 12, length >> 12, false);
-                }
+                Forget(address >> 12, length >> 12);
+                NoteTorn(address, length);
                 return true;
             }
         return false;
+    }
+
+    // Discard lock held. The host does not hold these pages any more.
+    private void Forget(ulong first, ulong count)
+    {
+        SetBits(waitingPages, first, count, false);
+        lock (trackingLock)
+        {
+            SetBits(discardedPages, first, count, false);
+            SetBits(heldPages, first, count, false);
+        }
     }
 
     private bool IsPinned(ulong address, ulong length)
@@ -211,7 +219,7 @@ public sealed unsafe partial class GuestMemory
         return false;
     }
 
-    private PageRange NextRun(in Extent e, ulong address, ulong stop)
+    private PageRange NextRun(ulong address, ulong stop)
     {
         ulong first = address >> 12;
         bool shown = IsSet(filePages, first);
@@ -222,11 +230,8 @@ public sealed unsafe partial class GuestMemory
             return new PageRange(new GuestAddress(address), (EndOfRun(hintedPages, first, stop >> 12, hinted) << 12) - address, hinted ? PageState.Hinted : PageState.Data);
         }
         ulong dataStart = stop, dataStop = stop;
-        if (file.NextData(e.FileOffset + (address - e.Start), e.FileOffset + (stop - e.Start), out ulong start, out ulong until))
-        {
-            dataStart = Math.Min(stop, start - e.FileOffset + e.Start);
-            dataStop = Math.Min(stop, until - e.FileOffset + e.Start);
-        }
+        if (hostPages.TryNextHeld(HostBase + address, HostBase + stop, out byte* start, out byte* until))
+            (dataStart, dataStop) = ((ulong)(start - HostBase), (ulong)(until - HostBase));
         bool held = dataStart <= address;
         ulong limit = held ? dataStop : dataStart;
         ulong page = address >> 12;
@@ -252,7 +257,7 @@ public sealed unsafe partial class GuestMemory
         return limit;
     }
 
-    // Tracking lock held.
+    // The lock of the bitmap's writers held.
     private static void SetBits(ulong* bitmap, ulong first, ulong count, bool value)
     {
         for (ulong bit = first, stop = first + count; bit < stop;)

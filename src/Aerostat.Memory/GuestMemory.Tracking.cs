@@ -216,9 +216,12 @@ public sealed unsafe partial class GuestMemory
         hintedPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         heldPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         filePages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
+        awayPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
+        waitingPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
     }
 
-    private ulong BitmapBytes => (pageCount + 63) / 64 * sizeof(ulong);
+    // Whole blocks, which are looked at in one.
+    private ulong BitmapBytes => (pageCount + BlockPages - 1) / BlockPages * (BlockPages / 8);
 
     private void DisposeTracking()
     {
@@ -229,6 +232,8 @@ public sealed unsafe partial class GuestMemory
         Free(hintedPages, BitmapBytes);
         Free(heldPages, BitmapBytes);
         Free(filePages, BitmapBytes);
+        Free(awayPages, BitmapBytes);
+        Free(waitingPages, BitmapBytes);
 
         static void Free(void* address, ulong bytes)
         {

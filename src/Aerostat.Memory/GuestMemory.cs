@@ -5,7 +5,7 @@ using Aerostat.Platform;
 namespace Aerostat.Memory;
 
 /// <summary>
-/// Guest physical memory: one reservation of host address space in which RAM regions are mapped from a memory file,
+/// Guest physical memory: one reservation of host address space in which RAM regions are private memory of this process,
 /// so that host address = <see cref="HostBase"/> + guest physical address. Holes have no access rights on the host.
 /// </summary>
 /// <remarks>
@@ -24,18 +24,29 @@ public sealed unsafe partial class GuestMemory : IDisposable
     /// <summary>The architecture's limit of physical addresses (Intel SDM vol. 3 section 4.1.4).</summary>
     public const ulong AddressLimit = 1UL << 52;
 
-    private readonly MemoryFile file;
+    private readonly HostPages hostPages;
     private readonly MemoryRegion[] regions;
     private readonly Extent[] extents;
     private readonly ulong end;
+    private readonly byte* reservation;
     private int disposed;
 
     /// <summary>Maps the given regions (ascending, not overlapping).</summary>
     /// <exception cref="ArgumentException">No regions, or regions are empty, unaligned, beyond 2^52 or overlap.</exception>
     /// <exception cref="Win32Exception">
-    /// The host cannot give the address space or the memory file; the message says how much was asked for, what there is and what to do.
+    /// The host cannot give the address space; the message says how much was asked for, what there is and what to do.
     /// </exception>
     public GuestMemory(params MemoryRegion[] regions)
+        : this(hugePages: false, regions)
+    {
+    }
+
+    /// <summary>As <see cref="GuestMemory(MemoryRegion[])"/>.</summary>
+    /// <param name="hugePages">Whether the host is to use huge pages (of 2 MiB) where it can.</param>
+    /// <param name="regions">Ascending, not overlapping.</param>
+    /// <exception cref="ArgumentException">No regions, or regions are empty, unaligned, beyond 2^52 or overlap.</exception>
+    /// <exception cref="Win32Exception">As above.</exception>
+    public GuestMemory(bool hugePages, params MemoryRegion[] regions)
     {
         ArgumentNullException.ThrowIfNull(regions);
         ulong previous = 0, total = 0;
@@ -48,7 +59,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
             if (merged.Count > 0 && r.Base.Value == previous)
                 merged[^1] = merged[^1] with { End = r.End };
             else
-                merged.Add(new Extent(r.Base.Value, r.End, total));
+                merged.Add(new Extent(r.Base.Value, r.End));
             previous = r.End;
             total += r.Size;
         }
@@ -58,16 +69,15 @@ public sealed unsafe partial class GuestMemory : IDisposable
         extents = [.. merged];
         end = previous;
         TotalBytes = total;
+        HugePages = hugePages;
+        hostPages = new HostPages();
         try
         {
-            file = new MemoryFile("aerostat-ram", total);
-            HostBase = HostMapping.Reserve(end);
+            reservation = HostMapping.Reserve(end + BlockBytes);
+            // A huge page of the guest's is to be one of the host's.
+            HostBase = (byte*)(((nuint)reservation + (nuint)BlockBytes - 1) & ~((nuint)BlockBytes - 1));
             foreach (Extent e in extents)
-            {
-                HostMapping.MapSharedAt(HostBase + e.Start, e.End - e.Start, file.Descriptor, (long)e.FileOffset);
-                // A crash of the monitor must not write a guest's secrets to the host's disk; the host may be too old to care.
-                _ = HostMapping.ExcludeFromDumps(HostBase + e.Start, e.End - e.Start);
-            }
+                MapFresh(e.Start, e.End - e.Start);
             InitializeTracking();
         }
         catch (Win32Exception e)
@@ -78,9 +88,10 @@ public sealed unsafe partial class GuestMemory : IDisposable
     }
 
     /// <summary>The memory map of a PC: low memory up to 3 GiB, the rest from 4 GiB on.</summary>
-    public static GuestMemory CreatePc(ulong bytes) => bytes <= PciHoleStart
-        ? new GuestMemory(new MemoryRegion(new(0), bytes, "low"))
+    public static GuestMemory CreatePc(ulong bytes, bool hugePages = false) => bytes <= PciHoleStart
+        ? new GuestMemory(hugePages, new MemoryRegion(new(0), bytes, "low"))
         : new GuestMemory(
+            hugePages,
             new MemoryRegion(new(0), PciHoleStart, "low"),
             new MemoryRegion(new(HighMemoryStart), bytes - PciHoleStart, "high"));
 
@@ -96,8 +107,11 @@ public sealed unsafe partial class GuestMemory : IDisposable
     /// <summary>Host address of guest physical address 0.</summary>
     public byte* HostBase { get; }
 
-    /// <summary>Bytes of host memory that the guest's RAM takes now, swapped-out pages included, but for what comes from files (<see cref="MapFile"/>).</summary>
-    public ulong AllocatedBytes => file.AllocatedBytes;
+    /// <summary>
+    /// Bytes of host memory that the guest's RAM takes now, swapped-out pages included; of what comes from files (<see cref="MapFile"/>) only pages that
+    /// were written. Walks the page tables: not for every millisecond.
+    /// </summary>
+    public ulong AllocatedBytes => Volatile.Read(ref disposed) != 0 ? 0 : extents.Aggregate(0UL, (sum, e) => sum + hostPages.CountHeld(HostBase + e.Start, HostBase + e.End));
 
     /// <summary>Whether all of [address, address+length) is RAM.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -244,15 +258,32 @@ public sealed unsafe partial class GuestMemory : IDisposable
     // Also for a constructor that failed half-way: what was not made is null.
     private void Release()
     {
-        if (HostBase != null)
-            HostMapping.Unmap(HostBase, end);
+        StopSettling();
+        if (reservation != null)
+            HostMapping.Unmap(reservation, end + BlockBytes);
         DisposeTracking();
-        file?.Dispose();
+        hostPages.Dispose();
     }
 
     private ArgumentOutOfRangeException OutOfRange(GuestAddress address, ulong length) =>
         new(nameof(address), $"{length} bytes at {address} are not all guest memory ({string.Join(", ", regions.Select(r => $"{r.Base}..0x{r.End - 1:x}"))})");
 
-    // Regions without a hole between them, and where they start in the memory file.
-    private readonly record struct Extent(ulong Start, ulong End, ulong FileOffset);
+    // Private memory in a part of an extent, whatever was there.
+    private void MapFresh(ulong address, ulong length)
+    {
+        HostMapping.MapAnonymousAt(HostBase + address, length);
+        Shield(address, length);
+        if (HugePages)
+            _ = HostMapping.AdviseHugePages(HostBase + address, length, wanted: true);
+    }
+
+    // A crash of the monitor must not write a guest's secrets to the host's disk, nor a child process have them; the host may be too old to care.
+    private void Shield(ulong address, ulong length)
+    {
+        _ = HostMapping.ExcludeFromDumps(HostBase + address, length);
+        _ = HostMapping.ExcludeFromForks(HostBase + address, length);
+    }
+
+    // Regions without a hole between them.
+    private readonly record struct Extent(ulong Start, ulong End);
 }

@@ -2,11 +2,11 @@ namespace Aerostat.Memory;
 
 /// <summary>What the host holds for a page of guest RAM.</summary>
 /// <remarks>
-/// Transitions: every page starts as Zero. Any access by the guest or the VMM, a read included, makes the host allocate the page: Data.
-/// (Reading allocates because the memory is a shared mapping; so does the copying of pages, which should skip Zero and Discarded ones.)
-/// Discarding makes it Discarded, zeroing a long range makes it Zero. A hint makes Data Hinted; the first write makes it Data again.
+/// Transitions: every page starts as Zero. A write by the guest or the VMM makes the host allocate the page: Data. With huge pages it allocates those around
+/// it as well, and they are Data too, with zeros in them. (A look at a page that the host does not hold takes no memory; on hosts before Linux 6.7
+/// it is called Data all the same.) Discarding makes it Discarded, zeroing a long range makes it Zero. A hint makes Data Hinted; the first write makes it Data again.
 /// <para>
-/// Which pages have memory is not tracked but asked of the memory file when wanted (lseek(2), SEEK_DATA), because the host alone
+/// Which pages have memory is not tracked but asked of the host when wanted (<see cref="Aerostat.Platform.HostPages"/>), because the host alone
 /// knows: no write is slowed down, and the answer is exact at the moment of asking, for any processor, KVM included. Only the two
 /// marks that the host cannot know (given back on purpose; hinted) are kept, one bit each, and a Discarded mark counts only while
 /// the page has no memory. A hint is dropped through <see cref="PageWatch.Hinted"/>, that is by writes that are notified.

@@ -1,6 +1,7 @@
 using System.Text.RegularExpressions;
 using Aerostat.Hosting;
 using Aerostat.Machine;
+using Aerostat.Storage;
 using Xunit;
 
 namespace Aerostat.Snapshots.Tests;
@@ -79,6 +80,33 @@ public sealed class DiskTests
         }
         File.SetLastWriteTimeUtc(folder["real.img"], DateTime.UnixEpoch);
         Assert.Contains("was written at 1970-01-01", Assert.Throws<SnapshotException>(() => Machines.Restore(Snapshot.Open(folder["s"]))).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task AChangedImageUnderAnImageIsRefused()
+    {
+        using TestFolder folder = new();
+        File.WriteAllBytes(folder["base.img"], new byte[1 << 20]);
+        Directory.CreateDirectory(folder["deep"]);
+        Qcow2Disk.Create(folder["deep/middle.qcow2"], 1 << 20, new Qcow2Options { BackingFile = "../base.img", BackingFormat = DiskFormat.Raw }).Dispose();
+        Qcow2Disk.Create(folder["top.qcow2"], 1 << 20, new Qcow2Options { BackingFile = "deep/middle.qcow2" }).Dispose();
+        await using (VirtualMachine machine = Create(folder["top.qcow2"]))
+        {
+            using MachineSnapshots snapshots = new(machine);
+            await snapshots.SaveAsync(folder["s"], new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
+        }
+        Snapshot snapshot = Snapshot.Open(folder["s"]);
+        Assert.Equal([folder["deep/middle.qcow2"], folder["base.img"]], Assert.Single(snapshot.Manifest.Disks!).Under!.Select(u => u.Path));
+        await using (VirtualMachine machine = Machines.Restore(snapshot))
+        {
+        }
+        foreach (string name in (string[])["deep/middle.qcow2", "base.img"])
+        {
+            DateTime then = File.GetLastWriteTimeUtc(folder[name]);
+            File.SetLastWriteTimeUtc(folder[name], DateTime.UnixEpoch);
+            Assert.Contains($"{folder[name]} was written at 1970-01-01", Assert.Throws<SnapshotException>(() => Machines.Restore(snapshot)).Message, StringComparison.Ordinal);
+            File.SetLastWriteTimeUtc(folder[name], then);
+        }
     }
 
     [Fact]

@@ -134,7 +134,7 @@ internal static class DemoCommand
         output.WriteLine($"  boot           {boot.TotalSeconds:0.00} s from start to shell");
         output.WriteLine($"  whole run      {report.Wall.TotalSeconds:0.00} s, {report.Cpu.TotalSeconds:0.00} s of CPU time");
         output.WriteLine($"  instructions   {done.Instructions / 1e6:0} million, {report.Mips:0.0} MIPS");
-        output.WriteLine($"  memory         {report.PeakOwnBytes / 1048576.0:0} MiB peak for the monitor above guest memory; the guest touched {report.Usage.SharedBytes >> 20} of {options.MemoryBytes >> 20} MiB");
+        output.WriteLine($"  memory         {report.PeakOwnBytes / 1048576.0:0} MiB peak for the monitor above guest memory; the host held {report.GuestHeldBytes >> 20} of {options.MemoryBytes >> 20} MiB for the guest");
         output.WriteLine($"  ended with     power-off by the guest, exit status {report.Status}");
         return report.Status;
     }

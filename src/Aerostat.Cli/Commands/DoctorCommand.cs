@@ -35,7 +35,7 @@ internal static class DoctorCommand
         output.WriteLine($"processor     {host.ProcessorModel}, {host.Processors} usable{(host.ProcessorQuota is { } quota ? $", limited to {quota:0.##} by the control group" : "")}");
         output.WriteLine($"features      {string.Join(' ', s_usefulFlags.Where(host.ProcessorFlags.Contains))}");
         output.WriteLine($"memory        {host.Memory.TotalBytes >> 20} MiB, {host.Memory.UsableBytes >> 20} MiB free for guests{(host.Memory.LimitBytes is { } limit ? $" (control group limit {limit >> 20} MiB)" : "")}");
-        output.WriteLine($"huge pages    {(host.SharedHugePages is { } shared ? $"transparent for guest memory: {shared}" : "none")}");
+        output.WriteLine($"huge pages    {(host.TransparentHugePages is { } huge ? $"transparent, for guest memory: {huge}" : "none")}");
         output.WriteLine($"clock source  {host.ClockSource}");
         output.WriteLine($"/dev/kvm      {kvm.Verdict}: {kvm.Explanation}");
         if (kvm.Capabilities.Count > 0)

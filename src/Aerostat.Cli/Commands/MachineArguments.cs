@@ -14,6 +14,17 @@ internal static class MachineArguments
     public static Option<string> Memory() =>
         new("--memory") { HelpName = "SIZE", Description = "Guest memory, such as 512M or 2G", DefaultValueFactory = _ => "512M" };
 
+    public static Option<string> HugePages() =>
+        new("--huge-pages") { HelpName = "auto|on|off", Description = "Whether the host is asked for pages of 2 MiB for guest memory", DefaultValueFactory = _ => "auto" };
+
+    public static HugePageUse ParseHugePages(string text) => text switch
+    {
+        "auto" => HugePageUse.Auto,
+        "on" => HugePageUse.On,
+        "off" => HugePageUse.Off,
+        _ => throw new ConfigurationException($"--huge-pages: there is no '{text}'; write auto, on or off"),
+    };
+
     public static Option<string> Cpus() =>
         new("--cpus") { HelpName = "N", Description = $"Number of processors, 1 to {MachineOptions.MaxCpus}", DefaultValueFactory = _ => "1" };
 

@@ -18,6 +18,7 @@ internal static class RunCommand
         Option<string> initrd = new("--initrd") { HelpName = "FILE", Description = "Initial RAM disk (with multiboot: the module)" };
         Option<string> append = new("--append") { HelpName = "TEXT", Description = "Kernel command line", DefaultValueFactory = _ => "" };
         Option<string> memory = MachineArguments.Memory();
+        Option<string> hugePages = MachineArguments.HugePages();
         Option<string> cpus = MachineArguments.Cpus();
         Option<string> accelerator = MachineArguments.Accelerator();
         Option<string> cpu = new("--cpu") { HelpName = "NAME", Description = "CPU model; 'help' lists them" };
@@ -40,7 +41,7 @@ internal static class RunCommand
         Option<bool> anyDisks = new("--any-disks") { Description = "With --from: go on although a disk's image has changed since the snapshot, which may damage what is on it" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait, from, verify, anyDisks,
+            kernel, initrd, append, memory, hugePages, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait, from, verify, anyDisks,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -76,6 +77,7 @@ internal static class RunCommand
             options = options with
             {
                 Name = result.GetValue(name) is { } given ? MachineArguments.ParseName(given) : options.Name,
+                HugePages = MachineArguments.ParseHugePages(result.GetRequiredValue(hugePages)),
                 NoReboot = result.GetValue(noReboot),
                 TranslationRecord = TranslationArguments.Parse(
                     result.GetResult(perfMap) is { Implicit: false }, result.GetValue(perfMap), result.GetValue(systemMap), result.GetValue(dumpBlocks)),

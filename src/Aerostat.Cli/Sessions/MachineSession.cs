@@ -66,6 +66,7 @@ internal sealed class MachineSession(MachineOptions options)
         VirtualMachine machine = From is null ? Machines.Create(wired) : Machines.Restore(From, wired, tracks, AnyDisks);
         await using (machine.ConfigureAwait(false))
         {
+            memory.Leave(machine.Memory);
             if (ForwardInput)
                 console.StartInput(machine);
             long start = Stopwatch.GetTimestamp();
@@ -91,7 +92,7 @@ internal sealed class MachineSession(MachineOptions options)
                 : failure is not null ? ExitStatus.Failure
                 : console.OutputLost.IsCompleted ? BrokenPipe
                 : 0;
-            RunReport report = new(options, exit, status, machine.GetStatistics(), wall, ProcessUsage.Read(), memory.Peak);
+            RunReport report = new(options, exit, status, machine.GetStatistics(), wall, ProcessUsage.Read(), memory.Peak, machine.Memory.AllocatedBytes);
             if (failure is not null)
                 error.WriteLine($"{verb}: standard output cannot be written ({failure}); free some space or send it elsewhere");
             Explain(error, verb, exit, console.Dropped);

@@ -1,3 +1,4 @@
+using Aerostat.Memory;
 using Aerostat.Platform;
 
 namespace Aerostat.Cli;
@@ -10,9 +11,13 @@ internal sealed class MemorySampler : IDisposable
     private static readonly TimeSpan s_period = TimeSpan.FromMilliseconds(100);
 
     private readonly Timer timer;
+    private GuestMemory? guest;
     private long peak;
 
     public MemorySampler() => timer = new Timer(_ => Sample(), null, TimeSpan.Zero, s_period);
+
+    /// <summary>From now on there is a guest whose memory does not count.</summary>
+    public void Leave(GuestMemory memory) => Volatile.Write(ref guest, memory);
 
     /// <summary>Highest figure seen, in bytes.</summary>
     public long Peak
@@ -26,7 +31,10 @@ internal sealed class MemorySampler : IDisposable
 
     private void Sample()
     {
-        long now = (long)ProcessUsage.Read().OwnBytes;
+        // The guest goes on, and what it takes or gives back between two looks is not the monitor's.
+        ulong before = Volatile.Read(ref guest)?.AllocatedBytes ?? 0;
+        ProcessUsage usage = ProcessUsage.Read();
+        long now = (long)usage.OwnAbove(Math.Max(before, Volatile.Read(ref guest)?.AllocatedBytes ?? 0));
         long seen;
         while (now > (seen = Volatile.Read(ref peak)) && Interlocked.CompareExchange(ref peak, now, seen) != seen)
         {

@@ -12,8 +12,9 @@ namespace Aerostat.Cli;
 /// <param name="Wall">Wall-clock time from the start of the guest to its end.</param>
 /// <param name="Usage">The process' use of the host at the end.</param>
 /// <param name="PeakOwnBytes">Peak resident memory of the monitor, guest memory not counted.</param>
+/// <param name="GuestHeldBytes">What the host held for the guest at its end.</param>
 internal sealed record RunReport(
-    MachineOptions Options, MachineExit Exit, int Status, MachineStatistics Statistics, TimeSpan Wall, ProcessUsage Usage, long PeakOwnBytes)
+    MachineOptions Options, MachineExit Exit, int Status, MachineStatistics Statistics, TimeSpan Wall, ProcessUsage Usage, long PeakOwnBytes, ulong GuestHeldBytes)
 {
     // Counters of single instructions, by mnemonic.
     private const string InstructionPrefix = "interpreted/";
@@ -129,7 +130,7 @@ internal sealed record RunReport(
         json.WriteNumber("mips", Math.Round(Mips, 3));
         json.WriteNumber("peakVmmBytes", PeakOwnBytes);
         json.WriteNumber("peakResidentBytes", Usage.PeakResidentBytes);
-        json.WriteNumber("guestResidentBytes", Usage.SharedBytes);
+        json.WriteNumber("guestResidentBytes", GuestHeldBytes);
         WriteMap(json, "exits", Statistics.Exits);
         WriteMap(json, "exitSeconds", Statistics.ExitTimes);
         WriteMap(json, "handled", Statistics.Handled);

@@ -82,6 +82,7 @@ internal sealed class ShowVerb() : ControlVerb<NoArguments, ShowAnswer>(ControlJ
         VirtualMachine vm = machine.Machine;
         MachineStatistics statistics = vm.GetStatistics();
         ProcessUsage usage = ProcessUsage.Read();
+        ulong held = vm.Memory.AllocatedBytes;
         KernelBootOptions? boot = vm.Options.Boot as KernelBootOptions;
         return Task.FromResult(new ShowAnswer(
             vm.Options.Name,
@@ -99,7 +100,7 @@ internal sealed class ShowVerb() : ControlVerb<NoArguments, ShowAnswer>(ControlJ
             boot?.CommandLine,
             vm.Options.NoReboot,
             vm.GetVcpus(),
-            new MemoryFigures(vm.Options.MemoryBytes, vm.Memory.AllocatedBytes, usage.OwnBytes, usage.ResidentBytes),
+            new MemoryFigures(vm.Options.MemoryBytes, held, usage.OwnAbove(held), usage.ResidentBytes),
             vm.DeviceNames,
             statistics.Resets,
             statistics.Instructions,

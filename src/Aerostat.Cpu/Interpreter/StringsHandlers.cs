@@ -117,6 +117,7 @@ internal static unsafe class StringHandlers<T>
     {
         ulong mask = AddressMask(op), bytes = Budget(cpu, s, ByteBudget);
         int slow = 0;
+        cpu.holeFound = null;
         for (ulong count = s->Gpr[1] & mask; count != 0;)
         {
             ulong di = s->Gpr[7] & mask;
@@ -136,8 +137,14 @@ internal static unsafe class StringHandlers<T>
             {
                 byte* low = Backward(s) ? to - ((n - 1) * (ulong)sizeof(T)) : to;
                 ulong v = s->Gpr[0];
-                // Kernels clear pages as they give them out (Linux: init_on_alloc). One that the host does not hold is clear already.
-                if (IntegerFlags.Cut<T>(v) != 0 || n * (ulong)sizeof(T) < WorthAsking || !cpu.Memory.IsHole((ulong)(low - cpu.Memory.HostBase)))
+                // Kernels clear pages as they give them out (Linux: init_on_alloc). One that the host does not hold is clear already. If it was asked for the
+                // first of these zeros just now, all of them were stored then: the order of one instruction's string stores is its own business (Intel
+                // SDM vol. 3 section 10.2.4).
+                bool isClear = IntegerFlags.Cut<T>(v) == 0 && n * (ulong)sizeof(T) >= WorthAsking
+                    && (cpu.holeFound == (byte*)((nuint)low & ~(nuint)4095) || cpu.Memory.IsHole((ulong)(low - cpu.Memory.HostBase)));
+                if (!isClear && IntegerFlags.Cut<T>(v) == 0)
+                    new Span<T>(low, (int)n).Clear();
+                else if (!isClear)
                     new Span<T>(low, (int)n).Fill(*(T*)&v);
                 Advance(s, op, Rdi, di, n);
             }

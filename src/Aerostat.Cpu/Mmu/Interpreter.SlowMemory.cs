@@ -110,6 +110,9 @@ internal sealed unsafe partial class Interpreter
         return StorePhysical(s, linear, t, size, value);
     }
 
+    // The page that was found not to be held last, for RepeatStore.
+    internal byte* holeFound;
+
     private Outcome StorePhysical(CpuState* s, ulong linear, in Translation t, int size, ulong value)
     {
         byte* page = Memory.TryGetPage(t.Gpa);
@@ -124,6 +127,8 @@ internal sealed unsafe partial class Interpreter
         // The first zeros of a page that is to be cleared (see RepeatStore): one, or two where writes are logged.
         if (value != 0 || !Memory.IsHole(t.Gpa))
             WriteSized(page + (t.Gpa & 4095), size, value);
+        else
+            holeFound = page;
         return NotifyStore(s, t.Gpa, size);
     }
 

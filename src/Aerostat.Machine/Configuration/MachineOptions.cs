@@ -22,6 +22,9 @@ public sealed record MachineOptions
     /// <summary>Bytes of guest memory; a multiple of 4096.</summary>
     public ulong MemoryBytes { get; init; } = 512UL << 20;
 
+    /// <summary>Whether the host is asked for huge pages of guest memory.</summary>
+    public HugePageUse HugePages { get; init; }
+
     /// <summary>Number of vCPUs, 1..64.</summary>
     public int Cpus { get; init; } = 1;
 

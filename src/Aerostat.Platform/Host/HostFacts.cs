@@ -50,10 +50,10 @@ public sealed partial record HostFacts
     /// <summary>Memory figures.</summary>
     public required HostMemory Memory { get; init; }
 
-    /// <summary>Transparent huge pages for anonymous memory: always, madvise, never; null when the host has none.</summary>
+    /// <summary>Transparent huge pages for anonymous memory, which guest memory is: always, madvise, never; null when the host has none.</summary>
     public required string? TransparentHugePages { get; init; }
 
-    /// <summary>The same for memory files such as guest memory.</summary>
+    /// <summary>The same for memory files.</summary>
     public required string? SharedHugePages { get; init; }
 
     /// <summary>Reserved huge pages: how many are free.</summary>

@@ -13,7 +13,7 @@ public static unsafe partial class HostMapping
     private const int MapShared = 1, MapPrivate = 2, MapFixed = 0x10, MapAnonymous = 0x20, MapNoReserve = 0x4000;
     private const int RemapMayMove = 1;
     private const int MapFixedNoReplace = 0x100000;
-    private const int AdviceDontNeed = 4, AdviceRemove = 9, AdviceHugePage = 14, AdviceNoHugePage = 15, AdviceDontDump = 16;
+    private const int AdviceDontNeed = 4, AdviceRemove = 9, AdviceDontFork = 10, AdviceHugePage = 14, AdviceNoHugePage = 15, AdviceDontDump = 16, AdviceCold = 20;
 
     /// <summary>Reserves address space without access rights and without memory behind it.</summary>
     /// <exception cref="Win32Exception">The host refuses.</exception>
@@ -24,6 +24,11 @@ public static unsafe partial class HostMapping
     /// <exception cref="Win32Exception">The host refuses.</exception>
     public static byte* AllocateLazy(ulong bytes) =>
         Map(null, bytes, ProtRead | ProtWrite, MapPrivate | MapAnonymous | MapNoReserve, -1, 0);
+
+    /// <summary>Maps private zeroed memory over part of a reservation; it costs nothing until it is touched.</summary>
+    /// <exception cref="Win32Exception">The host refuses.</exception>
+    public static void MapAnonymousAt(byte* address, ulong bytes) =>
+        Map(address, bytes, ProtRead | ProtWrite, MapPrivate | MapAnonymous | MapFixed | MapNoReserve, -1, 0);
 
     /// <summary>Maps <paramref name="fd"/> shared and writable over part of a reservation.</summary>
     /// <exception cref="Win32Exception">The host refuses.</exception>
@@ -49,6 +54,15 @@ public static unsafe partial class HostMapping
     /// <returns>False when the host refuses, for instance because it was built without them.</returns>
     public static bool AdviseHugePages(byte* address, ulong bytes, bool wanted) =>
         madvise(address, (nuint)bytes, wanted ? AdviceHugePage : AdviceNoHugePage) == 0;
+
+    /// <summary>
+    /// Says that a range is not wanted soon (Linux 5.4 and later). Of a huge page of which the process has let go in part, the host takes the rest
+    /// apart then, and what is not in use any more is free at once, not only when the host is short of memory.
+    /// </summary>
+    public static bool AdviseCold(byte* address, ulong bytes) => madvise(address, (nuint)bytes, AdviceCold) == 0;
+
+    /// <summary>Leaves the range out of child processes, which would make every page of it a shared one for a moment.</summary>
+    public static bool ExcludeFromForks(byte* address, ulong bytes) => madvise(address, (nuint)bytes, AdviceDontFork) == 0;
 
     /// <summary>Leaves the range out of core dumps: a crash of the VMM must not write the guest's memory to disk.</summary>
     public static bool ExcludeFromDumps(byte* address, ulong bytes) => madvise(address, (nuint)bytes, AdviceDontDump) == 0;

@@ -30,7 +30,7 @@ internal static class ManifestCheck
             throw Senseless(name, "its clock is out of range");
         if (manifest.State.Elements.Any(e => e is null))
             throw Senseless(name, "it has a part without a state");
-        if (manifest.Disks?.Any(d => d is null) == true)
+        if (manifest.Disks?.Any(d => d is null || d.Under?.Any(u => u is null) == true) == true)
             throw Senseless(name, "it has a disk that it does not describe");
         return bytes / PageMap.PageSize;
     }

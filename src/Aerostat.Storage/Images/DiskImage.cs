@@ -44,6 +44,29 @@ public static class DiskImage
     /// <summary>The format that a file's name says.</summary>
     public static DiskFormat FormatOf(string path) => Path.GetExtension(path).Equals(".qcow2", StringComparison.OrdinalIgnoreCase) ? DiskFormat.Qcow2 : DiskFormat.Raw;
 
+    /// <summary>The files under an image, the nearest first, as their headers name them. The image may be in use.</summary>
+    /// <param name="path">The image.</param>
+    /// <param name="format">What it is; null: what its name says.</param>
+    /// <exception cref="IOException">One cannot be read, or is not what it is said to be.</exception>
+    public static IReadOnlyList<string> BackingFilesOf(string path, DiskFormat? format)
+    {
+        ArgumentNullException.ThrowIfNull(path);
+        List<string> files = [];
+        for (string at = path; (format ?? FormatOf(at)) == DiskFormat.Qcow2 && files.Count < MostImages;)
+        {
+            using var handle = File.OpenHandle(at, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
+            long length = RandomAccess.GetLength(handle);
+            byte[] first = new byte[(int)Math.Min(length, Qcow2Disk.LeastHeader)];
+            int read = RandomAccess.Read(handle, first, 0);
+            if (Qcow2Header.Parse(first.AsSpan(0, read), (ulong)length) is not { BackingFile: { } backing } header)
+                break;
+            at = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(at)) ?? "/", backing);
+            files.Add(at);
+            format = header.BackingFormat == "raw" ? DiskFormat.Raw : DiskFormat.Qcow2;
+        }
+        return files;
+    }
+
     internal static void RequireFile(string path)
     {
         switch (HostFile.KindOf(path))

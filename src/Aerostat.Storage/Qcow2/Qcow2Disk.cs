@@ -17,7 +17,8 @@ public sealed partial class Qcow2Disk : IDisk
 {
     // Together at most 32 MiB of each kind of table, but some at least.
     private const long CacheBytes = 32 << 20;
-    private const int LeastTables = 4, LeastHeader = 1 << 16;
+    private const int LeastTables = 4;
+    internal const int LeastHeader = 1 << 16;
     // So much waits at most for a flush.
     private const long MostDirtyBytes = 8 << 20;
     private const int MostUnreleased = 1 << 16;

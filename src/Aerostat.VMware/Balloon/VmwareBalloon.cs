@@ -274,6 +274,8 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
         _locked.Set(frame, 1, give);
         if (give)
             TakeRuns(1, 1);
+        else
+            _memory.BringBack(new GuestAddress(frame << PageShift), 1 << PageShift);
         status = (BalloonStatus)(_entries[0] & EntryStatus);
         if (status == BalloonStatus.Success)
             Volatile.Write(ref _progressAt, _clock.GetTimestamp());
@@ -304,6 +306,9 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
         }
         if (give)
             TakeRuns(good, size);
+        else
+            foreach (ulong frame in _frames.AsSpan(0, good))
+                _memory.BringBack(new GuestAddress(frame << PageShift), size << PageShift);
         if (good > 0)
             Volatile.Write(ref _progressAt, _clock.GetTimestamp());
         foreach (ulong entry in entries)
@@ -335,9 +340,14 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
             for (stop = i + 1; stop < count && frames[stop] == frames[stop - 1] + size; stop++)
             {
             }
-            if (_memory.Discard(new GuestAddress(frames[i] << PageShift), ((ulong)(stop - i) * size) << PageShift) != DiscardResult.Done)
+            GuestAddress start = new(frames[i] << PageShift);
+            ulong length = ((ulong)(stop - i) * size) << PageShift;
+            if (_memory.TakeAway(start, length) != DiscardResult.Done)
+            {
                 TakeOneByOne(i, stop, size);
-            else if (size > 1)
+                continue;
+            }
+            if (size > 1)
                 _largeLocked += stop - i;
         }
     }
@@ -346,7 +356,7 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
     {
         for (int i = first; i < stop; i++)
         {
-            DiscardResult result = _memory.Discard(new GuestAddress(_frames[i] << PageShift), size << PageShift);
+            DiscardResult result = _memory.TakeAway(new GuestAddress(_frames[i] << PageShift), size << PageShift);
             if (result == DiscardResult.Done)
             {
                 _largeLocked += size > 1 ? 1 : 0;
@@ -362,6 +372,7 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
     private void Forget()
     {
         _locked.Clear();
+        _memory.BringAllBack();
         _granted = BalloonCapabilities.None;
         Volatile.Write(ref _started, false);
         _resetWanted = false;
@@ -414,6 +425,8 @@ public sealed class VmwareBalloon : IDevice, IBalloon, ISavable<VmwareBalloonSav
             _resetWanted = state.ResetWanted;
             _doorbell = state.Doorbell;
             _locked.FromRuns(state.Locked);
+            for (int i = 0; i + 1 < state.Locked.Length; i += 2)
+                _ = _memory.TakeAway(new GuestAddress(state.Locked[i] << PageShift), state.Locked[i + 1] << PageShift);
             _given = _locked.Count;
             _progressAt = _polledAt = _clock.GetTimestamp();
         }

@@ -174,6 +174,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         // The target stays: the next driver starts from it. Memory that was given comes back as the guest touches it.
         _given.Clear();
         _held.Clear();
+        Memory.BringAllBack();
         _guestActual = _poison = 0;
         _parked = null;
         _askedAt = null;
@@ -341,7 +342,11 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         if (!whole)
             return;
         Step();
-        DiscardResult result = given ? Memory.Discard(new GuestAddress(first << PageShift), count << PageShift) : DiscardResult.Done;
+        DiscardResult result = DiscardResult.Done;
+        if (given)
+            result = Memory.TakeAway(new GuestAddress(first << PageShift), count << PageShift);
+        else
+            Memory.BringBack(new GuestAddress(first << PageShift), count << PageShift);
         lock (Gate)
         {
             if (result != DiscardResult.Done)
@@ -444,6 +449,8 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
             _guestActual = state.GuestActual;
             _poison = state.Poison;
             _given.FromRuns(state.Given);
+            for (int i = 0; i + 1 < state.Given.Length; i += 2)
+                _ = Memory.TakeAway(new GuestAddress(state.Given[i] << PageShift), state.Given[i + 1] << PageShift);
             AssignRoles();
             if (state.ParkedId is { } id && Queues.FirstOrDefault(q => RoleOf(q) == Role.Statistics) is { } queue)
                 _parked = queue.Restored(id, state.ParkedDescriptors);
