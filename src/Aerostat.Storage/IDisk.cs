@@ -54,6 +54,11 @@ public interface IDisk : IDisposable
     /// <summary>Makes all that was written before durable.</summary>
     DiskResult Flush();
 
+    /// <summary>What was written to a range is going to be flushed: the host may begin with it. Promises nothing, and waits for nothing.</summary>
+    void BeginFlush(ulong offset, ulong length)
+    {
+    }
+
     /// <summary>The contents do not matter any more; they read as zeros if this answers Done.</summary>
     DiskResult Discard(ulong offset, ulong length);
 

@@ -82,8 +82,8 @@ internal sealed class BackedUpMachine : IAsyncDisposable
 
     public byte[] Read(int disk) => File.ReadAllBytes(images[disk]);
 
-    public Task<BackupResult> SaveAsync(bool incremental = false, int? keep = null, Func<Task>? afterThaw = null, CancellationToken? cancellation = null, long memory = 64 << 20, string? store = null) =>
-        Backups.SaveAsync(store ?? Store, new BackupOptions { AllowCrashConsistent = true, Incremental = incremental, Keep = keep, AfterThaw = afterThaw, MemoryBytes = memory }, cancellation ?? TestContext.Current.CancellationToken);
+    public Task<BackupResult> SaveAsync(bool incremental = false, int? keep = null, Func<Task>? afterThaw = null, CancellationToken? cancellation = null, long memory = 64 << 20, string? store = null, BackupHash hash = BackupHash.XxHash128) =>
+        Backups.SaveAsync(store ?? Store, new BackupOptions { AllowCrashConsistent = true, Incremental = incremental, Keep = keep, AfterThaw = afterThaw, MemoryBytes = memory, Hash = hash }, cancellation ?? TestContext.Current.CancellationToken);
 
     public byte[] Restore(string? backup = null, string disk = "disk0")
     {

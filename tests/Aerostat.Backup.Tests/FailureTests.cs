@@ -107,7 +107,7 @@ public sealed class FailureTests
         // As a crash leaves it: some entries in the journal, the last of them cut, and a pack that ends within a chunk.
         string partial = Path.Combine(guest.Store, ".partial-crashed");
         Directory.CreateDirectory(partial);
-        File.WriteAllBytes(Path.Combine(partial, "start.json"), JsonSerializer.SerializeToUtf8Bytes(new BackupStart("small", null, [new BackupStartDisk("disk0", 4 << 20)]), BackupJson.Default.BackupStart));
+        File.WriteAllBytes(Path.Combine(partial, "start.json"), JsonSerializer.SerializeToUtf8Bytes(new BackupStart("small", null, [new BackupStartDisk("disk0", 4 << 20)], whole.Backup.Manifest.Hash, whole.Backup.Manifest.HashSeed), BackupJson.Default.BackupStart));
         byte[] index = File.ReadAllBytes(Path.Combine(whole.Backup.Path, "disk0.index"));
         File.WriteAllBytes(Path.Combine(partial, "disk0.journal"), index.AsSpan(8, (56 * 40) + 20).ToArray());
         byte[] pack = File.ReadAllBytes(Path.Combine(whole.Backup.Path, "disk0.pack"));
@@ -158,6 +158,24 @@ public sealed class FailureTests
         {
             Run("umount", mount);
         }
+    }
+
+    [Fact]
+    public async Task ADiskThatVanishesCostsOnlyTheAttempt()
+    {
+        await using BackedUpMachine guest = new(4);
+        guest.WriteNoise(0, new Random(1), 0, 3 << 20);
+        byte[] before = guest.Read(0);
+        string first = (await guest.SaveAsync()).Backup.Name;
+        // Somebody cuts the image: what was there is not zeros now.
+        using (FileStream image = new(guest.Images[0], FileMode.Open, FileAccess.Write, FileShare.ReadWrite))
+            image.SetLength(1 << 20);
+        BackupException gone = await Assert.ThrowsAsync<BackupException>(() => guest.SaveAsync());
+        Assert.Contains("the disk cannot be read at", gone.Message, StringComparison.Ordinal);
+        Assert.DoesNotContain('\n', gone.Message);
+        Assert.Equal([first], BackupStore.Open(guest.Store).Names);
+        Assert.Empty(Directory.EnumerateDirectories(guest.Store, ".partial*"));
+        Assert.Equal(before, guest.Restore());
     }
 
     [Fact]

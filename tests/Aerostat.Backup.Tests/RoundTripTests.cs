@@ -7,6 +7,24 @@ namespace Aerostat.Backup.Tests;
 public sealed class RoundTripTests
 {
     [Fact]
+    public async Task AChainKeepsItsHash()
+    {
+        await using BackedUpMachine guest = new(2);
+        guest.WriteNoise(0, new Random(1), 0, 1 << 20);
+        BackupManifest full = (await guest.SaveAsync(hash: BackupHash.Sha256)).Backup.Manifest;
+        guest.WriteNoise(0, new Random(2), 4096, 4096);
+        BackupResult next = await guest.SaveAsync(incremental: true);
+        Assert.Equal((BackupHash.Sha256, 0L), (full.Hash, full.HashSeed));
+        Assert.Equal((BackupHash.Sha256, 0L, full.Id), (next.Backup.Manifest.Hash, next.Backup.Manifest.HashSeed, next.Backup.Manifest.Parent!.Id));
+        Assert.Equal(guest.Read(0), guest.Restore());
+        // Seeds are each chain's own.
+        BackupManifest one = (await guest.SaveAsync()).Backup.Manifest, another = (await guest.SaveAsync()).Backup.Manifest;
+        Assert.Equal((BackupHash.XxHash128, BackupHash.XxHash128), (one.Hash, another.Hash));
+        Assert.NotEqual(one.HashSeed, another.HashSeed);
+        Assert.Equal(guest.Read(0), guest.Restore());
+    }
+
+    [Fact]
     public async Task DisksAreRestoredAsTheyWereAtTheMoment()
     {
         await using BackedUpMachine guest = new(8, 3);

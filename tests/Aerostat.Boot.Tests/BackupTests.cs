@@ -1,5 +1,6 @@
 using System.Globalization;
 using Aerostat.Backup;
+using Aerostat.Cli;
 using Aerostat.Machine;
 using Xunit;
 
@@ -106,6 +107,26 @@ public sealed class BackupTests
         {
             folder.Delete(recursive: true);
         }
+    }
+
+    /// <summary>Two rounds of what <c>./dev soak backup</c> does fifty times.</summary>
+    [Fact]
+    public async Task Ext4XfsAndBtrfsAreOfOneMoment()
+    {
+        GuestFileSystem[] types = [GuestFileSystem.Ext4, GuestFileSystem.Xfs, GuestFileSystem.Btrfs];
+        Assert.SkipUnless(types.All(t => t.IsAvailable), "no programs for ext4, xfs and btrfs: install e2fsprogs, xfsprogs and btrfs-progs");
+        _ = FrozenGuest.Daemons();
+        using StringWriter output = new(), error = new();
+        int status = await new BackupSoak
+        {
+            Kernel = Guest.Image("cloud"),
+            Busybox = Guest.Busybox(),
+            Options = new MachineOptions { Name = "soak", Accelerator = "translator" },
+            DiskBytes = 64 << 20,
+            FileSystems = types,
+            Rounds = 2,
+        }.RunAsync(output, error, TestContext.Current.CancellationToken);
+        Assert.True(status == 0, $"{error}{output}");
     }
 
     private static long LastWritten(SerialTranscript console) => console.Text.Split('\n').Where(l => l.EndsWith('\r')).Select(l => l.Trim())

@@ -1,5 +1,7 @@
 using System.Diagnostics;
+using Aerostat.Cli;
 using Aerostat.Loader;
+using Aerostat.Machine;
 using Xunit;
 
 namespace Aerostat.Boot.Tests;
@@ -19,18 +21,19 @@ internal static class FrozenGuest
         """;
 
     /// <summary>hv_vss_daemon and hv_kvp_daemon with the C library. Skips the test when they are not there.</summary>
-    public static IReadOnlyList<InitramfsFile> Daemons()
+    public static IReadOnlyList<InitramfsFile> Daemons() => OrSkip(StockKernel.HyperVDaemons);
+
+    private static IReadOnlyList<InitramfsFile> OrSkip(Func<IReadOnlyList<InitramfsFile>> files)
     {
-        string daemons = Path.Combine(Guest.Cache, "hyperv", "usr", "sbin"), library = Path.Combine(Guest.Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
-        Assert.SkipUnless(File.Exists(Path.Combine(daemons, "hv_vss_daemon")), $"no hv_vss_daemon in {daemons}: './dev kernels' fetches it, and could not");
-        Assert.SkipUnless(File.Exists(Path.Combine(library, "libc.so.6")), $"no C library in {library}: './dev test' fetches it, and could not");
-        return
-        [
-            new("bin/hv_vss_daemon", Path.Combine(daemons, "hv_vss_daemon"), true),
-            new("bin/hv_kvp_daemon", Path.Combine(daemons, "hv_kvp_daemon"), true),
-            new("lib64/ld-linux-x86-64.so.2", Path.Combine(library, "ld-linux-x86-64.so.2"), true),
-            new("lib/x86_64-linux-gnu/libc.so.6", Path.Combine(library, "libc.so.6"), true),
-        ];
+        try
+        {
+            return files();
+        }
+        catch (ConfigurationException e)
+        {
+            Assert.Skip(e.Message);
+            throw;
+        }
     }
 
     /// <summary>A program of the host's system folders; null: it is not installed.</summary>
@@ -56,22 +59,12 @@ internal static class FrozenGuest
         return (process.ExitCode, output + await errors);
     }
 
-    // What the agent's runtime wants besides the C library.
-    private static readonly string[] s_libraries = ["libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2", "librt.so.1", "libpthread.so.0"];
+    /// <summary>Our own agent, with libraries, beside <see cref="Daemons"/>. Skips the test when it is not built.</summary>
+    public static IReadOnlyList<InitramfsFile> Agent() => OrSkip(() => StockKernel.Agent(AgentPath));
 
-    /// <summary>Our own agent, with libraries; goes with <see cref="Daemons"/>, which has the C library. Skips the test when it is not built.</summary>
-    public static IReadOnlyList<InitramfsFile> Agent()
-    {
-        string program = Path.Combine(
-            Environment.GetEnvironmentVariable("AEROSTAT") is { Length: > 0 } built ? Path.GetDirectoryName(built) ?? "/" : Path.Combine(SourceTree(), "out"), "guest", "aerostat-agent");
-        Assert.SkipUnless(File.Exists(program), $"no {program}: './dev build' makes it");
-        string library = Path.Combine(Guest.Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
-        return
-        [
-            new("bin/aerostat-agent", program, true),
-            .. s_libraries.Select(l => new InitramfsFile($"lib/x86_64-linux-gnu/{l}", File.ResolveLinkTarget(Path.Combine(library, l), returnFinalTarget: true)?.FullName ?? Path.Combine(library, l), true)),
-        ];
-    }
+    /// <summary>Our own agent's program.</summary>
+    public static string AgentPath => Path.Combine(
+        Environment.GetEnvironmentVariable("AEROSTAT") is { Length: > 0 } built ? Path.GetDirectoryName(built) ?? "/" : Path.Combine(SourceTree(), "out"), "guest", "aerostat-agent");
 
     private static string SourceTree([System.Runtime.CompilerServices.CallerFilePath] string here = "") => Path.GetFullPath(Path.Combine(Path.GetDirectoryName(here)!, "..", ".."));
 }

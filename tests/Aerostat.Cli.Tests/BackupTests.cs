@@ -119,6 +119,51 @@ public sealed class BackupTests : MachineProcesses
         Assert.True(Directory.Exists(good));
     }
 
+    // Wherever it is: before the moment, in the copy, while files are forced to the disk or get their names.
+    [Fact]
+    public async Task AMonitorThatIsKilledAtAnyPointLosesNothing()
+    {
+        byte[] contents = Fill();
+        int seed = int.TryParse(Environment.GetEnvironmentVariable("AEROSTAT_SEED"), out int given) ? given : Random.Shared.Next();
+        TestContext.Current.TestOutputHelper?.WriteLine($"AEROSTAT_SEED={seed}");
+        Random random = new(seed);
+        string copy = Path.Combine(Folder, "copy.img");
+        for (int round = 0; round < 5; round++)
+        {
+            Process machine = await Boot("--name", "web", "--disk", Disk);
+            using Process client = Start("backup", "web", "--to", Store, "--crash-consistent", "--incremental", "--compress", random.Next(2) == 0 ? "none" : "9");
+            await Task.Delay(random.Next(700), Token);
+            machine.Kill();
+            await machine.WaitForExitAsync(Token);
+            await End(client);
+        }
+        await Boot("--name", "web", "--disk", Disk);
+        Assert.Equal(0, (await Run("backup", "web", "--to", Store, "--crash-consistent", "--incremental")).Status);
+        Assert.Empty(Partial);
+        (int status, string output, string error) = await Run("verify", Store);
+        Assert.True(status == 0, $"seed {seed}: {output}{error}");
+        foreach (string name in Directory.EnumerateDirectories(Store).Select(d => Path.GetFileName(d)!))
+        {
+            Assert.Equal(0, (await Run("restore", Store, "--backup", name, "--to", copy, "--force")).Status);
+            Assert.Equal(contents, File.ReadAllBytes(copy));
+        }
+    }
+
+    /// <summary>A monitor that was killed while its guest was frozen has left a mark; the next one says so, and takes it away.</summary>
+    [Fact]
+    public async Task AMarkOfAFrozenGuestIsHonoured()
+    {
+        Fill();
+        string mark = SocketOf("web") + ".frozen";
+        Directory.CreateDirectory(Path.GetDirectoryName(mark)!);
+        File.WriteAllText(mark, """{"pid":4242,"since":"2026-11-22T01:02:03+00:00"}""");
+        await Boot("--name", "web", "--disk", Disk);
+        Assert.False(File.Exists(mark));
+        (int status, string output, _) = await Run("logs", "web");
+        Assert.Equal(0, status);
+        Assert.Contains("process 4242, which ran this machine before, ended while its guest's file systems were frozen", output, StringComparison.Ordinal);
+    }
+
     private string[] Partial => Directory.GetDirectories(Store, ".partial-*");
 
     private Task WaitForPartAsync() => Until(() => Partial.SelectMany(p => Directory.GetFiles(p, "*.pack")).Any(f => new FileInfo(f).Length > 0));

@@ -209,7 +209,29 @@ public sealed class FreezeTests : IDisposable
         bus.TakeOffers();
         channel = bus.Open(Volumes);
         channel.Negotiate(3, 5);
+        // Its daemon may have been killed, and everything still be frozen: the next daemon is waited for, and asked to thaw it.
+        channel.Answer(Expect(HotBackup), NoDaemon);
+        Assert.Equal(FreezePhase.Failed, Volumes.Phase);
+        Task refused = Volumes.FreezeAsync(new FreezeOptions());
+        bus.Server.Process();
+        Assert.Contains("never confirmed", Failure(refused), StringComparison.Ordinal);
+        Pass(5.1);
+        channel.Answer(Expect(HotBackup));
+        channel.Answer(Expect(Thaw));
         Assert.Equal(FreezePhase.Idle, Volumes.Phase);
+        Frozen();
+    }
+
+    [Fact]
+    public void WhatAnotherMonitorHasLeftFrozenIsThawed()
+    {
+        Connect();
+        List<FreezePhase> phases = [];
+        Volumes.PhaseChanged += phases.Add;
+        Volumes.ThawLeftovers();
+        bus.Server.Process();
+        channel.Answer(Expect(Thaw));
+        Assert.Equal([FreezePhase.Thawing, FreezePhase.Idle], phases);
         Frozen();
     }
 

@@ -12,6 +12,17 @@ public interface IVolumeFreezer
     /// <summary>Where the host stands.</summary>
     FreezePhase Phase { get; }
 
+    /// <summary>
+    /// Told of each change of <see cref="Phase"/>, of <see cref="FreezePhase.Freezing"/> before the guest is asked. On a thread that the guest's answer
+    /// waits for: briefly.
+    /// </summary>
+    event Action<FreezePhase>? PhaseChanged;
+
+    /// <summary>
+    /// Somebody who is no more may have left the guest's file systems frozen: it is asked to thaw them as soon as it can be asked, unless its daemon does so by itself.
+    /// </summary>
+    void ThawLeftovers();
+
     /// <summary>Freezes the guest's file systems; the task completes when they are frozen. They stay so until <see cref="ThawAsync"/> or the watchdog.</summary>
     /// <exception cref="FreezeException">They could not be frozen; they are not, or are being thawed again.</exception>
     Task FreezeAsync(FreezeOptions options);

@@ -44,11 +44,18 @@ public sealed record BackupManifest
     public required IReadOnlyList<string> Notes { get; init; }
     /// <summary>Bytes of a chunk.</summary>
     public required int ChunkSize { get; init; }
+    /// <summary>How chunks are hashed; the same in a whole chain.</summary>
+    public BackupHash Hash { get; init; }
+    /// <summary>The seed of that hash, if it has one.</summary>
+    public long HashSeed { get; init; }
     /// <summary>The disks, all of one moment.</summary>
     public required IReadOnlyList<BackupDisk> Disks { get; init; }
 
     internal const string FileName = "manifest.json", Format = "aerostat-backup";
-    internal const int Version = 1;
+    // 1 had SHA-256 only, and no word for it.
+    internal const int Version = 2, OldestVersion = 1;
+
+    internal ChunkHasher Hasher => new(Hash, HashSeed);
 
     /// <summary>The file: what it is, a hash of the rest, and the rest.</summary>
     internal byte[] ToFile()
@@ -72,13 +79,13 @@ public sealed record BackupManifest
             JsonElement root = document.RootElement;
             if (root.GetProperty("format").GetString() != Format)
                 throw new JsonException("another format");
-            if (root.GetProperty("version").GetInt32() is var version && version != Version)
+            if (root.GetProperty("version").GetInt32() is var version && version is < OldestVersion or > Version)
                 throw new BackupException($"backup {name} is of format version {version}, and this program knows version {Version}; use a later aerostat");
             JsonElement body = root.GetProperty("backup");
             if (Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes(body.GetRawText()))) != root.GetProperty("sha256").GetString())
                 throw new JsonException("its hash differs");
             BackupManifest manifest = body.Deserialize(BackupJson.Default.BackupManifest) ?? throw new JsonException("null");
-            return manifest.ChunkSize == ChunkCodec.ChunkSize && manifest.Disks.All(d => d.Fits)
+            return manifest.ChunkSize == ChunkCodec.ChunkSize && Enum.IsDefined(manifest.Hash) && manifest.Disks.All(d => d.Fits)
                 ? manifest
                 : throw new JsonException("a value is out of range");
         }
@@ -113,7 +120,7 @@ public sealed record BackupDisk
     public required long Entries { get; init; }
     /// <summary>SHA-256 of the index.</summary>
     public required string IndexSha256 { get; init; }
-    /// <summary>SHA-256 of the SHA-256 of all chunks of the disk, in order; of chunks of zeros, 32 zeros.</summary>
+    /// <summary>SHA-256 of the hashes of all chunks of the disk, 32 bytes each, in order; of chunks of zeros, 32 zeros.</summary>
     public required string Contents { get; init; }
     /// <summary>Why all of the disk was read for an incremental backup; null: it was not, or the backup is a full one.</summary>
     public string? FullScan { get; init; }
@@ -131,7 +138,7 @@ public sealed record BackupDisk
 }
 
 /// <summary>What a backup that is not done yet is going to be: so that the next attempt can use what it has stored.</summary>
-internal sealed record BackupStart(string Machine, Guid? Parent, IReadOnlyList<BackupStartDisk> Disks);
+internal sealed record BackupStart(string Machine, Guid? Parent, IReadOnlyList<BackupStartDisk> Disks, BackupHash Hash, long HashSeed);
 
 /// <summary>One of its disks.</summary>
 internal sealed record BackupStartDisk(string Name, ulong Length);

@@ -14,31 +14,20 @@ internal sealed class ChunkCodec : IDisposable
 
     private readonly Zstandard? zstandard = Zstandard.IsAvailable ? new Zstandard() : null;
 
-    /// <summary>Stores a chunk.</summary>
+    /// <summary>Compresses a chunk.</summary>
     /// <param name="contents">The chunk.</param>
     /// <param name="stored">Room for <see cref="MostStored"/>.</param>
-    /// <param name="level">Of compression; null: none.</param>
-    /// <param name="encoding">How it was stored.</param>
-    /// <returns>Bytes of it.</returns>
-    public int Encode(ReadOnlySpan<byte> contents, Span<byte> stored, int? level, out ChunkEncoding encoding)
+    /// <param name="level">Of compression.</param>
+    /// <returns>Bytes of it; 0: it is to be stored as it is, for that makes it hardly smaller, or cannot be done here.</returns>
+    public int Compress(ReadOnlySpan<byte> contents, Span<byte> stored, int level)
     {
-        if (level is { } wanted && zstandard is not null)
-        {
-            int count = zstandard.Compress(contents, stored, wanted);
-            // What hardly becomes smaller is not worth being decompressed.
-            if (count > 0 && count < contents.Length - (contents.Length / 16))
-            {
-                encoding = ChunkEncoding.Zstandard;
-                return count;
-            }
-        }
-        contents.CopyTo(stored);
-        encoding = ChunkEncoding.Plain;
-        return contents.Length;
+        int count = zstandard?.Compress(contents, stored, level) ?? 0;
+        // What hardly becomes smaller is not worth being decompressed.
+        return count > 0 && count < contents.Length - (contents.Length / 16) ? count : 0;
     }
 
     /// <summary>The chunk again, checked; false: it is damaged.</summary>
-    public bool Decode(in ChunkEntry entry, ReadOnlySpan<byte> stored, Span<byte> contents)
+    public bool Decode(in ChunkEntry entry, ChunkHasher hasher, ReadOnlySpan<byte> stored, Span<byte> contents)
     {
         switch (entry.Encoding)
         {
@@ -56,7 +45,7 @@ internal sealed class ChunkCodec : IDisposable
             default:
                 return false;
         }
-        return ChunkHash.Of(contents) == entry.Hash;
+        return hasher.Of(contents) == entry.Hash;
     }
 
     public void Dispose() => zstandard?.Dispose();

@@ -7,8 +7,8 @@ namespace Aerostat.Backup;
 /// <summary>Reads backups back: a disk, or all of it to see whether it is whole.</summary>
 public static class BackupReader
 {
-    // Work is handed out in pieces of so many chunks.
-    private const int PieceChunks = 64;
+    // Work is handed out in pieces of so many chunks, and chunks that follow each other in a pack are read and written as runs.
+    private const int PieceChunks = 256, RunChunks = 8;
 
     /// <summary>Writes a disk as it was into a new image. It appears under its name when it is whole, and not before.</summary>
     /// <param name="store">The store.</param>
@@ -40,9 +40,10 @@ public static class BackupReader
                 progress?.AddTotal((long)contents.Disk.Length);
                 Walk(contents, (chunk, bytes) =>
                 {
-                    if (image.Write((ulong)chunk * ChunkCodec.ChunkSize, [bytes]) != DiskResult.Done)
+                    ulong at = (ulong)chunk * ChunkCodec.ChunkSize;
+                    if (image.Write(at, [bytes]) != DiskResult.Done)
                         throw new IOException("the host cannot write to it; its file system may be full");
-                }, damage: null, progress, _ => true, cancellation);
+                }, image.BeginFlush, damage: null, progress, _ => true, cancellation);
                 if (image.Flush() != DiskResult.Done)
                     throw new IOException("the host cannot write to it; its file system may be full");
             }
@@ -89,7 +90,7 @@ public static class BackupReader
                     DiskContents contents = DiskContents.Read(chain, disk.Name);
                     progress?.AddTotal((long)disk.Length);
                     int own = chain.Count - 1;
-                    Walk(contents, static (_, _) => { }, wrong, progress, chunk => contents.Links[chunk] == own, cancellation);
+                    Walk(contents, static (_, _) => { }, static (_, _) => { }, wrong, progress, chunk => contents.Links[chunk] == own, cancellation);
                 }
                 catch (BackupException e) when (e.IsDamage)
                 {
@@ -107,14 +108,14 @@ public static class BackupReader
     private sealed class Worker : IDisposable
     {
         public ChunkCodec Codec { get; } = new();
-        public PinnedBuffer Contents { get; } = new(ChunkCodec.ChunkSize);
-        public byte[] Stored { get; } = new byte[ChunkCodec.MostStored];
+        public PinnedBuffer Contents { get; } = new(RunChunks * ChunkCodec.ChunkSize);
+        public byte[] Stored { get; set; } = [];
 
         public void Dispose() => Codec.Dispose();
     }
 
     // Damage: where it is written down; null: the first ends the walk.
-    private static void Walk(DiskContents contents, Action<long, HostBuffer> use, List<string>? damage, BackupProgress? progress, Func<long, bool> wanted, CancellationToken cancellation)
+    private static void Walk(DiskContents contents, Action<long, HostBuffer> use, Action<ulong, ulong> pieceDone, List<string>? damage, BackupProgress? progress, Func<long, bool> wanted, CancellationToken cancellation)
     {
         List<SafeFileHandle> packs = [];
         try
@@ -125,27 +126,20 @@ public static class BackupReader
             Parallel.For(0, pieces, new ParallelOptions { CancellationToken = cancellation, MaxDegreeOfParallelism = Environment.ProcessorCount }, static () => new Worker(), (piece, state, worker) =>
             {
                 long last = Math.Min((piece + 1) * PieceChunks, chunks), from = piece * PieceChunks;
-                for (long chunk = from; chunk < last && !state.IsStopped; chunk++)
+                for (long chunk = from; chunk < last && !state.IsStopped;)
                 {
                     if (contents.Hashes[chunk].IsZeros || !wanted(chunk))
-                        continue;
-                    ChunkEntry entry = contents.Entries[chunk];
-                    int length = contents.Disk.LengthOf(chunk);
-                    Span<byte> stored = worker.Stored.AsSpan(0, entry.Stored);
-                    bool good = RandomAccess.Read(packs[contents.Links[chunk]], stored, entry.Offset) == entry.Stored && worker.Codec.Decode(entry, stored, worker.Contents.Span[..length]);
-                    if (!good)
                     {
-                        string what = $"{contents.Disk.Name} in backup {contents.Chain[contents.Links[chunk]].Name} is damaged at {chunk * ChunkCodec.ChunkSize} of the disk (byte {entry.Offset} of {contents.Disk.PackFile})";
-                        if (damage is null)
-                            throw BackupException.Damaged(what);
-                        lock (damage)
-                            damage.Add(what);
+                        chunk++;
                         continue;
                     }
-                    use(chunk, worker.Contents.Part(0, length));
-                    progress?.AddRead(length);
+                    int count = RunFrom(contents, chunk, last, wanted);
+                    ReadRun(contents, packs, worker, chunk, count, use, damage, progress);
+                    chunk += count;
                 }
-                progress?.AddDone(Math.Min(last * ChunkCodec.ChunkSize, (long)contents.Disk.Length) - (from * ChunkCodec.ChunkSize));
+                long length = Math.Min(last * ChunkCodec.ChunkSize, (long)contents.Disk.Length) - (from * ChunkCodec.ChunkSize);
+                pieceDone((ulong)from * ChunkCodec.ChunkSize, (ulong)length);
+                progress?.AddDone(length);
                 return worker;
             }, static worker => worker.Dispose());
         }
@@ -157,5 +151,56 @@ public static class BackupReader
         {
             packs.ForEach(p => p.Dispose());
         }
+    }
+
+    // How many chunks of the disk follow each other in one pack too.
+    private static int RunFrom(DiskContents contents, long first, long last, Func<long, bool> wanted)
+    {
+        long chunk = first + 1;
+        for (; chunk < last && chunk < first + RunChunks; chunk++)
+        {
+            ChunkEntry before = contents.Entries[chunk - 1];
+            if (contents.Hashes[chunk].IsZeros || contents.Links[chunk] != contents.Links[first] || contents.Entries[chunk].Offset != before.Offset + before.Stored || !wanted(chunk))
+                break;
+        }
+        return (int)(chunk - first);
+    }
+
+    private static void ReadRun(DiskContents contents, List<SafeFileHandle> packs, Worker worker, long first, int count, Action<long, HostBuffer> use, List<string>? damage, BackupProgress? progress)
+    {
+        ReadOnlySpan<ChunkEntry> entries = contents.Entries.AsSpan((int)first, count);
+        int stored = 0, length = 0;
+        bool isPlain = true;
+        for (int i = 0; i < count; i++)
+        {
+            stored += entries[i].Stored;
+            length += contents.Disk.LengthOf(first + i);
+            isPlain &= entries[i].Encoding == ChunkEncoding.Plain && entries[i].Stored == contents.Disk.LengthOf(first + i);
+        }
+        if (!isPlain && worker.Stored.Length == 0)
+            worker.Stored = GC.AllocateUninitializedArray<byte>(RunChunks * ChunkCodec.MostStored);
+        // What is stored as it is needs no copy.
+        Span<byte> bytes = isPlain ? worker.Contents.Span[..stored] : worker.Stored.AsSpan(0, stored);
+        int got = 0;
+        while (got < stored && RandomAccess.Read(packs[contents.Links[first]], bytes[got..], entries[0].Offset + got) is > 0 and var more)
+            got += more;
+        bool whole = true;
+        for (int i = 0, at = 0; i < count; at += entries[i++].Stored)
+        {
+            ChunkEntry entry = entries[i];
+            Span<byte> into = worker.Contents.Span.Slice(i * ChunkCodec.ChunkSize, contents.Disk.LengthOf(first + i));
+            if (got >= at + entry.Stored && (isPlain ? contents.Hasher.Of(into) == entry.Hash : worker.Codec.Decode(entry, contents.Hasher, bytes.Slice(at, entry.Stored), into)))
+                continue;
+            string what = $"{contents.Disk.Name} in backup {contents.Chain[contents.Links[first]].Name} is damaged at {(first + i) * ChunkCodec.ChunkSize} of the disk (byte {entry.Offset} of {contents.Disk.PackFile})";
+            if (damage is null)
+                throw BackupException.Damaged(what);
+            whole = false;
+            lock (damage)
+                damage.Add(what);
+        }
+        if (!whole)
+            return;
+        use(first, worker.Contents.Part(0, length));
+        progress?.AddRead(length);
     }
 }

@@ -24,10 +24,13 @@ public sealed record BackupOptions
     /// <summary>Zstandard's level, -7 to 19; null: nothing is compressed.</summary>
     public int? Level { get; init; } = DefaultLevel;
 
+    /// <summary>How the chunks of a full backup are hashed; an incremental one goes on as its chain began.</summary>
+    public BackupHash Hash { get; init; } = BackupHash.XxHash128;
+
     /// <summary>Bytes of old blocks that wait in memory for the copy; more go to a file in the store.</summary>
     public long MemoryBytes { get; init; } = 64 << 20;
 
-    /// <summary>Threads that hash and compress; null: as many as there are processors.</summary>
+    /// <summary>Threads that copy; null: as many as there are processors.</summary>
     public int? Threads { get; init; }
 
     /// <summary>Called when the moment is over and the guest goes on, before the copy. For tests.</summary>

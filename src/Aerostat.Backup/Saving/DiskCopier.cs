@@ -1,183 +1,191 @@
-using System.Threading.Channels;
+using System.Runtime.InteropServices;
 using Aerostat.Platform;
 using Aerostat.Storage;
 
 namespace Aerostat.Backup;
 
 /// <summary>
-/// Copies a view of a disk into a pack: one reader, some threads that hash and compress, one writer, in the order of the disk. A bounded number of batches
-/// goes round, so that nobody runs ahead.
+/// Copies a view of a disk into a pack. Each of some threads takes the next piece of the disk and does all there is to do with it, a batch at a time: read, hash, compress,
+/// write. Nothing is handed from one thread to another, and a batch stays in a processor's own cache from the first step to the last.
 /// </summary>
-internal sealed class DiskCopier(DiskView view, DiskPack pack, ChunkHash[] hashes, bool isIncremental, int? level, int threads, BackupProgress progress)
+internal sealed class DiskCopier(DiskView view, DiskPack pack, ChunkHash[] hashes, ChunkHasher hasher, bool isIncremental, int? level, int threads, BackupProgress progress)
 {
-    private const int BatchChunks = 16;
+    private const int BatchChunks = 4, PieceChunks = 64;
 
-    // Zeros take no room in the pack; the writer adds them at the end.
-    private readonly List<long> lateHoles = [];
+    private readonly Lock gate = new();
+    private long next, done;
 
-    private sealed class Batch
+    private sealed class Worker : IDisposable
     {
         public PinnedBuffer Contents { get; } = new(BatchChunks * ChunkCodec.ChunkSize);
         public long[] Chunks { get; } = new long[BatchChunks];
-        public bool[] IsHole { get; } = new bool[BatchChunks];
         public int Count { get; set; }
-        public byte[] Stored { get; } = new byte[BatchChunks * ChunkCodec.MostStored];
+        // What the chunks have become where that is not what they are; most are written from where they were read to.
+        public byte[] Compressed { get; set; } = [];
+        public List<ReadOnlyMemory<byte>> Stored { get; } = [];
         public int StoredLength { get; set; }
-        public PackedChunk[] Packed { get; } = new PackedChunk[BatchChunks];
-        public int PackedCount { get; set; }
-        public long ReadBytes { get; set; }
-        public long DoneUpTo { get; set; }
-        public byte[] Scratch { get; } = new byte[ChunkCodec.MostStored + ChunkCodec.ChunkSize];
+        public List<PackedChunk> Packed { get; } = [];
+        public byte[]? Scratch { get; set; }
         public ChunkCodec Codec { get; } = new();
-        public Task Work { get; set; } = Task.CompletedTask;
+
+        public void Dispose() => Codec.Dispose();
     }
 
     /// <summary>Copies everything; <c>hashes</c>, those of the parent or zeros before, are those of the disk afterwards.</summary>
     public async Task RunAsync(CancellationToken cancellation)
     {
-        Batch[] batches = [.. Enumerable.Range(0, (threads * 2) + 2).Select(_ => new Batch())];
-        Channel<Batch> free = Channel.CreateUnbounded<Batch>(), full = Channel.CreateUnbounded<Batch>();
-        foreach (Batch batch in batches)
-            free.Writer.TryWrite(batch);
         using CancellationTokenSource over = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
-        Task reading = Task.Run(() => ReadAsync(free.Reader, full.Writer, over.Token), CancellationToken.None);
+        Task[] workers = [.. Enumerable.Range(0, threads).Select(_ => Task.Run(() => Work(over), CancellationToken.None))];
         try
         {
-            await WriteAsync(free.Writer, full.Reader, over.Token).ConfigureAwait(false);
-            await reading.ConfigureAwait(false);
+            await Task.WhenAll(workers).ConfigureAwait(false);
         }
-        finally
-        {
-            await over.CancelAsync().ConfigureAwait(false);
-            await reading.ContinueWith(static t => t.Exception, CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default).ConfigureAwait(false);
-            foreach (Batch batch in batches)
-            {
-                await batch.Work.ContinueWith(static t => t.Exception, CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default).ConfigureAwait(false);
-                batch.Codec.Dispose();
-            }
-        }
-        view.Check();
-    }
-
-    private async Task ReadAsync(ChannelReader<Batch> free, ChannelWriter<Batch> full, CancellationToken cancellation)
-    {
-        try
-        {
-            long block = view.Next(0);
-            while (block < view.Blocks)
-            {
-                Batch batch = await free.ReadAsync(cancellation).ConfigureAwait(false);
-                block = Fill(batch, block, cancellation);
-                batch.Work = Task.Run(() => Process(batch), CancellationToken.None);
-                full.TryWrite(batch);
-            }
-            full.Complete();
-        }
-        catch (Exception e)
-        {
-            full.Complete(e);
-        }
-    }
-
-    // Fills a batch; answers the block that comes next.
-    private long Fill(Batch batch, long block, CancellationToken cancellation)
-    {
-        batch.Count = 0;
-        batch.ReadBytes = 0;
-        while (block < view.Blocks && batch.Count < BatchChunks)
+        catch
         {
             cancellation.ThrowIfCancellationRequested();
-            int room = BatchChunks - batch.Count, run = 1;
-            while (run < room && block + run < view.Blocks && view.Next(block + run) == block + run)
+            // The first that failed has made the others give up.
+            Exception failure = workers.Where(w => w.IsFaulted).Select(w => w.Exception!.InnerExceptions[0]).First();
+            System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure);
+        }
+        view.Check();
+        progress.AddDone((long)view.Length - done);
+    }
+
+    private void Work(CancellationTokenSource over)
+    {
+        try
+        {
+            using Worker worker = new();
+            while (Claim(out long first, out long last, out long passed))
+            {
+                for (long block = first; block < last;)
+                {
+                    over.Token.ThrowIfCancellationRequested();
+                    block = Fill(worker, block, last);
+                    Process(worker);
+                    pack.Add(worker.Stored, worker.StoredLength, CollectionsMarshal.AsSpan(worker.Packed));
+                    foreach (PackedChunk chunk in worker.Packed)
+                        hashes[chunk.Entry.Chunk] = chunk.Entry.Hash;
+                    progress.AddStored(worker.StoredLength);
+                }
+                long length = Math.Min(last * ChunkCodec.ChunkSize, (long)view.Length) - (passed * ChunkCodec.ChunkSize);
+                Interlocked.Add(ref done, length);
+                progress.AddDone(length);
+            }
+        }
+        catch
+        {
+            over.Cancel();
+            throw;
+        }
+    }
+
+    // The next blocks that nobody has taken yet; from where on there was nothing to copy before them.
+    private bool Claim(out long first, out long last, out long passed)
+    {
+        lock (gate)
+        {
+            passed = next;
+            first = view.Next(next);
+            last = next = Math.Min(first + PieceChunks, view.Blocks);
+            return first < last;
+        }
+    }
+
+    // Fills the room that there is with blocks of a piece; answers the block that comes next.
+    private long Fill(Worker worker, long block, long last)
+    {
+        worker.Count = 0;
+        worker.Packed.Clear();
+        while (block < last && worker.Count < BatchChunks)
+        {
+            int room = BatchChunks - worker.Count, run = 1;
+            while (run < room && block + run < last && view.Next(block + run) == block + run)
                 run++;
-            int count = view.Read(block, run, batch.Contents, batch.Count * ChunkCodec.ChunkSize, out ViewRun kind);
+            int count = view.Read(block, run, worker.Contents, worker.Count * ChunkCodec.ChunkSize, out ViewRun kind);
             if (kind == ViewRun.Data)
             {
                 for (int i = 0; i < count; i++)
-                    Append(batch, block + i, isHole: false);
-                batch.ReadBytes += Math.Min((long)count * ChunkCodec.ChunkSize, (long)view.Length - (block * ChunkCodec.ChunkSize));
+                    worker.Chunks[worker.Count++] = block + i;
+                progress.AddRead(Math.Min((long)count * ChunkCodec.ChunkSize, (long)view.Length - (block * ChunkCodec.ChunkSize)));
             }
             else if (isIncremental)
             {
-                // A hole over what was there before; there may be more of it than the batch takes.
                 for (int i = 0; i < count; i++)
-                {
-                    if (hashes[block + i].IsZeros)
-                        continue;
-                    if (batch.Count == BatchChunks)
-                    {
-                        HoldHoles(block + i, count - i);
-                        break;
-                    }
-                    Append(batch, block + i, isHole: true);
-                }
+                    AddHole(worker, block + i);
             }
-            block = view.Next(block + count);
+            block = Math.Min(view.Next(block + count), last);
         }
-        batch.DoneUpTo = block;
         return block;
     }
 
-    private void HoldHoles(long first, int count)
+    // A hole over what was there before.
+    private void AddHole(Worker worker, long chunk)
     {
-        for (long block = first; block < first + count; block++)
-            if (!hashes[block].IsZeros)
-                lateHoles.Add(block);
+        if (!hashes[chunk].IsZeros)
+            worker.Packed.Add(new PackedChunk(new ChunkEntry(chunk, 0, 0, ChunkEncoding.Zeros, default), -1));
     }
 
-    private static void Append(Batch batch, long block, bool isHole)
+    private void Process(Worker worker)
     {
-        batch.Chunks[batch.Count] = block;
-        batch.IsHole[batch.Count++] = isHole;
-    }
-
-    private void Process(Batch batch)
-    {
-        batch.StoredLength = batch.PackedCount = 0;
-        for (int i = 0; i < batch.Count; i++)
+        worker.StoredLength = 0;
+        worker.Stored.Clear();
+        int compressed = 0;
+        for (int i = 0; i < worker.Count; i++)
         {
-            long chunk = batch.Chunks[i];
-            Span<byte> contents = batch.Contents.Span.Slice(i * ChunkCodec.ChunkSize, view.LengthOf(chunk));
-            if (batch.IsHole[i] || !contents.ContainsAnyExcept((byte)0))
+            long chunk = worker.Chunks[i];
+            Span<byte> contents = worker.Contents.Span.Slice(i * ChunkCodec.ChunkSize, view.LengthOf(chunk));
+            if (!contents.ContainsAnyExcept((byte)0))
             {
-                if (!hashes[chunk].IsZeros)
-                    batch.Packed[batch.PackedCount++] = new PackedChunk(new ChunkEntry(chunk, 0, 0, ChunkEncoding.Zeros, default), -1);
+                AddHole(worker, chunk);
                 continue;
             }
-            ChunkHash hash = ChunkHash.Of(contents);
+            ChunkHash hash = hasher.Of(contents);
             if (hash == hashes[chunk])
                 continue;
-            if (pack.FindEarlier(chunk, hash, batch.Codec, batch.Scratch.AsSpan(0, ChunkCodec.MostStored), batch.Scratch.AsSpan(ChunkCodec.MostStored, contents.Length)) is { } earlier)
+            if (FindEarlier(worker, chunk, hash, contents.Length) is { } earlier)
             {
-                batch.Packed[batch.PackedCount++] = new PackedChunk(earlier, -1);
+                worker.Packed.Add(new PackedChunk(earlier, -1));
                 continue;
             }
-            int stored = batch.Codec.Encode(contents, batch.Stored.AsSpan(batch.StoredLength), level, out ChunkEncoding encoding);
-            batch.Packed[batch.PackedCount++] = new PackedChunk(new ChunkEntry(chunk, 0, stored, encoding, hash), batch.StoredLength);
-            batch.StoredLength += stored;
+            int stored = 0;
+            if (level is { } wanted)
+            {
+                if (worker.Compressed.Length == 0)
+                    worker.Compressed = GC.AllocateUninitializedArray<byte>(BatchChunks * ChunkCodec.MostStored);
+                stored = worker.Codec.Compress(contents, worker.Compressed.AsSpan(compressed), wanted);
+            }
+            ChunkEncoding encoding = stored == 0 ? ChunkEncoding.Plain : ChunkEncoding.Zstandard;
+            if (stored == 0)
+            {
+                stored = contents.Length;
+                Attach(worker.Stored, worker.Contents.Memory.Slice(i * ChunkCodec.ChunkSize, stored));
+            }
+            else
+            {
+                Attach(worker.Stored, worker.Compressed.AsMemory(compressed, stored));
+                compressed += stored;
+            }
+            worker.Packed.Add(new PackedChunk(new ChunkEntry(chunk, 0, stored, encoding, hash), worker.StoredLength));
+            worker.StoredLength += stored;
         }
     }
 
-    private async Task WriteAsync(ChannelWriter<Batch> free, ChannelReader<Batch> full, CancellationToken cancellation)
+    private ChunkEntry? FindEarlier(Worker worker, long chunk, ChunkHash hash, int length)
     {
-        long done = 0;
-        await foreach (Batch batch in full.ReadAllAsync(cancellation).ConfigureAwait(false))
-        {
-            await batch.Work.ConfigureAwait(false);
-            pack.Add(batch.Stored.AsSpan(0, batch.StoredLength), batch.Packed.AsSpan(0, batch.PackedCount));
-            foreach (PackedChunk chunk in batch.Packed.AsSpan(0, batch.PackedCount))
-                hashes[chunk.Entry.Chunk] = chunk.Entry.Hash;
-            progress.AddRead(batch.ReadBytes);
-            progress.AddStored(batch.StoredLength);
-            long upTo = Math.Min(batch.DoneUpTo * ChunkCodec.ChunkSize, (long)view.Length);
-            progress.AddDone(upTo - done);
-            done = upTo;
-            free.TryWrite(batch);
-        }
-        PackedChunk[] holes = [.. lateHoles.Select(block => new PackedChunk(new ChunkEntry(block, 0, 0, ChunkEncoding.Zeros, default), -1))];
-        pack.Add([], holes);
-        foreach (PackedChunk hole in holes)
-            hashes[hole.Entry.Chunk] = default;
-        progress.AddDone((long)view.Length - done);
+        if (!pack.HasEarlier)
+            return null;
+        worker.Scratch ??= new byte[ChunkCodec.MostStored + ChunkCodec.ChunkSize];
+        return pack.FindEarlier(chunk, hash, hasher, worker.Codec, worker.Scratch.AsSpan(0, ChunkCodec.MostStored), worker.Scratch.AsSpan(ChunkCodec.MostStored, length));
+    }
+
+    // What follows in memory what comes before it is written together with that.
+    private static void Attach(List<ReadOnlyMemory<byte>> stored, ReadOnlyMemory<byte> piece)
+    {
+        if (stored.Count > 0 && MemoryMarshal.TryGetArray(stored[^1], out ArraySegment<byte> last) && MemoryMarshal.TryGetArray(piece, out ArraySegment<byte> added)
+            && last.Array == added.Array && last.Offset + last.Count == added.Offset)
+            stored[^1] = last.Array.AsMemory(last.Offset, last.Count + added.Count);
+        else
+            stored.Add(piece);
     }
 }

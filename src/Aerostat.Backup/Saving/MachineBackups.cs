@@ -65,7 +65,10 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
         Base? found = options.Incremental ? FindParent(store, options, notes) : null;
         BackupParent? parent = found is null ? null : new BackupParent(found.Backup.Manifest.Id, found.Backup.Name);
         Source[] sources = [.. machine.Disks.Select((d, i) => Prepare(d, found?.Backup, found?.Hashes[i], notes))];
-        using PartialBackup partial = PartialBackup.Begin(store, new BackupStart(machine.Options.Name, parent?.Id, [.. sources.Select(s => new BackupStartDisk(s.Disk.Name, s.Disk.Contents.Length))]));
+        using PartialBackup partial = PartialBackup.Begin(store, new BackupStart(
+            machine.Options.Name, parent?.Id, [.. sources.Select(s => new BackupStartDisk(s.Disk.Name, s.Disk.Contents.Length))],
+            found?.Backup.Manifest.Hash ?? options.Hash, found?.Backup.Manifest.HashSeed ?? NewSeed(options.Hash)));
+        ChunkHasher hasher = new(partial.Start.Hash, partial.Start.HashSeed);
         if (partial.IsResumed)
             notes.Add("went on with what an interrupted backup had stored");
         using PointInTime point = new([.. sources.Select(s => (s.Disk.Contents, s.Since))], partial.DirectoryPath, options.MemoryBytes);
@@ -79,7 +82,7 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
             progress.AddTotal((long)source.Disk.Contents.Length);
         List<BackupDisk> disks = [];
         for (int i = 0; i < sources.Length; i++)
-            disks.Add(await CopyAsync(sources[i], point.Views[i], partial, parent is not null, options, progress, cancellation).ConfigureAwait(false));
+            disks.Add(await CopyAsync(sources[i], point.Views[i], partial, hasher, parent is not null, options, progress, cancellation).ConfigureAwait(false));
         progress.Phase = BackupPhase.Finishing;
         cancellation.ThrowIfCancellationRequested();
         Guid id = Guid.NewGuid();
@@ -98,6 +101,8 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
             Parent = parent,
             Notes = notes,
             ChunkSize = ChunkCodec.ChunkSize,
+            Hash = hasher.Kind,
+            HashSeed = hasher.Seed,
             Disks = disks,
         };
         string name = BackupStore.NameOf(moment.At, id);
@@ -109,6 +114,8 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
             new StoredBackup(name, Path.Combine(store.Directory, name), manifest), Stopwatch.GetElapsedTime(began), Stopwatch.GetElapsedTime(copying),
             progress.ReadBytes, progress.StoredBytes, point.Views.Sum(v => v.SavedBlocks), point.SpilledBytes, removed);
     }
+
+    private static long NewSeed(BackupHash kind) => kind == BackupHash.Sha256 ? 0 : BitConverter.ToInt64(System.Security.Cryptography.RandomNumberGenerator.GetBytes(sizeof(long)));
 
     // The backup is there; that old ones cannot be removed does not undo it.
     private IReadOnlyList<string> Retain(BackupStore store, int keep)
@@ -203,6 +210,8 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
         {
             reason = e.Message;
         }
+        if (machine.State == MachineState.Ended)
+            throw new BackupException("the machine has ended before its disks were copied; nothing was kept");
         if (!options.AllowCrashConsistent)
             throw new BackupException($"{reason}; --crash-consistent backs up what is on the disks all the same");
         if (held is null)
@@ -213,11 +222,11 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
         return new Moment(at, held.Value, null, reason);
     }
 
-    private static async Task<BackupDisk> CopyAsync(Source source, DiskView view, PartialBackup partial, bool isIncremental, BackupOptions options, BackupProgress progress, CancellationToken cancellation)
+    private static async Task<BackupDisk> CopyAsync(Source source, DiskView view, PartialBackup partial, ChunkHasher hasher, bool isIncremental, BackupOptions options, BackupProgress progress, CancellationToken cancellation)
     {
         using DiskPack pack = DiskPack.Open(partial.DirectoryPath, source.Disk.Name, source.Hashes.Length);
-        await new DiskCopier(view, pack, source.Hashes, isIncremental, options.Level, options.Threads ?? Environment.ProcessorCount, progress).RunAsync(cancellation).ConfigureAwait(false);
-        (string sha256, long entries) = pack.Finish();
+        await new DiskCopier(view, pack, source.Hashes, hasher, isIncremental, options.Level, options.Threads ?? Environment.ProcessorCount, progress).RunAsync(cancellation).ConfigureAwait(false);
+        (string sha256, long entries) = await pack.FinishAsync().ConfigureAwait(false);
         return new BackupDisk
         {
             Name = source.Disk.Name,

@@ -66,6 +66,7 @@ internal sealed class DiskContents
     {
         Disk = disk;
         Chain = chain;
+        Hasher = chain[^1].Manifest.Hasher;
         Hashes = new ChunkHash[disk.ChunkCount];
         Links = new ushort[disk.ChunkCount];
         Entries = new ChunkEntry[disk.ChunkCount];
@@ -76,6 +77,9 @@ internal sealed class DiskContents
 
     /// <summary>The backups, the full one first.</summary>
     public IReadOnlyList<StoredBackup> Chain { get; }
+
+    /// <summary>How the chunks are hashed.</summary>
+    public ChunkHasher Hasher { get; }
 
     /// <summary>The hash of each chunk.</summary>
     public ChunkHash[] Hashes { get; }

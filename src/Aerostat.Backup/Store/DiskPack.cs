@@ -1,18 +1,22 @@
+using Aerostat.Platform;
 using Microsoft.Win32.SafeHandles;
 
 namespace Aerostat.Backup;
 
 /// <summary>
 /// The chunks of one disk while they are written: one after the other into the pack, and an entry for each into a journal, from which a later attempt learns
-/// what is there. One writer.
+/// what is there.
 /// </summary>
 internal sealed class DiskPack : IDisposable
 {
+    private const long WritebackBytes = 8 << 20;
+
+    private readonly Lock gate = new();
     private readonly string folder, name;
     private readonly SafeFileHandle pack, journal;
     private readonly List<ChunkEntry> entries = [];
     private readonly Dictionary<long, ChunkEntry> earlier = [];
-    private long length, journalLength;
+    private long length, begun, journalLength;
 
     private DiskPack(string folder, string name, long chunks)
     {
@@ -28,7 +32,7 @@ internal sealed class DiskPack : IDisposable
             pack.Dispose();
             throw;
         }
-        length = RandomAccess.GetLength(pack);
+        begun = length = RandomAccess.GetLength(pack);
         ReadJournal(chunks);
     }
 
@@ -58,45 +62,68 @@ internal sealed class DiskPack : IDisposable
         }
     }
 
+    /// <summary>Whether an earlier attempt has stored anything.</summary>
+    public bool HasEarlier => earlier.Count > 0;
+
     /// <summary>What an earlier attempt has stored of a chunk with these contents. Any thread, before the chunk is added.</summary>
-    public ChunkEntry? FindEarlier(long chunk, ChunkHash hash, ChunkCodec codec, Span<byte> stored, Span<byte> contents)
+    public ChunkEntry? FindEarlier(long chunk, ChunkHash hash, ChunkHasher hasher, ChunkCodec codec, Span<byte> stored, Span<byte> contents)
     {
-        if (earlier.Count == 0 || !earlier.TryGetValue(chunk, out ChunkEntry entry) || entry.Hash != hash)
+        if (!earlier.TryGetValue(chunk, out ChunkEntry entry) || entry.Hash != hash)
             return null;
         // Nobody has forced it to the disk: it counts when it is there.
-        return RandomAccess.Read(pack, stored[..entry.Stored], entry.Offset) == entry.Stored && codec.Decode(entry, stored[..entry.Stored], contents) ? entry : null;
+        return RandomAccess.Read(pack, stored[..entry.Stored], entry.Offset) == entry.Stored && codec.Decode(entry, hasher, stored[..entry.Stored], contents) ? entry : null;
     }
 
-    /// <summary>Appends chunks.</summary>
+    /// <summary>Appends chunks. Any thread: the places are given out one after the other, what goes there is written at the same time.</summary>
     /// <param name="stored">Their bytes, one after the other.</param>
+    /// <param name="storedLength">How many that are.</param>
     /// <param name="chunks">Each with its place in those bytes; with a place of -1, it is in the pack already.</param>
-    public void Add(ReadOnlySpan<byte> stored, ReadOnlySpan<PackedChunk> chunks)
+    public void Add(IReadOnlyList<ReadOnlyMemory<byte>> stored, int storedLength, ReadOnlySpan<PackedChunk> chunks)
     {
         if (chunks.IsEmpty)
             return;
-        if (!stored.IsEmpty)
-            RandomAccess.Write(pack, stored, length);
-        byte[] lines = new byte[chunks.Length * ChunkEntry.Size];
-        for (int i = 0; i < chunks.Length; i++)
+        long place = Interlocked.Add(ref length, storedLength) - storedLength;
+        if (stored.Count == 1)
+            RandomAccess.Write(pack, stored[0].Span, place);
+        else if (stored.Count > 1)
+            RandomAccess.Write(pack, stored, place);
+        long from = -1, to = 0;
+        lock (gate)
         {
-            ChunkEntry entry = chunks[i].At < 0 ? chunks[i].Entry : chunks[i].Entry with { Offset = length + chunks[i].At };
-            entries.Add(entry);
-            entry.Write(lines.AsSpan(i * ChunkEntry.Size));
-            if (entry.Encoding != ChunkEncoding.Zeros)
-                Chunks++;
+            byte[] lines = new byte[chunks.Length * ChunkEntry.Size];
+            for (int i = 0; i < chunks.Length; i++)
+            {
+                ChunkEntry entry = chunks[i].At < 0 ? chunks[i].Entry : chunks[i].Entry with { Offset = place + chunks[i].At };
+                entries.Add(entry);
+                entry.Write(lines.AsSpan(i * ChunkEntry.Size));
+                if (entry.Encoding != ChunkEncoding.Zeros)
+                    Chunks++;
+            }
+            RandomAccess.Write(journal, lines, journalLength);
+            journalLength += lines.Length;
+            if (length - begun >= WritebackBytes)
+                (from, to, begun) = (begun, length, length);
         }
-        length += stored.Length;
-        RandomAccess.Write(journal, lines, journalLength);
-        journalLength += lines.Length;
+        // The disk has something to do while the next chunks are read and hashed, and the end little to wait for.
+        if (from >= 0)
+            HostFile.BeginWriteback(pack, from, to - from);
     }
 
-    /// <summary>Forces the pack to the disk and writes the index.</summary>
+    /// <summary>Writes the index, and forces it and the pack to the disk.</summary>
     /// <returns>The index's hash and its number of entries.</returns>
-    public (string Sha256, long Entries) Finish()
+    public async Task<(string Sha256, long Entries)> FinishAsync()
     {
-        RandomAccess.FlushToDisk(pack);
-        entries.Sort(static (a, b) => a.Chunk.CompareTo(b.Chunk));
-        return (ChunkIndex.Write(Path.Combine(folder, name + ".index"), entries), entries.Count);
+        // Both at once: two that come together cost a file system's journal little more than one.
+        Task flushed = Task.Run(() => RandomAccess.FlushToDisk(pack));
+        try
+        {
+            entries.Sort(static (a, b) => a.Chunk.CompareTo(b.Chunk));
+            return (ChunkIndex.Write(Path.Combine(folder, name + ".index"), entries), entries.Count);
+        }
+        finally
+        {
+            await flushed.ConfigureAwait(false);
+        }
     }
 
     public void Dispose()

@@ -14,8 +14,9 @@ internal sealed class PartialBackup : IDisposable
     private readonly BackupStore store;
     private bool committed;
 
-    private PartialBackup(BackupStore store, string path, bool isResumed)
+    private PartialBackup(BackupStore store, string path, BackupStart start, bool isResumed)
     {
+        Start = start;
         this.store = store;
         DirectoryPath = path;
         IsResumed = isResumed;
@@ -24,37 +25,56 @@ internal sealed class PartialBackup : IDisposable
     /// <summary>Where it is.</summary>
     public string DirectoryPath { get; }
 
+    /// <summary>What it is going to be; the seed is that of the earlier attempt.</summary>
+    public BackupStart Start { get; }
+
     /// <summary>Whether there is something of an earlier attempt in it.</summary>
     public bool IsResumed { get; }
 
     /// <summary>Begins one.</summary>
     public static PartialBackup Begin(BackupStore store, BackupStart start)
     {
-        byte[] wanted = JsonSerializer.SerializeToUtf8Bytes(start, BackupJson.Default.BackupStart);
         string? old = null;
+        BackupStart found = start;
         foreach (string left in Directory.EnumerateDirectories(store.Directory, BackupStore.PartialPrefix + "*").Order(StringComparer.Ordinal))
         {
             string file = Path.Combine(left, StartFile);
-            if (old is null && File.Exists(file) && File.ReadAllBytes(file).AsSpan().SequenceEqual(wanted))
-                old = left;
+            if (old is null && ReadStart(file) is { } there && ToFile(there with { HashSeed = start.HashSeed }).AsSpan().SequenceEqual(ToFile(start)))
+                (old, found) = (left, there);
             else
                 Directory.Delete(left, recursive: true);
         }
         if (old is not null)
-            return new PartialBackup(store, old, isResumed: true);
+            return new PartialBackup(store, old, found, isResumed: true);
         string path = Path.Combine(store.Directory, $"{BackupStore.PartialPrefix}{Guid.NewGuid():n}");
         Directory.CreateDirectory(path);
-        BackupStore.WriteDurably(Path.Combine(path, StartFile), wanted);
-        return new PartialBackup(store, path, isResumed: false);
+        // Not forced to the disk: one that a power failure has cut costs the next attempt what was stored, as the chunks themselves may.
+        File.WriteAllBytes(Path.Combine(path, StartFile), ToFile(start));
+        return new PartialBackup(store, path, start, isResumed: false);
+    }
+
+    private static byte[] ToFile(BackupStart start) => JsonSerializer.SerializeToUtf8Bytes(start, BackupJson.Default.BackupStart);
+
+    private static BackupStart? ReadStart(string file)
+    {
+        try
+        {
+            return File.Exists(file) ? JsonSerializer.Deserialize(File.ReadAllBytes(file), BackupJson.Default.BackupStart) : null;
+        }
+        catch (JsonException)
+        {
+            return null;
+        }
     }
 
     /// <summary>All files are complete and durable: gives it its name.</summary>
     public void Commit(BackupManifest manifest, string name)
     {
-        BackupStore.WriteDurably(Path.Combine(DirectoryPath, BackupManifest.FileName), manifest.ToFile());
         foreach (BackupDisk disk in manifest.Disks)
             File.Delete(Path.Combine(DirectoryPath, DiskPack.JournalOf(disk.Name)));
         File.Delete(Path.Combine(DirectoryPath, StartFile));
+        // Last, so that the directory is written to the disk once and not twice.
+        BackupStore.WriteDurably(Path.Combine(DirectoryPath, BackupManifest.FileName), manifest.ToFile());
         HostDirectory.Synchronize(DirectoryPath);
         Directory.Move(DirectoryPath, Path.Combine(store.Directory, name));
         committed = true;

@@ -33,14 +33,18 @@ internal static class BenchBackupCommands
     {
         Option<string> kernel = Kernel(), busybox = Busybox(), accelerator = MachineArguments.Accelerator(), cpus = MachineArguments.Cpus();
         Option<string> size = new("--size") { HelpName = "SIZE", Description = "Of each disk", DefaultValueFactory = _ => "128M" };
+        Option<string> types = new("--file-systems") { HelpName = "LIST", Description = "One for each disk: ext4, xfs, btrfs", DefaultValueFactory = _ => "ext4,xfs,btrfs" };
+        Option<string?> agent = new("--agent") { HelpName = "FILE", Description = "Our own agent in the place of Debian's daemons; without FILE, the one beside this program", Arity = ArgumentArity.ZeroOrOne };
         Option<string> rounds = new("--rounds") { HelpName = "N", Description = "How many backups", DefaultValueFactory = _ => "50" };
-        Command command = new("backups", "Back up a guest with writers on two disks again and again; every image is restored and checked.") { kernel, busybox, accelerator, cpus, size, rounds };
+        Command command = new("backups", "Back up a guest with writers on several disks and file systems again and again; every image is restored and checked.") { kernel, busybox, accelerator, cpus, size, types, agent, rounds };
         command.SetAction((result, _) => RunAsync(stopping => new BackupSoak
         {
             Kernel = StockKernel.Kernel(result.GetValue(kernel)),
             Busybox = StockKernel.Busybox(result.GetValue(busybox)),
             Options = new MachineOptions { Name = "soak", Accelerator = result.GetRequiredValue(accelerator), Cpus = MachineArguments.ParseCpus(result.GetRequiredValue(cpus)) },
             DiskBytes = MemorySize.Parse(result.GetRequiredValue(size), "--size"),
+            FileSystems = GuestFileSystem.Parse(result.GetRequiredValue(types), "--file-systems"),
+            Agent = result.GetResult(agent) is not { Implicit: false } ? null : result.GetValue(agent) ?? Path.Combine(AppContext.BaseDirectory, "guest", "aerostat-agent"),
             Rounds = Math.Max(1, ParseCount("--rounds", result.GetRequiredValue(rounds))),
         }.RunAsync(result.InvocationConfiguration.Output, result.InvocationConfiguration.Error, stopping)));
         return command;

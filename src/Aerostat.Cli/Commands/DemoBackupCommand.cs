@@ -56,10 +56,9 @@ internal static class DemoBackupCommand
     private static async Task<int> RunAsync(string folder, string kernel, string busybox, MachineOptions options, ulong size, ulong data, TextWriter output, TextWriter error, CancellationToken cancellation)
     {
         string disk = Path.Combine(folder, "disk.img"), store = Path.Combine(folder, "store"), copy = Path.Combine(folder, "copy.img");
-        await BackupGuest.MakeDisksAsync([(disk, size)], cancellation).ConfigureAwait(false);
         output.WriteLine($"A stock guest with an ext4 of {MemorySize.Format(size)} writes {MemorySize.Format(data)} to it, and then goes on writing.");
         output.Flush();
-        BackupGuest guest = await BackupGuest.StartAsync(kernel, busybox, options, [disk], $"dd if=/dev/urandom of=/d0/data bs=1M count={data >> 20} 2> /dev/null; sync", cancellation).ConfigureAwait(false);
+        BackupGuest guest = await BackupGuest.StartAsync(kernel, busybox, options, [new GuestDisk(disk, size, GuestFileSystem.Ext4)], $"dd if=/dev/urandom of=/d0/data bs=1M count={data >> 20} 2> /dev/null; sync", agent: null, cancellation).ConfigureAwait(false);
         List<(BackupResult Result, long Before)> made = [];
         await using (guest.ConfigureAwait(false))
         {

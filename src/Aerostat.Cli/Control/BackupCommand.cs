@@ -20,6 +20,7 @@ internal static class BackupCommand
         Option<bool> crash = new("--crash-consistent") { Description = "If the guest cannot be frozen, back up what is on its disks all the same" };
         Option<string?> timeout = new("--timeout") { HelpName = "SECONDS", Description = "How long the guest may take to freeze (60)" };
         Option<string?> compress = new("--compress") { HelpName = "LEVEL|none", Description = $"Zstandard's level, -7 to 19 ({BackupOptions.DefaultLevel})" };
+        Option<string?> hash = new("--hash") { HelpName = "NAME", Description = "By what damage is found: xxh128 (fast, with a secret seed) or sha256 (xxh128)" };
         return MachineCommand.Create("backup", "Back up a running machine's disks, its guest's file systems frozen for a moment (needs --personality hyperv and hv_vss_daemon in the guest, or vmware and open-vm-tools).", async call =>
         {
             if (call.Result.GetValue(to) is not { Length: > 0 } directory)
@@ -31,8 +32,10 @@ internal static class BackupCommand
                 arguments = arguments with { Timeout = MachineArguments.ParseTimeout(limit).TotalSeconds };
             if (call.Result.GetValue(compress) is { } level)
                 arguments = level == "none" ? arguments with { Compress = false } : arguments with { Level = ParseNumber("--compress", level, -7, 19) };
+            if (call.Result.GetValue(hash) is { } name)
+                arguments = arguments with { Hash = name is "xxh128" or "sha256" ? name : throw new ConfigurationException($"--hash: '{name}' is not xxh128 or sha256") };
             return await RunAsync(call, arguments).ConfigureAwait(false);
-        }, extra: null, to, incremental, keep, crash, timeout, compress);
+        }, extra: null, to, incremental, keep, crash, timeout, compress, hash);
     }
 
     private static async Task<int> RunAsync(MachineCall call, BackupArguments arguments)

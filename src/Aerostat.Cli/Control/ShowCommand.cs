@@ -38,6 +38,8 @@ internal static class ShowCommand
             output.WriteLine($"balloon      {balloon.Actual >> 20} of {balloon.Target >> 20} MiB ({balloon.Dialect}, {balloon.Reason}{(balloon.Policy is { } policy ? $"; policy: {(policy.Resting ? "resting" : policy.Reason ?? "starting")}" : "")})");
         if (shown.Debugger is not null)
             output.WriteLine($"debugger     {(shown.Debugger == "attached" ? "attached" : $"target remote {shown.Debugger}")}");
+        if (shown.FileSystems is { } freezing)
+            output.WriteLine($"file systems {(freezing == "idle" ? "not frozen" : freezing)}");
         foreach ((string name, string value) in (shown.Guest ?? new Dictionary<string, string>()).OrderBy(f => f.Key, StringComparer.Ordinal))
             output.WriteLine($"guest        {name}: {value}");
         output.WriteLine($"resets       {shown.Resets}{(shown.NoReboot ? " (one by the guest ends the run)" : "")}");

@@ -37,11 +37,31 @@ internal static class StockKernel
             : throw new ConfigurationException($"{folder} is not a root file system with programs; give --root DIR, or run './dev bench programs' in a clone, which fetches Debian's");
     }
 
+    private static string Libraries => Path.Combine(Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
+
+    // What the agent's runtime wants besides the C library.
+    private static readonly string[] s_agentLibraries = ["libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libdl.so.2", "librt.so.1", "libpthread.so.0"];
+
+    /// <summary>Our own agent with its libraries, those of the cache, for an initramfs.</summary>
+    /// <param name="program">The agent.</param>
+    /// <exception cref="ConfigurationException">Something is not there.</exception>
+    public static IReadOnlyList<InitramfsFile> Agent(string program)
+    {
+        if (!File.Exists(program))
+            throw new ConfigurationException($"there is no agent {program}; './dev build' makes one");
+        return
+        [
+            .. HyperVDaemons(),
+            new("bin/aerostat-agent", program, true),
+            .. s_agentLibraries.Select(l => new InitramfsFile($"lib/x86_64-linux-gnu/{l}", File.ResolveLinkTarget(Path.Combine(Libraries, l), returnFinalTarget: true)?.FullName ?? Path.Combine(Libraries, l), true)),
+        ];
+    }
+
     /// <summary>Debian's hv_vss_daemon and hv_kvp_daemon with their C library, from the cache, for an initramfs.</summary>
     /// <exception cref="ConfigurationException">They are not there.</exception>
     public static IReadOnlyList<InitramfsFile> HyperVDaemons()
     {
-        string daemons = Path.Combine(Cache, "hyperv", "usr", "sbin"), library = Path.Combine(Cache, "programs", "usr", "lib", "x86_64-linux-gnu");
+        string daemons = Path.Combine(Cache, "hyperv", "usr", "sbin"), library = Libraries;
         return File.Exists(Path.Combine(daemons, "hv_vss_daemon")) && File.Exists(Path.Combine(library, "libc.so.6"))
             ?
             [

@@ -74,6 +74,7 @@ internal sealed class MachineSession(MachineOptions options)
             await using DebugServer? debug = Listen(machine, error, verb);
             using MachineSnapshots snapshots = new(machine, tracks ? From : null);
             await using ControlledMachine controlled = new(machine, Program.Version) { AcceleratorReason = options.Accelerator == "auto" ? Accelerators.Automatic(Accelerators.Kvm).Reason : "it was asked for", Debug = debug, Snapshots = snapshots };
+            using FreezeMark? mark = Control is null ? null : new FreezeMark(Control, machine, isRestored: From is not null);
             await using ControlServer? control = listener is null ? null : new ControlServer(listener, controlled, ControlVerbs.All());
             if (debug is null || !WaitsForDebugger)
                 await machine.StartAsync().ConfigureAwait(false);

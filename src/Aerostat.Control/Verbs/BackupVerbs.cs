@@ -12,8 +12,9 @@ namespace Aerostat.Control;
 /// <param name="Timeout">Seconds that the guest has to freeze.</param>
 /// <param name="Level">Zstandard's level, -7 to 19.</param>
 /// <param name="Compress">Whether anything is compressed.</param>
+/// <param name="Hash">"xxh128" or "sha256".</param>
 public sealed record BackupArguments(
-    string? To = null, bool Incremental = false, bool CrashConsistent = false, int? Keep = null, double Timeout = 60, int Level = BackupOptions.DefaultLevel, bool Compress = true);
+    string? To = null, bool Incremental = false, bool CrashConsistent = false, int? Keep = null, double Timeout = 60, int Level = BackupOptions.DefaultLevel, bool Compress = true, string Hash = "xxh128");
 
 /// <summary>The answer to <c>backup</c>.</summary>
 /// <param name="Name">The backup's name in the store.</param>
@@ -65,6 +66,8 @@ internal sealed class BackupVerb() : ControlVerb<BackupArguments, BackupAnswer>(
             throw new ControlException(ControlErrorKind.Usage, "backup: at least one backup is kept");
         if (arguments.Level is < -7 or > 19)
             throw new ControlException(ControlErrorKind.Usage, "backup: a level is -7 to 19");
+        if (arguments.Hash is not ("xxh128" or "sha256"))
+            throw new ControlException(ControlErrorKind.Usage, "backup: a hash is xxh128 or sha256");
         VirtualMachine vm = machine.Machine;
         if (vm.State == MachineState.Ended)
             throw new ControlException(ControlErrorKind.Refused, "backup: the machine is over");
@@ -77,6 +80,7 @@ internal sealed class BackupVerb() : ControlVerb<BackupArguments, BackupAnswer>(
                 Keep = arguments.Keep,
                 FreezeDeadline = TimeSpan.FromSeconds(arguments.Timeout),
                 Level = arguments.Compress ? arguments.Level : null,
+                Hash = arguments.Hash == "sha256" ? BackupHash.Sha256 : BackupHash.XxHash128,
             }, cancellation).ConfigureAwait(false);
             BackupManifest manifest = result.Backup.Manifest;
             bool isGuest = manifest.Consistency == BackupConsistency.Guest;

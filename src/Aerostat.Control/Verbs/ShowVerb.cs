@@ -31,6 +31,7 @@ namespace Aerostat.Control;
 /// <param name="Debugger">"attached", or where one may attach; null: neither.</param>
 /// <param name="Balloon">The balloon; absent: there is none.</param>
 /// <param name="Guest">What the guest's daemon says of its system, by Hyper-V's names; null: nothing.</param>
+/// <param name="FileSystems">"idle", "probing", "freezing", "frozen", "thawing" or "failed": where the host stands with the guest's file systems; null: it cannot freeze them.</param>
 public sealed record ShowAnswer(
     string Name,
     int Pid,
@@ -58,7 +59,8 @@ public sealed record ShowAnswer(
     long UnclaimedMmioAccesses,
     string? Debugger,
     BalloonAnswer? Balloon = null,
-    IReadOnlyDictionary<string, string>? Guest = null);
+    IReadOnlyDictionary<string, string>? Guest = null,
+    string? FileSystems = null);
 
 /// <summary>How often, and how long that took.</summary>
 /// <param name="Count">How often.</param>
@@ -111,7 +113,8 @@ internal sealed class ShowVerb() : ControlVerb<NoArguments, ShowAnswer>(ControlJ
             statistics.UnclaimedMmioAccesses,
             vm.HasDebugger ? "attached" : machine.Debug?.Endpoint.ForGdb,
             BalloonAnswer.Of(vm),
-            vm.IntegrationComponents?.KeyValues.Facts is { Count: > 0 } facts ? facts : null));
+            vm.IntegrationComponents?.KeyValues.Facts is { Count: > 0 } facts ? facts : null,
+            vm.Freezer?.Phase.ToString().ToLowerInvariant()));
     }
 
     private static SortedDictionary<string, ExitFigures> Figures(IReadOnlyDictionary<string, long> counts, IReadOnlyDictionary<string, TimeSpan> times) =>

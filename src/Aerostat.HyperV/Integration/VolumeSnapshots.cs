@@ -18,11 +18,13 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
     private const int BodySize = 40;
     private const int ThawAttempts = 3;
 
-    private static readonly TimeSpan s_answerLimit = TimeSpan.FromSeconds(35), s_retryPause = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan s_answerLimit = TimeSpan.FromSeconds(35), s_retryPause = TimeSpan.FromSeconds(1), s_leftoverPause = TimeSpan.FromSeconds(2);
 
     private volatile FreezePhase phase;
     private Transaction? current;
-    private IDisposable? timer, watchdog;
+    private IDisposable? timer, watchdog, leftoverTimer;
+    // The guest may still have frozen what nobody has seen thawed.
+    private bool leftFrozen;
     private byte? waiting;
     private int thawAttempts;
     private bool thawTwice;
@@ -38,6 +40,9 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
 
     /// <inheritdoc/>
     public FreezePhase Phase => phase;
+
+    /// <inheritdoc/>
+    public event Action<FreezePhase>? PhaseChanged;
 
     /// <summary>Told of each change of <see cref="Phase"/> in a line, for a journal. Set before the machine runs.</summary>
     public Action<string>? Journal { get; set; }
@@ -62,6 +67,8 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         public TimeSpan FreezeTime { get; set; }
         public bool ByWatchdog { get; set; }
         public string? Failure { get; set; }
+        // Nobody waits for it: what an earlier one has left frozen is thawed.
+        public bool IsForLeftovers { get; init; }
     }
 
     /// <inheritdoc/>
@@ -103,7 +110,8 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
 
     private void Begin(Transaction transaction)
     {
-        string? obstacle = current is not null || phase != FreezePhase.Idle ? "a freeze is under way already"
+        string? obstacle = leftFrozen ? "an earlier freeze was never confirmed to have ended: the guest is asked to thaw its file systems as soon as its daemon answers again"
+            : current is not null || phase is not (FreezePhase.Idle or FreezePhase.Failed) ? "a freeze is under way already"
             : State switch
             {
                 ComponentState.Absent => "the guest has no snapshot channel open: its kernel has no hv_utils, or has not loaded it",
@@ -146,6 +154,9 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         timer = null;
         switch (phase)
         {
+            case FreezePhase.Probing when status == Succeeded && current!.IsForLeftovers:
+                Thaw();
+                break;
             case FreezePhase.Probing when status == Succeeded:
                 current!.Asked = Bus.Clock.GetTimestamp();
                 Enter(FreezePhase.Freezing);
@@ -228,6 +239,7 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         }
         // The last resort: without its device the daemon thaws what it has frozen, and ends.
         Transaction transaction = current!;
+        leftFrozen = true;
         Enter(FreezePhase.Failed);
         string why = "the guest does not confirm that it has thawed its file systems; its snapshot channel has been taken away so that its daemon lets go";
         transaction.Frozen.TrySetException(new FreezeException(why));
@@ -244,6 +256,7 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         else
             transaction.Thawed.TrySetResult(new FreezeResult(
                 transaction.FreezeTime, transaction.FrozenAt is { } at ? Bus.Clock.GetElapsedTime(at) : default, transaction.ByWatchdog));
+        leftFrozen = false;
         Forget();
         Enter(FreezePhase.Idle);
     }
@@ -254,7 +267,13 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         transaction.Frozen.TrySetException(new FreezeException(why));
         transaction.Thawed.TrySetException(new FreezeException(why));
         Forget();
-        Enter(FreezePhase.Idle);
+        if (!transaction.IsForLeftovers)
+        {
+            Enter(FreezePhase.Idle);
+            return;
+        }
+        Enter(FreezePhase.Failed);
+        leftoverTimer = Bus.After(s_leftoverPause, AskForLeftovers);
     }
 
     private void Forget()
@@ -269,9 +288,11 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         Hold?.Invoke(false);
     }
 
-    // A guest that has closed its channel has no daemon that holds anything, or is no more.
+    // A guest that has closed its channel has no daemon that holds anything, or is no more; but for one whose channel was taken away.
     private protected override void Lost()
     {
+        leftoverTimer?.Dispose();
+        leftoverTimer = null;
         if (current is { } transaction)
         {
             string why = phase == FreezePhase.Frozen || phase == FreezePhase.Thawing
@@ -282,13 +303,39 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
             Forget();
         }
         if (phase != FreezePhase.Failed)
+        {
+            leftFrozen = false;
             Enter(FreezePhase.Idle);
+        }
     }
 
     private protected override void Ready()
     {
-        if (phase == FreezePhase.Failed)
+        if (leftFrozen)
+            AskForLeftovers();
+        else if (phase == FreezePhase.Failed)
             Enter(FreezePhase.Idle);
+    }
+
+    // A daemon that was killed has left everything frozen, and only another one can thaw it: it is waited for, and nothing else is asked meanwhile.
+    private void AskForLeftovers()
+    {
+        leftoverTimer?.Dispose();
+        leftoverTimer = null;
+        if (!leftFrozen || State != ComponentState.Ready || current is not null)
+            return;
+        BeginForLeftovers();
+        Enter(FreezePhase.Probing);
+        Ask(HotBackup, s_answerLimit, () => Fail("the guest's driver does not answer"));
+    }
+
+    private void BeginForLeftovers()
+    {
+        current = new Transaction(new FreezeOptions()) { ByWatchdog = true, IsForLeftovers = true };
+        // Nobody waits for it; that the guest had thawed by itself is no news.
+        _ = current.Frozen.Task.ContinueWith(static t => t.Exception, CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+        _ = current.Thawed.Task.ContinueWith(static t => t.Exception, CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+        Hold?.Invoke(true);
     }
 
     private void Enter(FreezePhase next)
@@ -296,6 +343,7 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         if (phase == next)
             return;
         phase = next;
+        PhaseChanged?.Invoke(next);
         Journal?.Invoke(next switch
         {
             FreezePhase.Probing => "asks the guest whether it can freeze its file systems",
@@ -317,23 +365,32 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         string[] words = (saved ?? "").Split(' ');
         FreezePhase was = words.Length > 6 && Enum.TryParse(words[6], out FreezePhase p) && Enum.IsDefined(p) ? p : FreezePhase.Idle;
         // Whoever froze the guest that this one is a copy of is not here. It must not stay frozen.
-        restoredFrozen = was is FreezePhase.Freezing or FreezePhase.Frozen or FreezePhase.Thawing;
+        leftFrozen = was is FreezePhase.Freezing or FreezePhase.Frozen or FreezePhase.Thawing or FreezePhase.Failed;
         thawTwice = was is FreezePhase.Freezing or FreezePhase.Thawing;
+        if (was == FreezePhase.Failed)
+            phase = FreezePhase.Failed;
     }
 
-    private bool restoredFrozen;
+    /// <inheritdoc/>
+    protected internal override void Resumed() => ThawWhatWasLeft();
 
     /// <inheritdoc/>
-    protected internal override void Resumed()
+    public void ThawLeftovers() => Bus.Post(() =>
     {
-        if (!restoredFrozen || State != ComponentState.Ready)
+        // One under way ends in a thaw, too.
+        if (current is not null)
             return;
-        restoredFrozen = false;
-        current = new Transaction(new FreezeOptions()) { ByWatchdog = true };
-        current.Frozen.TrySetException(new FreezeException("the machine was saved while its file systems were frozen"));
-        _ = current.Frozen.Task.Exception;
-        Hold?.Invoke(true);
-        Journal?.Invoke("the machine was saved while its file systems were frozen");
+        leftFrozen = true;
+        ThawWhatWasLeft();
+    });
+
+    // The daemon that has frozen it is there.
+    private void ThawWhatWasLeft()
+    {
+        if (!leftFrozen || State != ComponentState.Ready || current is not null)
+            return;
+        BeginForLeftovers();
+        Journal?.Invoke("the machine was saved, or its monitor ended, while its file systems were frozen");
         Thaw();
     }
 }

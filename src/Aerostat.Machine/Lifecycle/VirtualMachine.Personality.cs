@@ -42,7 +42,7 @@ public sealed partial class VirtualMachine
         IVolumeFreezer volumes = Freezer ?? throw new InvalidOperationException("only guests with --personality hyperv or vmware can be asked to freeze their file systems");
         if (state != MachineState.Running)
             throw new InvalidOperationException("the machine does not run, and its guest can do nothing");
-        await volumes.FreezeAsync(options).ConfigureAwait(false);
+        await UnlessOverAsync(volumes.FreezeAsync(options)).ConfigureAwait(false);
         try
         {
             await whileFrozen().ConfigureAwait(false);
@@ -50,10 +50,23 @@ public sealed partial class VirtualMachine
         catch
         {
             // The watchdog sees to it if even this fails.
-            await volumes.ThawAsync().ContinueWith(static t => t.Exception, TaskScheduler.Default).ConfigureAwait(false);
+            await UnlessOverAsync(volumes.ThawAsync()).ContinueWith(static t => t.Exception, TaskScheduler.Default).ConfigureAwait(false);
             throw;
         }
-        return await volumes.ThawAsync().ConfigureAwait(false);
+        Task<FreezeResult> thaw = volumes.ThawAsync();
+        await UnlessOverAsync(thaw).ConfigureAwait(false);
+        return await thaw.ConfigureAwait(false);
+    }
+
+    // The time of a machine that is over stands still, and with it every deadline.
+    private async Task UnlessOverAsync(Task asked)
+    {
+        if (await Task.WhenAny(asked, Exit).ConfigureAwait(false) != asked && !asked.IsCompleted)
+        {
+            _ = asked.ContinueWith(static t => t.Exception, CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
+            throw new FreezeException("the machine has ended before its guest answered");
+        }
+        await asked.ConfigureAwait(false);
     }
 
     private CpuidTable DescribeCpuid(int index) =>

@@ -88,6 +88,9 @@ public sealed unsafe partial class DiskFile : IDisposable
         return 0;
     }
 
+    /// <summary>Has the host begin to make a range durable, and does not wait.</summary>
+    public void BeginWriteback(ulong offset, ulong length) => HostFile.BeginWriteback(_handle, (long)offset, (long)length);
+
     /// <summary>Gives a range's space back; it reads as zeros.</summary>
     public int PunchHole(ulong offset, ulong length) => Allocate(PunchHoleMode | KeepSize, offset, length);
 
@@ -125,6 +128,9 @@ public sealed unsafe partial class DiskFile : IDisposable
         nint data = lseek(_handle, (nint)offset, SeekData);
         // Of an error only "no data any more" (ENXIO) is of interest.
         hole = data < 0 ? Marshal.GetLastPInvokeError() == NoSuchAddress : (ulong)data > offset;
+        // Behind the end of a file that somebody has cut are no zeros, but nothing; who reads there is told so.
+        if (data < 0 && hole && (ulong)RandomAccess.GetLength(_handle) < Length)
+            hole = false;
         if (hole)
             return data < 0 ? Length : Math.Min(Length, (ulong)data);
         nint end = data < 0 ? -1 : lseek(_handle, (nint)offset, SeekHole);

@@ -36,6 +36,8 @@ public static unsafe partial class HostFile
     private const short PollOut = 4;
     // fallocate(2): FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE; ENOSYS.
     private const int PunchHoleKeepSize = 3, NoSuchCall = 38;
+    // SYNC_FILE_RANGE_WRITE.
+    private const uint StartWrite = 2;
     private const int LastStandard = 2, BadDescriptor = 9, GetDescriptorFlags = 1, ClosedOnExec = 1;
 
     /// <summary>What is at <paramref name="path"/>, links followed.</summary>
@@ -144,6 +146,16 @@ public static unsafe partial class HostFile
         }
     }
 
+    /// <summary>
+    /// Has the host begin to write a range of a file to its disk (sync_file_range(2)) without waiting for the end, so that a later flush finds little to do. No
+    /// promise of anything: a host that cannot does nothing.
+    /// </summary>
+    public static void BeginWriteback(SafeFileHandle file, long offset, long length)
+    {
+        ArgumentNullException.ThrowIfNull(file);
+        _ = sync_file_range(file, (nint)offset, (nint)length, StartWrite);
+    }
+
     /// <summary>What is wrong with a descriptor that is not usable.</summary>
     internal static string NotOpen => Marshal.GetPInvokeErrorMessage(BadDescriptor);
 
@@ -160,6 +172,9 @@ public static unsafe partial class HostFile
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int fallocate(int descriptor, int mode, nint offset, nint length);
+
+    [LibraryImport("libc")]
+    private static partial int sync_file_range(SafeFileHandle descriptor, nint offset, nint length, uint flags);
 
     [LibraryImport("libc")]
     private static partial int fcntl(int descriptor, int command);

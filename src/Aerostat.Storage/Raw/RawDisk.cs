@@ -53,6 +53,9 @@ public sealed class RawDisk : IDisk
     public DiskResult Flush() => ReadOnly ? DiskResult.Done : Answer(_file.Flush());
 
     /// <inheritdoc/>
+    public void BeginFlush(ulong offset, ulong length) => _file.BeginWriteback(offset, length);
+
+    /// <inheritdoc/>
     public DiskResult Discard(ulong offset, ulong length) => ReadOnly ? DiskResult.Failed : _file.PunchHole(offset, length) switch
     {
         0 => DiskResult.Done,

@@ -12,7 +12,7 @@ public enum ViewRun
 }
 
 /// <summary>
-/// A disk as it was at one moment, to be read once from the first block to the last while the disk goes on being written. Whoever writes to a block that was
+/// A disk as it was at one moment, of which each block is to be read once while the disk goes on being written. Whoever writes to a block that was
 /// not read yet first saves it; neither the reader nor the writer waits for the other.
 /// </summary>
 /// <remarks>
@@ -134,7 +134,7 @@ public sealed class DiskView
         sidecar.Free(slot);
     }
 
-    /// <summary>The next block from one on that has to be copied; <see cref="Blocks"/>: none. One reader.</summary>
+    /// <summary>The next block from one on that has to be copied; <see cref="Blocks"/>: none. Any thread.</summary>
     public long Next(long block)
     {
         if (changes is null)
@@ -154,7 +154,7 @@ public sealed class DiskView
         return Blocks;
     }
 
-    /// <summary>Reads a run of blocks, all of which have to be copied; not again what was read before. One reader.</summary>
+    /// <summary>Reads a run of blocks, all of which have to be copied; not again what was read before. Any thread, each its own blocks.</summary>
     /// <param name="block">The first.</param>
     /// <param name="count">How many at most.</param>
     /// <param name="buffer">Room for so many.</param>
@@ -172,9 +172,8 @@ public sealed class DiskView
         long holes = extent.Kind == DiskExtentKind.Data ? 0 : from + extent.Length >= Length ? Blocks - block : (long)((from + extent.Length) / TrackedDisk.BlockSize) - block;
         if (holes > 0)
         {
-            // As many as there are at once, whatever the room: nothing is read.
             kind = ViewRun.Zeros;
-            int passed = Pass(block, changes is null ? (int)Math.Min(holes, 1 << 20) : (int)Math.Min(holes, count));
+            int passed = Pass(block, (int)Math.Min(holes, count));
             if (passed > 0)
                 return passed;
             kind = ViewRun.Data;

@@ -45,6 +45,15 @@ public sealed class ToolsFreezer : IVolumeFreezer
     }
 
     /// <inheritdoc/>
+    public event Action<FreezePhase>? PhaseChanged;
+
+    /// <inheritdoc/>
+    /// <remarks>Nothing to do: the tools thaw when nobody asks them to in time.</remarks>
+    public void ThawLeftovers()
+    {
+    }
+
+    /// <inheritdoc/>
     public async Task FreezeAsync(FreezeOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
@@ -56,7 +65,7 @@ public sealed class ToolsFreezer : IVolumeFreezer
                 throw new FreezeException("a freeze is under way already");
             if (!tools.IsRunning)
                 throw new FreezeException("the guest's tools are not at work: install open-vm-tools there and start vmtoolsd");
-            phase = FreezePhase.Freezing;
+            Enter(FreezePhase.Freezing);
             askedAt = clock.GetTimestamp();
         }
         string? failure = null;
@@ -79,8 +88,8 @@ public sealed class ToolsFreezer : IVolumeFreezer
                 End();
                 throw new FreezeException(failure);
             }
-            phase = FreezePhase.Frozen;
             frozenAt = clock.GetTimestamp();
+            Enter(FreezePhase.Frozen);
             watchdog = clock.CreateTimer(_ => WatchdogThaws(), null, options.Watchdog, Timeout.InfiniteTimeSpan);
         }
     }
@@ -106,7 +115,7 @@ public sealed class ToolsFreezer : IVolumeFreezer
                 return thaw;
             if (phase != FreezePhase.Frozen)
                 return Task.FromException<FreezeResult>(new FreezeException("nothing is frozen"));
-            phase = FreezePhase.Thawing;
+            Enter(FreezePhase.Thawing);
             watchdog?.Dispose();
             watchdog = null;
             return thaw = FinishAsync(byWatchdog);
@@ -141,6 +150,12 @@ public sealed class ToolsFreezer : IVolumeFreezer
         watchdog?.Dispose();
         watchdog = null;
         thaw = null;
-        phase = FreezePhase.Idle;
+        Enter(FreezePhase.Idle);
+    }
+
+    private void Enter(FreezePhase next)
+    {
+        phase = next;
+        PhaseChanged?.Invoke(next);
     }
 }
