@@ -56,8 +56,8 @@ public sealed class DynamicMemoryTests
         driver.Give(more: false, (0x910, 56));
         BalloonReport full = bus.Balloon.GetReport();
         Assert.Equal((257UL << 12, BalloonReason.Reached, 0L), (full.ActualBytes, full.Reason, full.RefusedPages));
-        // But for the two that have been read.
-        Assert.Equal(255UL << 12, bus.Fixture.Memory.GetPageTotals().DiscardedBytes);
+        // Two have been read since, which some hosts (Linux before 6.7) take for held.
+        Assert.InRange(bus.Fixture.Memory.GetPageTotals().DiscardedBytes, 255UL << 12, 257UL << 12);
         bus.Balloon.SetTarget(100 << 12);
         Assert.Equal([(0x800UL, 157UL)], driver.TakeBack()!);
         Assert.Null(driver.TakeBack());

@@ -197,6 +197,13 @@ public sealed class HostileBalloonTests
         }
         if (random.Next(12) == 0)
             message[random.Next(message.Length)] ^= (byte)(1 << random.Next(8));
+        // Nor may a bit that flipped name the pages of those rings.
+        for (int at = 16; message[0] == 7 && at + 8 <= message.Length; at += 8)
+        {
+            ulong range = BinaryPrimitives.ReadUInt64LittleEndian(message.AsSpan(at));
+            if ((range & ((1UL << 40) - 1)) < FirstPage)
+                BinaryPrimitives.WriteUInt64LittleEndian(message.AsSpan(at), range | FirstPage);
+        }
         return message;
     }
 

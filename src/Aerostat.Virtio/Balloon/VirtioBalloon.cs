@@ -329,6 +329,13 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         return early && length > 0;
     }
 
+    // A driver that need not tell may use a page before it says that it has it back (virtio 1.2, 5.5.6), so then the memory goes at once.
+    private DiscardResult TakeAway(ulong first, ulong count)
+    {
+        GuestAddress address = new(first << PageShift);
+        return HasFeature(FeatureMustTellHost) ? Memory.TakeAway(address, count << PageShift) : Memory.Discard(address, count << PageShift);
+    }
+
     // Pages that the guest gives (or takes back), as one run.
     private void Move(ulong first, ulong count, bool given)
     {
@@ -344,7 +351,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
         Step();
         DiscardResult result = DiscardResult.Done;
         if (given)
-            result = Memory.TakeAway(new GuestAddress(first << PageShift), count << PageShift);
+            result = TakeAway(first, count);
         else
             Memory.BringBack(new GuestAddress(first << PageShift), count << PageShift);
         lock (Gate)
@@ -450,7 +457,7 @@ public sealed partial class VirtioBalloon : VirtioDevice, IBalloon, ISavable<Vir
             _poison = state.Poison;
             _given.FromRuns(state.Given);
             for (int i = 0; i + 1 < state.Given.Length; i += 2)
-                _ = Memory.TakeAway(new GuestAddress(state.Given[i] << PageShift), state.Given[i + 1] << PageShift);
+                _ = TakeAway(state.Given[i], state.Given[i + 1]);
             AssignRoles();
             if (state.ParkedId is { } id && Queues.FirstOrDefault(q => RoleOf(q) == Role.Statistics) is { } queue)
                 _parked = queue.Restored(id, state.ParkedDescriptors);
