@@ -63,18 +63,19 @@ public sealed class DaemonDeathTests
                                 _ = machine.SendSerialAsync("kill\n"u8.ToArray(), token);
                         }
                         volumes.PhaseChanged += Kill;
-                        await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => console.WaitForAsync($"DID=kill\r\n", token)));
+                        int killed = Count(console, "DID=kill\r");
+                        await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => UntilAsync(() => Count(console, "DID=kill\r") > killed)));
                         volumes.PhaseChanged -= Kill;
                         await RecoverAsync();
 
                         // While all is frozen: nobody can thaw it but another daemon.
-                        Assert.False(File.Exists(marked));
+                        await UntilAsync(() => !File.Exists(marked));
                         e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => TellAsync("kill")));
                         Assert.Contains("does not confirm", e.Message, StringComparison.Ordinal);
                         Assert.Equal(FreezePhase.Failed, volumes.Phase);
                         Assert.True(File.Exists(marked));
                         await RecoverAsync();
-                        Assert.False(File.Exists(marked));
+                        await UntilAsync(() => !File.Exists(marked));
 
                         // And the guest itself ends.
                         last = machine.FreezeAsync(new FreezeOptions(), async () =>

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Globalization;
 using Aerostat.Devices;
 using Aerostat.HyperV;
@@ -68,7 +69,9 @@ public sealed class HyperVBalloonTests
                 DynamicMemory balloon = Assert.IsType<DynamicMemory>(machine.Balloon);
                 if (!await console.WaitForAsync("READY"))
                     return;
-                await Until(machine, () => balloon.GetReport().Statistics.Age is not null);
+                // One that it made after it said so.
+                var since = Stopwatch.StartNew();
+                await Until(machine, () => balloon.GetReport().Statistics.Age < since.Elapsed);
                 available = balloon.GetReport().Statistics[GuestFigure.Available] ?? 0;
                 // Linux reports free blocks some seconds after they are free.
                 await Until(machine, () => balloon.GetReport().ReportedBytes > 64 * MiB);
