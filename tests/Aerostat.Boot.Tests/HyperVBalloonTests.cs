@@ -1,9 +1,9 @@
 using System.Diagnostics;
 using System.Globalization;
 using Aerostat.Devices;
+using Aerostat.Hosting;
 using Aerostat.HyperV;
 using Aerostat.Machine;
-using Aerostat.Hosting;
 using Aerostat.Snapshots;
 using Xunit;
 

@@ -215,7 +215,7 @@ public sealed class RunTests : IDisposable
     public async Task StatisticsAreWrittenWhole()
     {
         string stats = Path.Combine(folder, "stats.json");
-        Assert.Equal(0, (await Run(TinyKernel.PowerOff, "", "--stats", stats, "--name", "tiny", "--accel", "interpreter")).Status);
+        Assert.Equal(0, (await Run(TinyKernel.PowerOff, "", "--stats", stats, "--name", "tiny", "--control", Path.Combine(folder, "tiny.sock"), "--accel", "interpreter")).Status);
         using JsonDocument json = JsonDocument.Parse(await File.ReadAllTextAsync(stats, Token));
         JsonElement root = json.RootElement;
         Assert.Equal("tiny", root.GetProperty("name").GetString());
