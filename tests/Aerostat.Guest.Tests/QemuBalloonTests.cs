@@ -103,9 +103,10 @@ public sealed class QemuBalloonTests
         await AskAsync(monitor, """{"execute":"migrate","arguments":{"uri":"exec:cat > /dev/null"}}""");
         JsonElement done = await UntilAsync(monitor, """{"execute":"query-migrate"}""", m => m.GetProperty("status").GetString() is "completed" or "failed");
         Assert.Equal("completed", done.GetProperty("status").GetString());
-        Assert.InRange(done.GetProperty("ram").GetProperty("normal-bytes").GetInt64(), 8 * MiB, 40 * MiB);
         await AskAsync(monitor, """{"execute":"cont"}""");
         string text = await shell.BalloonAsync(t => GuestShell.Figure(t, "hints-held") == 0, "the blocks held for hints come back");
+        long sent = done.GetProperty("ram").GetProperty("normal-bytes").GetInt64();
+        Assert.True(sent is >= 8 * MiB and <= 40 * MiB, $"{sent} bytes sent; {text}");
         Assert.InRange(GuestShell.Figure(text, "hinted-mib"), 32, 1000);
         Assert.Equal(0, await shell.FigureAsync("check", "wrong-words"));
     });

@@ -408,7 +408,8 @@ public sealed class VmbusTests : IDisposable
             }, TimeSpan.FromMinutes(2));
             Assert.True(end && driver.Wrong is null, $"{driver.Wrong}: {driver.Sent} sent, {driver.Back} back, state {guest.Bus.Channel(0)!.State}; {string.Join("; ", guest.Platform.Lines)}");
             Assert.Equal((0ul, 0L), (guest.Bus.Malformed, guest.Server.Malformed));
-            Assert.Equal(ringPages == 2, driver.Full > 0);
+            // The smaller rings were full at times, the larger may have been.
+            Assert.True(ringPages > 2 || driver.Full > 0);
         }
         finally
         {

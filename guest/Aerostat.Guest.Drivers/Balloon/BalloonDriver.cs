@@ -35,6 +35,10 @@ public sealed class BalloonDriver
     private DriverQueue? deflate;
     private DriverQueue? statistics;
     private BalloonHints? hints;
+    // The command id, and of which configuration it is.
+    private uint command;
+    private int generation;
+    private bool commandIsKnown;
     private BalloonReporting? reporting;
     private ulong page;
     private ulong features;
@@ -129,11 +133,23 @@ public sealed class BalloonDriver
         else
             reporting.Restart(reportQueue);
         transport.Status |= VirtioTransport.DriverOk;
+        commandIsKnown = false;
         running = true;
         inflating = deflating = false;
         if (statistics is not null)
             SendStatistics();
         return null;
+    }
+
+    // Only what the device has told of counts: QEMU's shows no id at all while it takes hints.
+    private void LookAtCommand()
+    {
+        int now = transport.Generation;
+        if (hints is null || (commandIsKnown && now >= 0 && now == generation))
+            return;
+        commandIsKnown = true;
+        generation = now;
+        command = transport.ReadConfig(CommandIdAt);
     }
 
     /// <summary>Does what can be done; to be called after each interrupt of the device, and at times.</summary>
@@ -160,7 +176,7 @@ public sealed class BalloonDriver
             Answers++;
             SendStatistics();
         }
-        uint command = hints is null ? 0 : transport.ReadConfig(CommandIdAt);
+        LookAtCommand();
         reporting?.Service(hints is null || !hints.IsWanted(command));
         bool more = hints?.Service(command, reporting?.IsUnderWay ?? false) ?? false;
         Target = transport.ReadConfig(TargetAt);

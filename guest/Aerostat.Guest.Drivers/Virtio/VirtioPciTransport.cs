@@ -129,6 +129,8 @@ public sealed class VirtioPciTransport : VirtioTransport
         return queue;
     }
 
+    public override int Generation => (int)platform.ReadRegister(common + 21, 1);
+
     public override uint ReadConfig(int offset) => device == 0 ? 0 : platform.ReadRegister(device + (uint)offset, 4);
 
     public override void WriteConfig(int offset, uint value)

@@ -20,6 +20,9 @@ public abstract class VirtioTransport
 
     public abstract uint ReadConfig(int offset);
 
+    /// <summary>Changes when the configuration does (virtio 1.2, 2.5.2); -1: the device does not tell.</summary>
+    public virtual int Generation => -1;
+
     public abstract void WriteConfig(int offset, uint value);
 
     /// <summary>Buffers come back at once, and no interrupt says so.</summary>
