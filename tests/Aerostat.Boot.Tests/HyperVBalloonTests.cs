@@ -6,6 +6,7 @@ using Aerostat.HyperV;
 using Aerostat.Machine;
 using Aerostat.Snapshots;
 using Xunit;
+using static Aerostat.Boot.Tests.DrivenGuest;
 
 namespace Aerostat.Boot.Tests;
 
@@ -17,26 +18,9 @@ public sealed class HyperVBalloonTests
     // Pressure is told from the first second on, and free pages soon after they are free.
     private const string Prepare = """
         while read -r m; do case $m in *hv_balloon*) insmod $m pressure_report_delay=0;; *) insmod $m;; esac || echo FAILED=$m; done < /etc/modules
-        stty -echo
-        seq 1 20000 > /tmp/kept
         field() { awk "/^$1:/ { print \$2 }" /proc/meminfo; }
-        pause() { echo $1; read -r line; }
 
-        """;
-
-    private const string Finish = """
-
-        echo KEPT=$(seq 1 20000 | cmp - /tmp/kept && echo yes)
-        """;
-
-    private static async Task Until(VirtualMachine machine, Func<bool> condition)
-    {
-        // The machine's own time limit ends this.
-        while (!condition() && !machine.Exit.IsCompleted)
-            await Task.Delay(20);
-    }
-
-    private static Task ContinueAsync(VirtualMachine machine) => machine.SendSerialAsync("\n"u8.ToArray());
+        """ + DrivenGuest.Keep;
 
     private static long Number(BootOutcome outcome, string name) => long.Parse(outcome.Value(name), CultureInfo.InvariantCulture);
 

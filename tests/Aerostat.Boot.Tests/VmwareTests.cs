@@ -5,6 +5,7 @@ using Aerostat.Machine;
 using Aerostat.Snapshots;
 using Aerostat.VMware;
 using Xunit;
+using static Aerostat.Boot.Tests.DrivenGuest;
 
 namespace Aerostat.Boot.Tests;
 
@@ -17,27 +18,10 @@ public sealed class VmwareTests
     private const string Prepare = """
         while read -r m; do insmod $m || echo FAILED=$m; done < /etc/modules
         mount -t debugfs debugfs /sys/kernel/debug
-        stty -echo
-        seq 1 20000 > /tmp/kept
         # The driver counts from the first look on.
         figures() { sed "s/^/FIGURE$1 /" /sys/kernel/debug/vmmemctl; }
-        pause() { echo $1; read -r line; }
 
-        """;
-
-    private const string Finish = """
-
-        echo KEPT=$(seq 1 20000 | cmp - /tmp/kept && echo yes)
-        """;
-
-    private static async Task Until(VirtualMachine machine, Func<bool> condition)
-    {
-        // The machine's own time limit ends this.
-        while (!condition() && !machine.Exit.IsCompleted)
-            await Task.Delay(20);
-    }
-
-    private static Task ContinueAsync(VirtualMachine machine) => machine.SendSerialAsync("\n"u8.ToArray());
+        """ + DrivenGuest.Keep;
 
     /// <summary>The driver's figures that were printed under a number: by name, sent and failed.</summary>
     private static Dictionary<string, (long Sent, long Failed)> Figures(string console, int number)

@@ -143,14 +143,7 @@ public sealed class HostileBalloonTests
         model.Refill();
     }
 
-    private static ulong Odd(Random random) => random.Next(5) switch
-    {
-        0 => 0,
-        1 => ulong.MaxValue,
-        2 => 1UL << random.Next(64),
-        3 => (ulong)random.NextInt64(),
-        _ => (ulong)random.Next(600),
-    };
+    private static ulong Odd(Random random) => HostileValues.Odd(random, 600);
 
     // The tests' own rings lie below.
     private static ulong Page(Random random) => random.Next(8) switch

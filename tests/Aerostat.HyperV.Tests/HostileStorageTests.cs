@@ -140,14 +140,7 @@ public sealed class HostileStorageTests
         guest.Initialize();
     }
 
-    private static ulong Odd(Random random) => random.Next(6) switch
-    {
-        0 => 0,
-        1 => ulong.MaxValue,
-        2 => 1UL << random.Next(64),
-        3 => (ulong)random.NextInt64(),
-        _ => (ulong)random.Next(2100),
-    };
+    private static ulong Odd(Random random) => HostileValues.Odd(random, 2100);
 
     private static readonly byte[] s_commands = [0x00, 0x03, 0x08, 0x0A, 0x12, 0x1A, 0x1B, 0x25, 0x28, 0x2A, 0x28, 0x2A, 0x35, 0x41, 0x42, 0x5A, 0x88, 0x8A, 0x91, 0x93, 0x9E, 0xA0, 0xA8, 0xAA];
 
