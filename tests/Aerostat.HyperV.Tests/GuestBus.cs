@@ -134,6 +134,7 @@ internal sealed class GuestChannel(GuestBus bus, uint relId, ulong rings, int ri
 
     private byte[] Copy(ulong ring, int index, int length)
     {
+        ArgumentOutOfRangeException.ThrowIfNegative(length);
         byte[] all = new byte[length];
         for (int i = 0; i < length; i++)
             all[i] = bus.Fixture.Memory.Read<byte>(new(ring + 4096 + (ulong)((index + i) % size)));

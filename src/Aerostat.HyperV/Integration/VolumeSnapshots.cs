@@ -309,6 +309,13 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         }
     }
 
+    /// <inheritdoc/>
+    protected internal override void GuestReset()
+    {
+        leftFrozen = false;
+        Enter(FreezePhase.Idle);
+    }
+
     private protected override void Ready()
     {
         if (leftFrozen)

@@ -28,6 +28,11 @@ public abstract class VmBusDevice
     {
     }
 
+    /// <summary>The machine was reset: nothing is left of what the guest had. After <see cref="Closed"/>.</summary>
+    protected internal virtual void GuestReset()
+    {
+    }
+
     /// <summary>A packet has come.</summary>
     /// <param name="transaction">The guest's number for it.</param>
     /// <param name="payload">The data, with up to seven bytes that it is padded with; valid during the call.</param>

@@ -178,6 +178,8 @@ public sealed partial class VmBusServer : IMessagePort, IBackgroundDevice
         inbox.Clear();
         Volatile.Write(ref inboxCount, 0);
         Disconnect();
+        foreach (VmBusChannel channel in channels)
+            channel.Device.GuestReset();
     }
 
     internal bool IsOpen(VmBusDevice device) => Find(device) is { State: ChannelState.Open, IsBroken: false };
