@@ -8,7 +8,8 @@ namespace Aerostat.Cpu;
 /// one unsigned comparison with <c>4096 - size</c> checks tag and page crossing at once.
 /// </summary>
 /// <remarks>
-/// Checks in generated code compare whatever address they get with the tag they found last time (<see cref="CheckSite"/>), so a tag that must not match has to be one that no address has, whatever the index.
+/// Checks of loops in generated code compare whatever address they get with the page they found last (<see cref="CheckSite"/>), so the tag of one that has
+/// found none has to be one that no address has; empty entries have it too, with an index that is not theirs.
 /// There is none among 64-bit numbers; it is a page that is not canonical, chosen at random for each vCPU (<see cref="TlbMemory"/>). Who found it
 /// would reach a spare page of the vCPU's own instead of #GP, and never memory of anybody else: host pages belong to tags, one for each.
 /// </remarks>
