@@ -60,6 +60,30 @@ public sealed class SeriesTests
         }
     }
 
+    /// <summary>What lies between contents of one file is only mapped with them where that file has nothing.</summary>
+    [Fact]
+    public async Task WhatBecomesZeroBetweenOldContentsIsZero()
+    {
+        using TestFolder folder = new();
+        byte[] contents;
+        await using (VirtualMachine machine = SmallMachine.Create())
+        {
+            using MachineSnapshots snapshots = new(machine);
+            SmallMachine.Fill(machine.Memory, new Random(1), 100, 50);
+            SmallMachine.Fill(machine.Memory, new Random(1), 200, 10);
+            SmallMachine.Fill(machine.Memory, new Random(1), 230, 10);
+            await snapshots.SaveAsync(folder["full"], new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
+            machine.Memory.Write(new GuestAddress(120 << 12), new byte[4096]);
+            machine.Memory.Discard(new GuestAddress(130 << 12), 10 << 12);
+            // In a gap, and beyond it.
+            machine.Memory.Discard(new GuestAddress(209 << 12), 25 << 12);
+            await snapshots.SaveAsync(folder["changes"], new SnapshotOptions { Durable = false, Differential = true }, TestContext.Current.CancellationToken);
+            contents = SmallMachine.Contents(machine);
+        }
+        await using VirtualMachine copy = Machines.Restore(Snapshot.Open(folder["changes"]));
+        Assert.True(contents.AsSpan().SequenceEqual(SmallMachine.Contents(copy)));
+    }
+
     [Fact]
     public async Task PagesAreWhatTheGuestSaysTheyAre()
     {

@@ -88,6 +88,15 @@ internal sealed class PageMap
         return low;
     }
 
+    /// <summary>Whether the memory file has nothing for any of these pages.</summary>
+    public bool IsEmpty(ulong first, ulong count)
+    {
+        for (int i = FindRun(first); i < runs.Count && runs[i].First < first + count; i++)
+            if (runs[i].Kind == PageKind.Data && runs[i].End > first)
+                return false;
+        return true;
+    }
+
     /// <summary>As a file.</summary>
     public byte[] ToArray()
     {

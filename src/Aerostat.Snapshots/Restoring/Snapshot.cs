@@ -279,7 +279,7 @@ public sealed class Snapshot
         }
     }
 
-    // Runs with contents, short gaps of zeros taken in: where the memory file has no data, it has a hole.
+    // Runs with contents, short gaps of zeros taken in where the same file has a hole: it may have contents there that a later snapshot says are gone.
     private List<(ulong First, ulong Count, Snapshot Source)> Bridge()
     {
         List<(ulong First, ulong Count, Snapshot Source)> runs = [];
@@ -291,7 +291,7 @@ public sealed class Snapshot
                 gap = count;
                 continue;
             }
-            if (runs.Count > 0 && runs[^1].Source == source && runs[^1].First + runs[^1].Count + gap == first && gap <= BridgedPages)
+            if (runs.Count > 0 && runs[^1].Source == source && runs[^1].First + runs[^1].Count + gap == first && gap <= BridgedPages && source.map.IsEmpty(first - gap, gap))
                 runs[^1] = runs[^1] with { Count = first + count - runs[^1].First };
             else
                 runs.Add((first, count, source));
