@@ -41,8 +41,13 @@ public sealed unsafe partial class GuestMemory
     {
         ulong page = address >> 12;
         // A page once seen to have memory is not asked for again until that is given back. The bit is only a hint, so it may be lost to a race.
-        if (IsSet(heldPages, page) || IsSet(filePages, page))
+        if (IsSet(heldPages, page))
             return false;
+        if (IsSet(filePages, page))
+        {
+            Interlocked.Or(ref heldPages[page >> 6], 1UL << (int)(page & 63));
+            return false;
+        }
         byte* at = HostBase + (page << 12), limit = HostBase + Math.Min((page | (BlockPages - 1)) + 1, pageCount) * HostMapping.PageSize;
         if (!hostPages.TryNextHeld(at, limit, out byte* start, out byte* stop) || start > at)
             return true;

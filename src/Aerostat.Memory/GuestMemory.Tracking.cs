@@ -73,6 +73,9 @@ public sealed unsafe partial class GuestMemory
     /// <summary>Watch byte of each page (<see cref="PageWatch"/>), indexed by page frame number below <see cref="End"/>.</summary>
     public byte* Watch => watch;
 
+    /// <summary>A bit for each page that <see cref="IsHole"/> has found to have memory and that has not been given back since; for other pages it says nothing.</summary>
+    public ulong* HeldPages => heldPages;
+
     /// <summary>Code generation of each page, indexed by page frame number.</summary>
     public uint* CodeGeneration => generations;
 

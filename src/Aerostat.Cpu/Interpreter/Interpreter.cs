@@ -43,6 +43,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
         space.Epoch = epoch;
         State = (CpuState*)space.Base;
         (State->NoTag, State->NoHost) = (tlbMemory.NoTag, tlbMemory.Spare);
+        (State->HostBase, State->HeldPages) = ((ulong)Memory.HostBase, (ulong)Memory.HeldPages);
         UseSets();
         State->Xsave = (byte*)NativeMemory.AlignedAlloc(CpuState.XsaveBytes, 64);
         new Span<byte>(State->Xsave, CpuState.XsaveBytes).Clear();

@@ -13,7 +13,8 @@ internal static unsafe class StringHandlers<T>
 {
     // SAFETY: Peek gives the host address of a page; Run keeps every piece inside it, in the direction of DF.
     private const ulong ByteBudget = 64 << 10;
-    private const ulong WorthAsking = 2048;
+    /// <summary>Bytes from which on clearing a page is worth the question whether it is clear.</summary>
+    public const ulong WorthAsking = 2048;
     private const int SlowBudget = 4096;
     private const byte Rcx = 1 * 8, Rsi = 6 * 8, Rdi = 7 * 8;
 

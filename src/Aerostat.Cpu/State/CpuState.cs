@@ -117,6 +117,8 @@ internal unsafe struct CpuState
     public ulong SecondTable;
     /// <summary>Where the <see cref="CheckSite"/>s are; the numbers of those whose slots hold something, and how many those are.</summary>
     public ulong CheckSites, BoundList, BoundChecks;
+    /// <summary>Where guest memory begins, and the pages of it that the host is known to hold, a bit each (<see cref="Memory.GuestMemory.HeldPages"/>).</summary>
+    public ulong HostBase, HeldPages;
     /// <summary>A tag that no address has, as <see cref="TlbEntry"/> tells, and the spare page that goes with it.</summary>
     public ulong NoTag, NoHost;
     /// <summary>What generated code left in its scratch registers R10, R11 and R14 at its exit.</summary>

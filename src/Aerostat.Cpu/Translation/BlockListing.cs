@@ -173,6 +173,14 @@ internal sealed unsafe class BlockListing : ISymbolResolver
                 return $"syscall.{s_levels[level]}";
         }
         for (int set = 0; set < 3; set++)
+            for (int scale = 0; scale < 4; scale++)
+            {
+                if (target == thunks.Repeat(set, move: false, scale))
+                    return $"stos.{1 << scale}";
+                if (target == thunks.Repeat(set, move: true, scale))
+                    return $"movs.{1 << scale}";
+            }
+        for (int set = 0; set < 3; set++)
             if (target == thunks.Again(set, write: false) || target == thunks.Again(set, write: true))
                 return Again;
         for (int variant = 0; variant < CodeCache.Variants; variant++)

@@ -110,6 +110,7 @@ internal sealed unsafe partial class BlockTranslator
                 Treatment.SystemReturn => EmitSystemReturn(i),
                 Treatment.ReadControl => EmitReadControl(i),
                 Treatment.Cpuid => EmitCpuid(i, k),
+                Treatment.String => EmitRepeat(i, k),
                 Treatment.Pop => EmitPop(i, k, start),
                 Treatment.Leave => EmitLeaveInstruction(i, k, start),
                 Treatment.Divide => EmitDivide(i, k, start),

@@ -61,7 +61,7 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Follows what an instruction does to flags; behind its effect on registers.</summary>
     private void TrackSource(in Instruction i, Treatment t)
     {
-        if (t is Treatment.Interpret or Treatment.Divide or Treatment.BitString or Treatment.Cpuid)
+        if (t is Treatment.Interpret or Treatment.Divide or Treatment.BitString or Treatment.Cpuid or Treatment.String)
             lastSource = default;
         else if (t is Treatment.Integer or Treatment.Vector && ((int)i.RflagsModified & FlagEffects.All) != 0)
             lastSource = Classify(i, t);

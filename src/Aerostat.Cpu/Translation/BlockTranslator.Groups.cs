@@ -189,6 +189,7 @@ internal sealed unsafe partial class BlockTranslator
                 break;
             case Treatment.SwapGs:
             case Treatment.Cpuid:
+            case Treatment.String:
             case Treatment.Interpret:
                 u.Barrier = true;
                 break;

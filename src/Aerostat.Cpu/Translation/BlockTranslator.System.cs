@@ -184,6 +184,20 @@ internal sealed unsafe partial class BlockTranslator
         return true;
     }
 
+    /// <summary>What the thunk has left to do is the interpreter's.</summary>
+    private bool EmitRepeat(in Instruction i, int k)
+    {
+        int first = cache.RecordCount, scale = System.Numerics.BitOperations.Log2((uint)i.MemorySize.GetSize());
+        int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP });
+        a.PointTo(a.Call(), cache.Thunks.Repeat(variant % 3, i.Op1Kind == OpKind.MemorySegRSI, scale));
+        // jrcxz over the way out
+        a.Byte(0xE3);
+        a.Byte(5);
+        cold.Add(new Cold { Kind = ColdKind.Leave, Site = a.Jmp(), Record = record });
+        SetNext(first, k);
+        return true;
+    }
+
     private bool EmitSwapGs()
     {
         int one = Offset(&state->Gs.Base), other = Offset(&state->KernelGsBase);

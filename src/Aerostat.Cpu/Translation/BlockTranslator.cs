@@ -227,7 +227,7 @@ internal sealed unsafe partial class BlockTranslator
     private static FlagEffects Effects(in Instruction i, Treatment t) => t switch
     {
         Treatment.Interpret => new FlagEffects(FlagEffects.All, 0),
-        Treatment.PushFlags => new FlagEffects(FlagEffects.All, 0),
+        Treatment.PushFlags or Treatment.String => new FlagEffects(FlagEffects.All, 0),
         Treatment.Divide => new FlagEffects(0, FlagEffects.All),
         Treatment.Integer or Treatment.Vector or Treatment.ConditionalBranch or Treatment.BitString => FlagEffects.Of(i),
         _ => default,

@@ -85,6 +85,7 @@ internal sealed unsafe partial class Thunks(CpuState* state)
             userEntry[level] = EmitUserEntry(a, level);
         }
         systemReturn = EmitSystemReturn(a);
+        EmitStrings(a);
         for (int set = 0; set < 3; set++)
         {
             again[2 * set] = EmitAgain(a, set, write: false);

@@ -44,6 +44,8 @@ internal enum Treatment : byte
     ReadControl,
     /// <summary>CPUID: from what it has answered before.</summary>
     Cpuid,
+    /// <summary>REP MOVS and REP STOS with 64-bit addresses and no segment base.</summary>
+    String,
 }
 
 /// <summary>The instructions that are translated, by Iced's code.</summary>
@@ -125,11 +127,16 @@ internal static class Whitelist
             return Treatment.BitString;
         if (t == Treatment.ReadSegment && i.Op0Kind != OpKind.Register)
             return Treatment.Interpret;
+        if (t == Treatment.String && !IsPlainString(i))
+            return Treatment.Interpret;
         return t is Treatment.Integer or Treatment.Vector && !HasPlainOperands(i) ? Treatment.Interpret : t;
     }
 
     private static bool IsBitString(in Instruction i) => i.Op0Kind == OpKind.Memory && i.OpCount == 2 && i.Op1Kind == OpKind.Register
         && i.Mnemonic is Mnemonic.Bt or Mnemonic.Bts or Mnemonic.Btr or Mnemonic.Btc && i.MemorySize.GetSize() is 4 or 8;
+
+    private static bool IsPlainString(in Instruction i) => i.HasRepPrefix && i.Op0Kind == OpKind.MemoryESRDI
+        && (i.Op1Kind == OpKind.Register || (i.Op1Kind == OpKind.MemorySegRSI && i.MemorySegment is not (Register.FS or Register.GS)));
 
     /// <summary>Whether a vector instruction's memory operand of this size has to be aligned to it.</summary>
     public static bool MustBeAligned(in Instruction i, int size) =>
@@ -187,6 +194,8 @@ internal static class Whitelist
         table[(int)Code.Mov_r64_cr] = Treatment.ReadControl;
         table[(int)Code.Stac] = table[(int)Code.Clac] = Treatment.AccessFlag;
         table[(int)Code.Cpuid] = Treatment.Cpuid;
+        table[(int)Code.Stosb_m8_AL] = table[(int)Code.Stosw_m16_AX] = table[(int)Code.Stosd_m32_EAX] = table[(int)Code.Stosq_m64_RAX] = Treatment.String;
+        table[(int)Code.Movsb_m8_m8] = table[(int)Code.Movsw_m16_m16] = table[(int)Code.Movsd_m32_m32] = table[(int)Code.Movsq_m64_m64] = Treatment.String;
         table[(int)Code.Syscall] = Treatment.SystemCall;
         table[(int)Code.Sysretq] = Treatment.SystemReturn;
         table[(int)Code.Mov_r32m16_Sreg] = table[(int)Code.Mov_r64m16_Sreg] = Treatment.ReadSegment;

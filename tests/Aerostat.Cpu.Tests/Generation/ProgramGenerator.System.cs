@@ -347,15 +347,22 @@ internal sealed partial class ProgramGenerator
             Add(Instruction.Create(Code.Lea_r64_m, Register.RSI, SomeMemory()));
         Add(Instruction.Create(Code.Mov_r32_imm32, Register.ECX, rng.OneIn(4) ? rng.Below(1000) : rng.Below(40)));
         RepPrefixKind rep = rng.OneIn(5) ? RepPrefixKind.None : RepPrefixKind.Repe;
-        Add(rng.Below(6) switch
+        bool backward = rng.OneIn(8);
+        if (backward)
+            Add(Instruction.Create(Code.Std));
+        Add(rng.Below(8) switch
         {
             0 => Instruction.CreateStosb(64, rep),
             1 => Instruction.CreateStosq(64, rep),
             2 => Instruction.CreateStosd(64, rep),
             3 => Instruction.CreateMovsb(64, Register.None, rep),
-            4 => Instruction.CreateMovsq(64, Register.None, rep),
+            4 => Instruction.CreateMovsq(64, rng.OneIn(4) ? Register.FS : Register.None, rep),
+            5 => Instruction.CreateStosw(64, rep),
+            6 => Instruction.CreateMovsw(64, Register.None, rep),
             _ => Instruction.CreateMovsd(64, Register.None, rep),
         });
+        if (backward)
+            Add(Instruction.Create(Code.Cld));
     }
 
     // What the counter says is not looked at, so nothing may come in between.

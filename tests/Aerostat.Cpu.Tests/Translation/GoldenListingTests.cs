@@ -52,6 +52,10 @@ public sealed class GoldenListingTests
         ),
         ["cpuid"] = (0, 0, a => { a.mov(eax, 1); a.cpuid(); a.mov(ecx, eax); a.int3(); }
         ),
+        ["repeat-store"] = (0, 0, a => { a.rep.stosq(); a.xor(ecx, ecx); a.int3(); }
+        ),
+        ["repeat-move"] = (0, 0, a => { a.xor(eax, eax); a.rep.movsb(); a.int3(); }
+        ),
         ["stac-smap"] = (0, 0, a => { a.xor(eax, eax); a.stac(); a.int3(); }
         ),
         ["clac"] = (0, 0, a => { a.clac(); a.xor(eax, eax); a.int3(); }
