@@ -20,6 +20,9 @@ public sealed unsafe partial class GuestMemory
     private const int MaxSmallRuns = 8192;
     private static readonly TimeSpan s_settleAfter = TimeSpan.FromMilliseconds(20);
 
+    // Held while pages that went later are told of, so that who settles knows afterwards that all were. Taken before the discard lock.
+    private readonly Lock tellingLock = new();
+
     // All under the discard lock.
     private readonly HashSet<ulong> torn = [];
     private readonly HashSet<ulong> small = [];
@@ -88,12 +91,18 @@ public sealed unsafe partial class GuestMemory
         }
     }
 
-    /// <summary>Gives the host what waits, and takes huge pages apart for it. This happens by itself within a moment.</summary>
+    /// <summary>
+    /// Gives the host what waits, and takes huge pages apart for it. This happens by itself within a moment, on a thread of its own; when this returns, none
+    /// of what was taken away before changes any more, and those who take note of writes know of all that did.
+    /// </summary>
     public void Settle()
     {
-        lock (discardLock)
-            SettleTorn();
-        NotifyEmptied();
+        lock (tellingLock)
+        {
+            lock (discardLock)
+                SettleTorn();
+            NotifyEmptied();
+        }
     }
 
     // Discard lock held, as in all of the following.
@@ -187,20 +196,22 @@ public sealed unsafe partial class GuestMemory
         torn.Clear();
     }
 
-    // Pages whose memory went later than those who take note of writes were told. Without locks.
+    // Pages whose memory went later than those who take note of writes were told. Without the discard lock.
     private void NotifyEmptied()
     {
-        (ulong Address, ulong Length)[] ranges;
-        lock (discardLock)
+        lock (tellingLock)
         {
-            if (emptied.Count == 0)
-                return;
-            ranges = [.. emptied];
-            emptied.Clear();
-        }
-        if (Volatile.Read(ref disposed) == 0)
+            (ulong Address, ulong Length)[] ranges;
+            lock (discardLock)
+            {
+                if (emptied.Count == 0)
+                    return;
+                ranges = [.. emptied];
+                emptied.Clear();
+            }
             foreach ((ulong address, ulong length) in ranges)
                 NotifyHostWrite(address, length);
+        }
     }
 
     private void MakeSmall(ulong block, bool wanted)
@@ -225,11 +236,14 @@ public sealed unsafe partial class GuestMemory
 
     private void StopSettling()
     {
-        lock (discardLock)
-        {
-            settled = true;
-            torn.Clear();
-            settling?.Dispose();
-        }
+        // The timer's thread may be telling of writes, for which it looks at what is about to be unmapped.
+        lock (tellingLock)
+            lock (discardLock)
+            {
+                settled = true;
+                torn.Clear();
+                emptied.Clear();
+                settling?.Dispose();
+            }
     }
 }

@@ -19,18 +19,20 @@ public sealed unsafe partial class GuestMemory
             return DiscardResult.Unaligned;
         if (!Contains(address.Value, length))
             return DiscardResult.NotMemory;
+        bool done;
         lock (discardLock)
         {
             if (IsPinned(address.Value, length))
                 return DiscardResult.Pinned;
-            if (!Punch(address.Value, length))
-                return DiscardResult.Refused;
+            done = Punch(address.Value, length);
             // After the fact: in between a page without memory counts as Zero, which is as true.
-            lock (trackingLock)
-                SetBits(discardedPages, address.Page, length >> 12, true);
+            if (done)
+                lock (trackingLock)
+                    SetBits(discardedPages, address.Page, length >> 12, true);
         }
+        // A host that refuses may have done so half-way.
         NotifyHostWrite(address.Value, length);
-        return DiscardResult.Done;
+        return done ? DiscardResult.Done : DiscardResult.Refused;
     }
 
     /// <summary>

@@ -130,6 +130,55 @@ public sealed class SeriesTests
         Assert.Contains("there is no snapshot", Assert.Throws<SnapshotException>(() => Snapshot.Open(folder["e"])).Message, StringComparison.Ordinal);
     }
 
+    /// <summary>Two machines from one snapshot, each of which has its own changes in its own differential one.</summary>
+    [Fact]
+    public async Task MachinesFromOneSnapshotKeepTheirChangesApart()
+    {
+        using TestFolder folder = new();
+        await SmallMachine.SaveAsync(folder["s"]);
+        Snapshot from = Snapshot.Open(folder["s"]);
+        await using VirtualMachine a = Machines.Restore(from, trackChanges: true), b = Machines.Restore(from, trackChanges: true);
+        using MachineSnapshots ofA = new(a, from), ofB = new(b, from);
+        SmallMachine.Fill(a.Memory, new Random(1), 300, 3);
+        SmallMachine.Fill(b.Memory, new Random(2), 400, 3);
+        SnapshotOptions changes = new() { Durable = false, Differential = true };
+        await ofA.SaveAsync(folder["a"], changes, TestContext.Current.CancellationToken);
+        await ofB.SaveAsync(folder["b"], changes, TestContext.Current.CancellationToken);
+        Assert.Equal(SmallMachine.Contents(a)[(300 << 12)..(500 << 12)], await ContentsOf(folder["a"], 300 << 12, 200 << 12));
+        Assert.Equal(SmallMachine.Contents(b)[(300 << 12)..(500 << 12)], await ContentsOf(folder["b"], 300 << 12, 200 << 12));
+        Assert.Throws<InvalidOperationException>(() => new MachineSnapshots(a, from));
+    }
+
+    /// <summary>A snapshot that is replaced by another between a look at its page map and one at its memory is noticed.</summary>
+    [Fact]
+    public async Task ASnapshotThatIsReplacedWhileItIsReadIsNotMixedWithTheOther()
+    {
+        using TestFolder folder = new();
+        await SmallMachine.SaveAsync(folder["s"]);
+        Snapshot before = Snapshot.Open(folder["s"]);
+        await SmallMachine.SaveAsync(folder["s"]);
+        Assert.Contains("has been replaced", Assert.Throws<SnapshotException>(before.Verify).Message, StringComparison.Ordinal);
+        Assert.Contains("has been replaced", Assert.Throws<SnapshotException>(() => before.Flatten(folder["flat"])).Message, StringComparison.Ordinal);
+        Assert.Contains("has been replaced", Assert.Throws<SnapshotException>(() => Machines.Restore(before)).Message, StringComparison.Ordinal);
+        await using VirtualMachine machine = Machines.Restore(Snapshot.Open(folder["s"]));
+    }
+
+    /// <summary>What a differential snapshot builds on is not replaced by it, whatever it is called.</summary>
+    [Fact]
+    public async Task WhatASnapshotBuildsOnIsKnownUnderEveryName()
+    {
+        using TestFolder folder = new();
+        Directory.CreateDirectory(folder["real"]);
+        Directory.CreateSymbolicLink(folder["link"], folder["real"]);
+        await using VirtualMachine machine = SmallMachine.Create();
+        using MachineSnapshots snapshots = new(machine);
+        await snapshots.SaveAsync(folder["real/a"], new SnapshotOptions { Durable = false }, TestContext.Current.CancellationToken);
+        SnapshotOptions changes = new() { Durable = false, Differential = true };
+        Assert.Contains("give another name", (await Assert.ThrowsAsync<SnapshotException>(() => snapshots.SaveAsync(folder["link/a"], changes, TestContext.Current.CancellationToken))).Message, StringComparison.Ordinal);
+        await snapshots.SaveAsync(folder["link/b"], changes, TestContext.Current.CancellationToken);
+        Assert.Equal(2, Snapshot.Open(folder["real/b"]).Chain.Count);
+    }
+
     [Fact]
     public async Task AFailedSnapshotLosesNoChanges()
     {

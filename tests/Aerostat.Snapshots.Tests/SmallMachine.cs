@@ -10,10 +10,11 @@ internal static class SmallMachine
 {
     public const ulong Bytes = 4 << 20;
 
-    public static VirtualMachine Create(string accelerator = "interpreter") => Machines.Create(new MachineOptions
+    public static VirtualMachine Create(string accelerator = "interpreter", ulong bytes = Bytes, HugePageUse hugePages = default) => Machines.Create(new MachineOptions
     {
         Name = "small",
-        MemoryBytes = Bytes,
+        MemoryBytes = bytes,
+        HugePages = hugePages,
         Accelerator = accelerator,
         Devices = [new DebugExitOptions(), new TestDeviceOptions()],
         Boot = new RealModeBootOptions(new byte[] { 0xEB, 0xFE }),

@@ -17,12 +17,15 @@ public sealed class Snapshot
     private const ulong BridgedPages = 32;
 
     private readonly PageMap map;
-    private ChangeLog? changes;
+    private readonly Checksum seal;
+    // Of the machines that were made of this and are logged, until somebody takes their logs.
+    private readonly List<ChangeLog> logs = [];
 
-    private Snapshot(string path, SnapshotManifest manifest, PageMap map, Snapshot? parent)
+    private Snapshot(string path, SnapshotManifest manifest, Checksum seal, PageMap map, Snapshot? parent)
     {
         Path = path;
         Manifest = manifest;
+        this.seal = seal;
         this.map = map;
         Parent = parent;
         Chain = [this, .. parent?.Chain ?? []];
@@ -59,7 +62,8 @@ public sealed class Snapshot
             string name = System.IO.Path.Combine(directory, SnapshotDirectory.Manifest);
             if (!File.Exists(name))
                 throw new SnapshotException(Directory.Exists(directory) ? $"{directory} is not a snapshot: it has no {SnapshotDirectory.Manifest}" : $"there is no snapshot {directory}");
-            SnapshotManifest manifest = ManifestFile.Read(ReadAll(name, ManifestFile.LargestSize), name);
+            byte[] manifestFile = ReadAll(name, ManifestFile.LargestSize);
+            SnapshotManifest manifest = ManifestFile.Read(manifestFile, name);
             ulong pages = ManifestCheck.Pages(manifest, name);
             string mapName = System.IO.Path.Combine(directory, SnapshotDirectory.PageMap);
             byte[] mapFile = ReadAll(mapName, manifest.Memory.MapBytes);
@@ -68,7 +72,7 @@ public sealed class Snapshot
             PageMap map = PageMap.Parse(mapFile, pages, mapName);
             ManifestCheck.Counts(manifest, map, name);
             CheckMemoryFile(System.IO.Path.Combine(directory, SnapshotDirectory.Memory), pages);
-            return new Snapshot(directory, manifest, map, OpenParent(directory, manifest, depth));
+            return new Snapshot(directory, manifest, Checksum.Of(manifestFile), map, OpenParent(directory, manifest, depth));
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
         {
@@ -188,8 +192,11 @@ public sealed class Snapshot
         memory =>
         {
             Fill(memory);
-            if (trackChanges)
-                changes = new ChangeLog(memory);
+            if (!trackChanges)
+                return;
+            ChangeLog log = new(memory);
+            lock (logs)
+                logs.Add(log);
         },
         newIdentity);
 
@@ -206,7 +213,17 @@ public sealed class Snapshot
 
     internal ulong PageCount => map.PageCount;
 
-    internal ChangeLog? TakeChangeLog() => Interlocked.Exchange(ref changes, null);
+    /// <summary>The log of a machine that was made of this; null: there is none, or somebody has it.</summary>
+    internal ChangeLog? TakeChangeLog(GuestMemory memory)
+    {
+        lock (logs)
+        {
+            ChangeLog? log = logs.Find(l => l.Memory == memory);
+            if (log is not null)
+                logs.Remove(log);
+            return log;
+        }
+    }
 
     /// <summary>Where each page's contents are, as the longest runs; null: zeros.</summary>
     internal IEnumerable<(ulong First, ulong Count, Snapshot? Source)> Resolve()
@@ -245,7 +262,16 @@ public sealed class Snapshot
         }
     }
 
-    internal SafeFileHandle OpenMemory() => File.OpenHandle(MemoryPath, FileMode.Open, FileAccess.Read, FileShare.Read);
+    /// <summary>Opens the memory that the map is of: another snapshot may have been given this one's name since that was read.</summary>
+    internal SafeFileHandle OpenMemory()
+    {
+        SafeFileHandle memory = File.OpenHandle(MemoryPath, FileMode.Open, FileAccess.Read, FileShare.Read);
+        // Snapshots are replaced as a whole, so if the manifest is the same now, then so was the memory just before.
+        if (Checksum.Of(ReadAll(System.IO.Path.Combine(Path, SnapshotDirectory.Manifest), ManifestFile.LargestSize)) == seal)
+            return memory;
+        memory.Dispose();
+        throw new SnapshotException($"{Path} has been replaced by another snapshot while this one was being read: try again");
+    }
 
     internal static void ReadExactly(SafeFileHandle file, Span<byte> buffer, long offset, string name)
     {

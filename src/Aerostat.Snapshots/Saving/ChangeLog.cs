@@ -12,10 +12,14 @@ internal sealed class ChangeLog : IDisposable
     /// <summary>Starts to log. What was written before is in memory when this returns, what is written from now on is in the log.</summary>
     public ChangeLog(GuestMemory memory)
     {
+        Memory = memory;
         logs = [.. memory.Regions.Select(memory.StartDirtyLog)];
         pending = [.. logs.Select(l => new ulong[l.WordCount])];
         fresh = [.. logs.Select(l => new ulong[l.WordCount])];
     }
+
+    /// <summary>Whose pages.</summary>
+    public GuestMemory Memory { get; }
 
     /// <summary>The pages written since the last snapshot, by region, as far as was collected.</summary>
     public IReadOnlyList<ulong[]> Pending => pending;

@@ -2,6 +2,7 @@ using System.Diagnostics;
 using System.Reflection;
 using Aerostat.Machine;
 using Aerostat.Memory;
+using Aerostat.Platform;
 using Aerostat.State;
 
 namespace Aerostat.Snapshots;
@@ -41,7 +42,7 @@ public sealed class MachineSnapshots : IDisposable
             return;
         if (machine.State != MachineState.Created)
             throw new InvalidOperationException("the machine has been started: what it has written since is not known");
-        changes = from.TakeChangeLog() ?? throw new InvalidOperationException("the machine was not made from this snapshot with its writes logged");
+        changes = from.TakeChangeLog(machine.Memory) ?? throw new InvalidOperationException("the machine was not made from this snapshot with its writes logged");
         last = (from.Path, from.Manifest.Id);
     }
 
@@ -133,6 +134,8 @@ public sealed class MachineSnapshots : IDisposable
         Stopwatch pause = Stopwatch.StartNew();
         await machine.SaveAsync(state =>
         {
+            // Nothing of what balloons have taken goes on its own while we look.
+            machine.Memory.Settle();
             // What was written so far is in the snapshot, or in the next one should this one fail.
             if (changes?.Collect() is { } fresh)
                 writer.Wrote(fresh);
@@ -227,7 +230,8 @@ public sealed class MachineSnapshots : IDisposable
             throw new SnapshotException($"{parent.Directory} has been replaced by another snapshot since; take a full one");
         if (before.Chain.Count >= Snapshot.LongestChain)
             throw new SnapshotException($"{before.Chain.Count} snapshots build on each other already, and no more may: take a full one");
-        if (before.Chain.Any(s => s.Path == directory))
+        // Under whatever name.
+        if (HostFile.IdentityOf(directory) is { } there && before.Chain.Any(s => HostFile.IdentityOf(s.Path) == there))
             throw new SnapshotException($"{directory} is what a differential snapshot would build on; give another name, or take a full one");
         return new SnapshotParent(Path.GetRelativePath(directory, parent.Directory), parent.Id);
     }

@@ -18,10 +18,12 @@ internal sealed class MemoryWriter
     private readonly bool[] stale;
     private readonly Dictionary<ulong, (int Pages, Checksum Checksum)> known = [];
     private readonly List<PageRun> emptied = [];
-    private int rounds;
-    // Pages that wait to be written: they follow each other, and are within one block.
-    private ulong waitingFrom, waitingAddress;
+    // Copies of pages that wait to be written: they follow each other, and are within one block. What is written and what the checksum is of
+    // is the same that way, whoever changes the page meanwhile.
+    private readonly byte[] copies = new byte[(int)PageMap.BlockPages * PageMap.PageSize];
+    private ulong waitingFrom;
     private int waiting;
+    private int rounds;
 
     /// <summary>Begins a file.</summary>
     /// <param name="memory">What is written.</param>
@@ -141,7 +143,8 @@ internal sealed class MemoryWriter
         if (waiting > 0 && waitingFrom + (ulong)waiting != number)
             Flush();
         if (waiting == 0)
-            (waitingFrom, waitingAddress) = (number, address);
+            waitingFrom = number;
+        page.CopyTo(copies.AsSpan(waiting * PageMap.PageSize));
         waiting++;
         if ((number + 1) % PageMap.BlockPages == 0)
             Flush();
@@ -174,10 +177,9 @@ internal sealed class MemoryWriter
     {
         if (waiting == 0)
             return;
-        memory.TryGetSpan(new GuestAddress(waitingAddress), waiting * PageMap.PageSize, out Span<byte> bytes);
+        ReadOnlySpan<byte> bytes = copies.AsSpan(0, waiting * PageMap.PageSize);
         RandomAccess.Write(file, bytes, (long)(waitingFrom * PageMap.PageSize));
         kinds.AsSpan((int)waitingFrom, waiting).Fill(PageKind.Data);
-        // If the guest writes meanwhile this is not of what was written, but then the pages come again, and the block is stale.
         if (rounds == 0)
             known[waitingFrom] = (waiting, Checksum.Of(bytes));
         else
