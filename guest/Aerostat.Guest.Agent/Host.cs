@@ -2,6 +2,8 @@ using System.Buffers.Binary;
 using System.Runtime.InteropServices;
 
 [assembly: System.Runtime.Versioning.SupportedOSPlatform("linux")]
+// Nothing below needs the runtime's help, and so its calls are compiled ahead with the rest.
+[assembly: System.Runtime.CompilerServices.DisableRuntimeMarshalling]
 
 namespace Aerostat.Guest.Agent;
 

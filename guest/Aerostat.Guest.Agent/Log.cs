@@ -43,8 +43,9 @@ internal sealed class SystemLog(bool console) : ILog
             _socket = -1;
             if (_kernel < 0)
                 _kernel = Host.Open("/dev/kmsg", write: true);
+            // Without an end of line the kernel waits for the rest, and shows it to nobody.
             if (_kernel >= 0)
-                _ = Host.Write(_kernel, line);
+                _ = Host.Write(_kernel, [.. line, (byte)'\n']);
         }
     }
 

@@ -87,10 +87,9 @@ AppDomain.CurrentDomain.UnhandledException += (_, _) => freezer.Abandon("the age
 
 if (Host.LockMemory() is < 0 and var refused)
     log.Write(LogLevel.Notice, $"memory cannot be locked: {Host.Text(refused)}");
-// A rehearsal of what must not need a disk later: everything but the freezing.
-foreach (Freezable f in fileSystems.List())
-    if (fileSystems.Open(f) is >= 0 and var descriptor)
-        fileSystems.Close(descriptor);
+// What must not need a disk later, nor be compiled while everything waits.
+Rehearsal.Run(fileSystems, limit);
+log.Write(LogLevel.Info, "ready");
 
 using CancellationTokenSource ending = new();
 if (keyValues)

@@ -197,6 +197,29 @@ public sealed class RoundTripTests
         Assert.Equal(guest.Read(0), guest.Restore());
     }
 
+    // Such as one whose file system has an error for a while: what it builds on must be there when it can be read again.
+    [Fact]
+    public async Task WhatAnUnreadableBackupMayBuildOnIsKept()
+    {
+        await using BackedUpMachine guest = new(1);
+        List<string> names = [];
+        for (int i = 0; i < 3; i++)
+        {
+            guest.WriteNoise(0, new Random(i), 4096 * i, 4096);
+            names.Add((await guest.SaveAsync(incremental: true)).Backup.Name);
+        }
+        byte[] moment = guest.Read(0);
+        string manifest = Path.Combine(guest.Store, names[1], BackupManifest.FileName);
+        File.Move(manifest, manifest + ".away");
+        BackupResult full = await guest.SaveAsync(keep: 1);
+        Assert.Equal([names[2]], full.Removed);
+        Assert.Equal([names[0], names[1], full.Backup.Name], BackupStore.Open(guest.Store).Names);
+        File.Move(manifest + ".away", manifest);
+        Assert.Empty(BackupReader.Verify(BackupStore.Open(guest.Store), names[1], null, TestContext.Current.CancellationToken));
+        Assert.Equal([names[1], names[0]], (await guest.SaveAsync(incremental: true, keep: 2)).Removed);
+        Assert.Equal(moment, guest.Restore());
+    }
+
     [Fact]
     public async Task AStoreIsForBackupsAlone()
     {

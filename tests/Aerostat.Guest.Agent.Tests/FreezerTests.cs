@@ -53,6 +53,18 @@ public sealed class FreezerTests
     }
 
     [Fact]
+    public void ARehearsalFreezesNothing()
+    {
+        world.OpenErrors["/b"] = InputOutput;
+        Rehearsal.Run(world, s_long);
+        // Both calls, of no file, for each of the three.
+        Assert.Equal(6, world.Rehearsed);
+        AssertNothingIsLeft();
+        Assert.Empty(world.Done);
+        Assert.Empty(world.Log);
+    }
+
+    [Fact]
     public void WhoHasFrozenOneAlreadyKeepsIt()
     {
         world.Errors["/b"] = Busy;
@@ -175,6 +187,7 @@ public sealed class FreezerTests
         public Dictionary<string, int> ThawErrors { get; } = [];
         public Dictionary<string, Action> During { get; } = [];
         public int OpenCount { get; private set; }
+        public int Rehearsed { get; private set; }
         public bool Marked { get; private set; }
 
         public int FrozenCount
@@ -198,6 +211,11 @@ public sealed class FreezerTests
 
         public int Freeze(int descriptor)
         {
+            if (descriptor < 0)
+            {
+                Rehearsed++;
+                return -9;
+            }
             string path = s_paths[descriptor];
             if (Errors.TryGetValue(path, out int error))
                 return -error;
@@ -220,6 +238,11 @@ public sealed class FreezerTests
 
         public int Thaw(int descriptor)
         {
+            if (descriptor < 0)
+            {
+                Rehearsed++;
+                return -9;
+            }
             string path = s_paths[descriptor];
             if (ThawErrors.TryGetValue(path, out int error))
                 return -error;

@@ -138,6 +138,7 @@ public sealed class BackupStore
     internal IReadOnlyList<string> Retain(string machine, int keep)
     {
         Dictionary<string, BackupManifest> known = [];
+        string? unread = null;
         foreach (string name in Names)
         {
             try
@@ -146,11 +147,12 @@ public sealed class BackupStore
             }
             catch (BackupException)
             {
-                // What cannot be read is not ours to remove.
+                // It is not ours to remove, nor is any older one, for it may build on that.
+                unread = name;
             }
         }
         string[] own = [.. known.Where(k => k.Value.Machine == machine).OrderBy(k => k.Key, StringComparer.Ordinal).Select(k => k.Key)];
-        HashSet<string> needed = [];
+        HashSet<string> needed = [.. own.Where(n => string.CompareOrdinal(n, unread) < 0)];
         foreach (string name in own.TakeLast(keep))
             for (string? link = name; link is not null && needed.Add(link);)
                 link = known.GetValueOrDefault(link)?.Parent?.Name;

@@ -40,6 +40,7 @@ internal sealed class BackupGuest : IAsyncDisposable
 
         """;
 
+    // The kernel says "connected" before a daemon has read its answer, and has it refuse whatever comes in between; our agent says so when it has.
     // Files come, grow, are copied and go; the log grows by a line at a time.
     private static string Script(IReadOnlyList<GuestDisk> disks, string prepare, bool isAgent) => Start + $$"""
         {{Each(disks, (d, i) => $"mkdir -p /d{i}; mount -t {d.FileSystem.Name} -o {d.FileSystem.MountOptions} /dev/vd{(char)('a' + i)} /d{i} || echo FAILED=mount{i}")}}
@@ -47,7 +48,7 @@ internal sealed class BackupGuest : IAsyncDisposable
         {{prepare}}
         while [ ! -e /dev/vmbus/hv_vss ]; do sleep 0.1; done
         {{(isAgent ? "aerostat-agent &" : "hv_kvp_daemon -n & hv_vss_daemon -n &")}}
-        until dmesg | grep -q 'VSS: userspace daemon'; do sleep 0.1; done
+        until dmesg | grep -q '{{(isAgent ? "aerostat-agent.*registered" : "VSS: userspace daemon")}}'; do sleep 0.1; done
         noise() {
             k=0
             while :; do
