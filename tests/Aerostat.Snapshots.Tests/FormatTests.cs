@@ -79,6 +79,7 @@ public sealed class FormatTests
             Flip(folder["s/" + Memory], offset, 1 << random.Next(8));
             string message = Assert.Throws<SnapshotException>(snapshot.Verify).Message;
             Assert.Contains("memory.bin is damaged", message, StringComparison.Ordinal);
+            Assert.Equal(message, Assert.Throws<SnapshotException>(() => Machines.Restore(snapshot)).Message);
             Flip(folder["s/" + Memory], offset, 0);
         }
         snapshot.Verify();

@@ -81,7 +81,7 @@ internal sealed class HintBenchmark
         {
             foreach ((string name, SnapshotResult r) in saved)
                 output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                    $"{name,-17} {r.DataBytes / 1048576.0,8:0.0} MiB of {Guest.MemoryBytes >> 20} MiB; the guest named {r.Hints.NamedBytes >> 20} MiB in {r.Hints.Elapsed.TotalSeconds:0.000} s ({r.Hints.Explanation}), and stood still for {r.Paused.TotalMilliseconds:0.0} ms of {r.Elapsed.TotalSeconds:0.00} s"));
+                    $"{name,-17} {r.DataBytes / 1048576.0,8:0.0} MiB of {Guest.MemoryBytes >> 20} MiB; the guest named {r.Hints.NamedBytes >> 20} MiB in {r.Hints.Elapsed.TotalSeconds:0.000} s ({r.Hints.Explanation}; {r.Hints.EmptiedBytes >> 20} MiB went through the balloon), and stood still for {r.Paused.TotalMilliseconds:0.0} ms of {r.Elapsed.TotalSeconds:0.00} s"));
             output.WriteLine(string.Create(CultureInfo.InvariantCulture, $"restore           median of {Runs}: running after {running * 1000:0.0} ms"));
             return;
         }
@@ -94,6 +94,7 @@ internal sealed class HintBenchmark
                 json.WriteStartObject(name);
                 json.WriteNumber("dataBytes", r.DataBytes);
                 json.WriteNumber("namedBytes", r.Hints.NamedBytes);
+                json.WriteNumber("emptiedBytes", r.Hints.EmptiedBytes);
                 json.WriteNumber("hintSeconds", r.Hints.Elapsed.TotalSeconds);
                 json.WriteNumber("pausedSeconds", r.Paused.TotalSeconds);
                 json.WriteNumber("seconds", r.Elapsed.TotalSeconds);

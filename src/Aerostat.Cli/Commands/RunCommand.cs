@@ -37,11 +37,11 @@ internal static class RunCommand
         Option<string> gdb = new("--gdb") { HelpName = "PORT|PATH", Description = "Let GDB attach: a TCP port on loopback, ADDRESS:PORT, or the path of a socket" };
         Option<bool> gdbWait = new("--gdb-wait") { Description = "With --gdb: the guest waits for the debugger to let it go" };
         Option<string?> from = new("--from") { HelpName = "DIR", Description = "Go on from a snapshot ('aerostat snapshot'); it says what the machine is" };
-        Option<bool> verify = new("--verify") { Description = "With --from: read and check all of the snapshot's memory first" };
+        Option<bool> noVerify = new("--no-verify") { Description = "With --from: start before the snapshot's memory was read and checked" };
         Option<bool> anyDisks = new("--any-disks") { Description = "With --from: go on although a disk's image has changed since the snapshot, which may damage what is on it" };
         Command command = new("run", "Run one machine in the foreground, its serial console on standard input and output (Ctrl-A X quits, Ctrl-A H helps).")
         {
-            kernel, initrd, append, memory, hugePages, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait, from, verify, anyDisks,
+            kernel, initrd, append, memory, hugePages, cpus, accelerator, cpu, personality, device, disk, balloon, name, control, noReboot, stats, perfMap, systemMap, dumpBlocks, timeout, gdb, gdbWait, from, noVerify, anyDisks,
         };
         List<Option> later = [.. s_later.Select(o => new Option<string[]>(o) { Hidden = true, Arity = ArgumentArity.ZeroOrMore })];
         later.ForEach(command.Add);
@@ -57,7 +57,7 @@ internal static class RunCommand
             string[] devices = result.GetRequiredValue(device);
             if (devices.Contains("help"))
                 return List(output, DeviceOptions.Known);
-            Snapshot? snapshot = Open(result, from, verify, [kernel, initrd, append, memory, cpus, cpu, personality, device, disk, balloon]);
+            Snapshot? snapshot = Open(result, from, noVerify, [kernel, initrd, append, memory, cpus, cpu, personality, device, disk, balloon]);
             if (snapshot is null && result.GetValue(anyDisks))
                 throw new ConfigurationException("--any-disks is about the disks of a snapshot; give --from DIR too");
             string? kernelPath = result.GetValue(kernel);
@@ -103,17 +103,17 @@ internal static class RunCommand
     }
 
     // What the guest is made of it has been made of already.
-    private static Snapshot? Open(ParseResult result, Option<string?> from, Option<bool> verify, IReadOnlyList<Option> settled)
+    private static Snapshot? Open(ParseResult result, Option<string?> from, Option<bool> noVerify, IReadOnlyList<Option> settled)
     {
         if (result.GetResult(from) is not { Implicit: false })
-            return result.GetValue(verify) ? throw new ConfigurationException("--verify checks a snapshot; give --from DIR too") : null;
+            return result.GetValue(noVerify) ? throw new ConfigurationException("--no-verify is about a snapshot; give --from DIR too") : null;
         if (result.GetValue(from) is not { Length: > 0 } directory)
             throw new ConfigurationException("--from: the path is empty; give the directory of a snapshot");
         foreach (Option option in settled)
             if (result.GetResult(option) is { Implicit: false })
                 throw new ConfigurationException($"{option.Name} cannot be given with --from: the machine is what it was in the snapshot; leave one of them out");
         Snapshot snapshot = Snapshot.Open(directory);
-        if (result.GetValue(verify))
+        if (!result.GetValue(noVerify))
             snapshot.Verify();
         return snapshot;
     }

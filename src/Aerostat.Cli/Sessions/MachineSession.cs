@@ -63,7 +63,7 @@ internal sealed class MachineSession(MachineOptions options)
         };
         // Differential snapshots need the writes since the one before; only who can be asked for them pays for that.
         bool tracks = listener is not null;
-        VirtualMachine machine = From is null ? Machines.Create(wired) : Machines.Restore(From, wired, tracks, AnyDisks);
+        VirtualMachine machine = From is null ? Machines.Create(wired) : Machines.Restore(From, wired, tracks, AnyDisks, verify: false);
         await using (machine.ConfigureAwait(false))
         {
             memory.Leave(machine.Memory);

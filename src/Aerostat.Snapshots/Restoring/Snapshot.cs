@@ -1,3 +1,5 @@
+using System.Buffers;
+using System.Runtime.ExceptionServices;
 using Aerostat.Machine;
 using Aerostat.Memory;
 using Microsoft.Win32.SafeHandles;
@@ -120,24 +122,17 @@ public sealed class Snapshot
         return bytes;
     }
 
-    /// <summary>Reads all memory of this snapshot and those it builds on, and compares it with the checksums.</summary>
+    /// <summary>Reads all memory of this snapshot and those it builds on, with all the host's processors, and compares it with the checksums.</summary>
     /// <exception cref="SnapshotException">Some of it is damaged; says where.</exception>
     public void Verify()
     {
-        byte[] buffer = new byte[(int)PageMap.BlockPages * PageMap.PageSize];
         foreach (Snapshot snapshot in Chain)
         {
             try
             {
                 using SafeFileHandle file = snapshot.OpenMemory();
-                snapshot.CheckGaps(file, buffer);
-                foreach ((ulong first, int pages, Checksum expected) in snapshot.map.Blocks())
-                {
-                    Span<byte> block = buffer.AsSpan(0, pages * PageMap.PageSize);
-                    ReadExactly(file, block, (long)(first * PageMap.PageSize), snapshot.MemoryPath);
-                    if (Checksum.Of(block) != expected)
-                        throw new SnapshotException($"{snapshot.MemoryPath} is damaged: the checksum of the {pages} pages from 0x{first * PageMap.PageSize:x} on does not fit");
-                }
+                snapshot.CheckGaps(file);
+                snapshot.CheckBlocks(file);
             }
             catch (Exception e) when (e is IOException or UnauthorizedAccessException)
             {
@@ -146,9 +141,33 @@ public sealed class Snapshot
         }
     }
 
-    // What lies between contents is a hole, and where it is short it is mapped with them.
-    private void CheckGaps(SafeFileHandle file, byte[] buffer)
+    private void CheckBlocks(SafeFileHandle file)
     {
+        try
+        {
+            foreach ((ulong first, int pages, _) in map.Blocks().AsParallel().AsOrdered().Where(b => !IsWhole(file, b.FirstPage, b.Pages, b.Expected)))
+                throw new SnapshotException($"{MemoryPath} is damaged: the checksum of the {pages} pages from 0x{first * PageMap.PageSize:x} on does not fit");
+        }
+        catch (AggregateException e)
+        {
+            ExceptionDispatchInfo.Throw(e.InnerExceptions[0]);
+        }
+    }
+
+    private bool IsWhole(SafeFileHandle file, ulong first, int pages, Checksum expected)
+    {
+        byte[] buffer = ArrayPool<byte>.Shared.Rent(pages * PageMap.PageSize);
+        Span<byte> block = buffer.AsSpan(0, pages * PageMap.PageSize);
+        ReadExactly(file, block, (long)(first * PageMap.PageSize), MemoryPath);
+        bool whole = Checksum.Of(block) == expected;
+        ArrayPool<byte>.Shared.Return(buffer);
+        return whole;
+    }
+
+    // What lies between contents is a hole, and where it is short it is mapped with them.
+    private void CheckGaps(SafeFileHandle file)
+    {
+        byte[] buffer = new byte[(int)BridgedPages * PageMap.PageSize];
         ulong end = ulong.MaxValue;
         foreach (PageRun run in map.Runs.Where(r => r.Kind == PageKind.Data))
         {

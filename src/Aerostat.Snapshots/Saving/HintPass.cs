@@ -37,6 +37,9 @@ public enum HintOutcome
 /// <param name="Elapsed">How long it took; the guest ran.</param>
 public sealed record HintReport(HintOutcome Outcome, ulong NamedBytes, TimeSpan Elapsed)
 {
+    /// <summary>Bytes that were free in pieces too small to be named, and were emptied by way of the balloon.</summary>
+    public ulong EmptiedBytes { get; init; }
+
     /// <summary>The outcome in words.</summary>
     public string Explanation => Outcome switch
     {
@@ -94,20 +97,25 @@ internal sealed class HintPass : IFreePageHints, IDisposable
     {
         Stopwatch elapsed = Stopwatch.StartNew();
         HintOutcome outcome;
+        ulong emptied = 0;
         if (machine.VirtioBalloon is not { OffersHints: true } device)
             outcome = HintOutcome.NoBalloon;
         else if (!device.CanHint)
             outcome = HintOutcome.NoDriver;
         else if (HostMemory.Read().UsableBytes < machine.Memory.TotalBytes - Math.Min(machine.Memory.TotalBytes, machine.Memory.AllocatedBytes) + Reserve)
             outcome = HintOutcome.HostShortOfMemory;
-        else if (!device.TryStartHints(this))
-            outcome = device.CanHint ? HintOutcome.Busy : HintOutcome.NoDriver;
         else
         {
-            balloon = device;
-            outcome = await EndAsync(machine, limit, cancellation).ConfigureAwait(false);
+            emptied = await SmallPieces.EmptyAsync(machine, device, limit / 5, cancellation).ConfigureAwait(false);
+            if (!device.TryStartHints(this))
+                outcome = device.CanHint ? HintOutcome.Busy : HintOutcome.NoDriver;
+            else
+            {
+                balloon = device;
+                outcome = await EndAsync(machine, limit, cancellation).ConfigureAwait(false);
+            }
         }
-        Report = new HintReport(outcome, Volatile.Read(ref named), elapsed.Elapsed);
+        Report = new HintReport(outcome, Volatile.Read(ref named), elapsed.Elapsed) { EmptiedBytes = emptied };
     }
 
     private async Task<HintOutcome> EndAsync(VirtualMachine machine, TimeSpan limit, CancellationToken cancellation)
