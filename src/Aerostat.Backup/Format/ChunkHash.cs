@@ -25,11 +25,23 @@ internal readonly record struct ChunkHash(ulong A, ulong B, ulong C, ulong D)
     /// <summary>Bytes of one.</summary>
     public const int Size = 32;
 
+    // Of a page without contents.
+    private static readonly byte[] s_zeros = new byte[ChunkMap<ChunkHash>.PageChunks * Size];
+
     /// <summary>Whether the chunk is all zeros.</summary>
     public bool IsZeros => this == default;
 
     /// <summary>One hash for a whole disk: SHA-256 of its chunks' hashes.</summary>
-    public static string OfDisk(ReadOnlySpan<ChunkHash> chunks) => Convert.ToHexStringLower(SHA256.HashData(MemoryMarshal.AsBytes(chunks)));
+    public static string OfDisk(ChunkMap<ChunkHash> chunks)
+    {
+        using IncrementalHash hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        for (int page = 0; page < chunks.Pages; page++)
+        {
+            ReadOnlySpan<byte> bytes = MemoryMarshal.AsBytes(chunks.Page(page));
+            hash.AppendData(bytes.IsEmpty ? s_zeros.AsSpan(0, chunks.LengthOf(page) * Size) : bytes);
+        }
+        return Convert.ToHexStringLower(hash.GetHashAndReset());
+    }
 }
 
 /// <summary>How the chunks of one chain of backups are hashed. Any thread.</summary>

@@ -168,7 +168,7 @@ public static class BackupReader
 
     private static void ReadRun(DiskContents contents, List<SafeFileHandle> packs, Worker worker, long first, int count, Action<long, HostBuffer> use, List<string>? damage, BackupProgress? progress)
     {
-        ReadOnlySpan<ChunkEntry> entries = contents.Entries.AsSpan((int)first, count);
+        ReadOnlySpan<ChunkEntry> entries = contents.Entries.Part(first, count);
         int stored = 0, length = 0;
         bool isPlain = true;
         for (int i = 0; i < count; i++)

@@ -8,7 +8,7 @@ namespace Aerostat.Backup;
 /// Copies a view of a disk into a pack. Each of some threads takes the next piece of the disk and does all there is to do with it, a batch at a time: read, hash, compress,
 /// write. Nothing is handed from one thread to another, and a batch stays in a processor's own cache from the first step to the last.
 /// </summary>
-internal sealed class DiskCopier(DiskView view, DiskPack pack, ChunkHash[] hashes, ChunkHasher hasher, bool isIncremental, int? level, int threads, BackupProgress progress)
+internal sealed class DiskCopier(DiskView view, DiskPack pack, ChunkMap<ChunkHash> hashes, ChunkHasher hasher, bool isIncremental, int? level, int threads, BackupProgress progress)
 {
     private const int BatchChunks = 4, PieceChunks = 64;
 

@@ -55,7 +55,7 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
     }
 
     // What the parent has of a disk, and what is known of the changes since.
-    private sealed record Source(MachineDisk Disk, ChunkHash[] Hashes, uint? Since, string? FullScan);
+    private sealed record Source(MachineDisk Disk, ChunkMap<ChunkHash> Hashes, uint? Since, string? FullScan);
 
     private async Task<BackupResult> RunAsync(BackupStore store, BackupOptions options, BackupProgress progress, CancellationToken cancellation)
     {
@@ -132,7 +132,7 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
     }
 
     // The backup that an incremental one changes, with the hashes of each disk.
-    private sealed record Base(StoredBackup Backup, ChunkHash[][] Hashes);
+    private sealed record Base(StoredBackup Backup, ChunkMap<ChunkHash>[] Hashes);
 
     private Base? FindParent(BackupStore store, BackupOptions options, List<string> notes)
     {
@@ -166,12 +166,12 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
         return null;
     }
 
-    private static Source Prepare(MachineDisk disk, StoredBackup? parent, ChunkHash[]? hashes, List<string> notes)
+    private static Source Prepare(MachineDisk disk, StoredBackup? parent, ChunkMap<ChunkHash>? hashes, List<string> notes)
     {
         disk.Contents.Track();
         long chunks = (long)((disk.Contents.Length + ChunkCodec.ChunkSize - 1) / ChunkCodec.ChunkSize);
         if (parent is null || hashes is null)
-            return new Source(disk, new ChunkHash[chunks], null, null);
+            return new Source(disk, new ChunkMap<ChunkHash>(chunks), null, null);
         BlockChanges? changes = disk.Contents.Changes;
         uint? since = changes?.EpochOf(parent.Manifest.Id);
         string? why = since is not null ? null : changes is null ? "changes of a disk that is not written here are not tracked" : changes.Reason;
@@ -224,7 +224,7 @@ public sealed class MachineBackups(VirtualMachine machine, string program)
 
     private static async Task<BackupDisk> CopyAsync(Source source, DiskView view, PartialBackup partial, ChunkHasher hasher, bool isIncremental, BackupOptions options, BackupProgress progress, CancellationToken cancellation)
     {
-        using DiskPack pack = DiskPack.Open(partial.DirectoryPath, source.Disk.Name, source.Hashes.Length);
+        using DiskPack pack = DiskPack.Open(partial.DirectoryPath, source.Disk.Name, source.Hashes.Count);
         await new DiskCopier(view, pack, source.Hashes, hasher, isIncremental, options.Level, options.Threads ?? Environment.ProcessorCount, progress).RunAsync(cancellation).ConfigureAwait(false);
         (string sha256, long entries) = await pack.FinishAsync().ConfigureAwait(false);
         return new BackupDisk

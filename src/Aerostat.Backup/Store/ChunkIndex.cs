@@ -67,9 +67,9 @@ internal sealed class DiskContents
         Disk = disk;
         Chain = chain;
         Hasher = chain[^1].Manifest.Hasher;
-        Hashes = new ChunkHash[disk.ChunkCount];
-        Links = new ushort[disk.ChunkCount];
-        Entries = new ChunkEntry[disk.ChunkCount];
+        Hashes = new(disk.ChunkCount);
+        Links = new(disk.ChunkCount);
+        Entries = new(disk.ChunkCount);
     }
 
     /// <summary>The disk, in the last backup.</summary>
@@ -82,13 +82,13 @@ internal sealed class DiskContents
     public ChunkHasher Hasher { get; }
 
     /// <summary>The hash of each chunk.</summary>
-    public ChunkHash[] Hashes { get; }
+    public ChunkMap<ChunkHash> Hashes { get; }
 
     /// <summary>The number in the chain of the backup that has each chunk.</summary>
-    public ushort[] Links { get; }
+    public ChunkMap<ushort> Links { get; }
 
     /// <summary>Where each chunk is there. Of a chunk of zeros, nothing.</summary>
-    public ChunkEntry[] Entries { get; }
+    public ChunkMap<ChunkEntry> Entries { get; }
 
     /// <summary>Reads the indexes.</summary>
     /// <exception cref="BackupException">A link is damaged; the message names it.</exception>
