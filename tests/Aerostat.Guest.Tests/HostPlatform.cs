@@ -41,6 +41,9 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
     /// <summary>Called before each access that somebody else may come before: to device registers, ring indices, and the allocator.</summary>
     public Action? Step { get; set; }
 
+    /// <summary>Called when a driver waits for its device; null: it looks again at once.</summary>
+    public Action? Waiting { get; set; }
+
     public List<string> Lines { get; } = [];
 
     public int Interrupts => Volatile.Read(ref interrupts);
@@ -74,6 +77,8 @@ internal sealed class HostPlatform : DriverPlatform, IDeviceLog, IMessageInterru
         device.Resume();
         return new PciFunction(this, (uint)slot << 3);
     }
+
+    public override void Relax() => Waiting?.Invoke();
 
     public void Pass(TimeSpan time) => now += (ulong)time.TotalNanoseconds;
 

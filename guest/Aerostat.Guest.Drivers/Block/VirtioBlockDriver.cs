@@ -150,6 +150,14 @@ public sealed class VirtioBlockDriver : BlockDevice
         return good;
     }
 
+    private bool GiveUp(string why)
+    {
+        IsRunning = false;
+        platform.Log(why);
+        transport.Status |= VirtioTransport.Failed;
+        return false;
+    }
+
     private bool WaitForOne()
     {
         if (queue is null || !IsRunning)
@@ -158,13 +166,12 @@ public sealed class VirtioBlockDriver : BlockDevice
         ulong begun = platform.Nanoseconds;
         while (!queue.TryTake(out slot))
         {
-            if (queue.IsBroken || transport.ResetPending || platform.Nanoseconds - begun > AnswerWithin)
-            {
-                IsRunning = false;
-                platform.Log("disk: given up, for the device does not answer");
-                transport.Status |= VirtioTransport.Failed;
-                return false;
-            }
+            if (queue.IsBroken)
+                return GiveUp("disk: given up, for the device answers garbage");
+            if (transport.ResetPending)
+                return GiveUp("disk: given up, for the device wants a reset");
+            if (platform.Nanoseconds - begun > AnswerWithin)
+                return GiveUp("disk: given up, for the device does not answer");
             platform.Relax();
         }
         underway--;
