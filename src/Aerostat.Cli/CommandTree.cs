@@ -15,21 +15,25 @@ internal static class CommandTree
 {
     private const int NarrowestHelp = 40;
 
+    // What the parser understands by itself.
+    private static readonly string[] s_asksForMore = ["--help", "-h", "/h", "-?", "/?", "--version"];
+
+    // In the order of the help, but for completion, which comes last.
+    private static readonly string[] s_verbs =
+    [
+        "run", "flatten", "restore", "verify", "demo", "doctor", "bench", "conformance", "ps", "show", "inspect", "pause", "resume", "reset", "stop", "debug",
+        "balloon", "memory", "tools", "logs", "events", "snapshot", "freeze", "thaw", "backup",
+    ];
+
+    /// <summary>What a command line begins with.</summary>
+    public static IEnumerable<string> Verbs => [.. s_verbs, "completion"];
+
+    /// <summary>The whole tree, as the help shows it.</summary>
     public static RootCommand Create()
     {
-        RootCommand root = new("Aerostat, a virtual machine monitor.")
-        {
-            RunCommand.Create(),
-            FlattenCommand.Create(),
-            RestoreCommands.Restore(),
-            RestoreCommands.Verify(),
-            DemoCommand.Create(),
-            DoctorCommand.Create(),
-            BenchCommand.Create(),
-            ConformanceCommand.Create(),
-        };
-        foreach (Command verb in ControlCommands.All())
-            root.Add(verb);
+        RootCommand root = new("Aerostat, a virtual machine monitor.");
+        foreach (string verb in s_verbs)
+            root.Add(Create(verb));
         root.Add(CompletionCommand.Create(root));
         // Left to itself the help asks the runtime's console, which changes the terminal's keypad mode for good.
         foreach (HelpAction help in root.Options.OfType<HelpOption>().Select(o => o.Action).OfType<HelpAction>())
@@ -37,12 +41,53 @@ internal static class CommandTree
         return root;
     }
 
+    // What a command line needs of the tree: start-up time is a promise, and most of it is help. What asks for help or the version gets all of it.
+    private static Command CreateFor(string[] args)
+    {
+        if (Array.IndexOf(s_verbs, args[0]) < 0)
+            return Create();
+        foreach (string argument in args)
+            if (Array.IndexOf(s_asksForMore, argument) >= 0)
+                return Create();
+        return new Command("aerostat") { Create(args[0]) };
+    }
+
+    private static Command Create(string verb) => verb switch
+    {
+        "run" => RunCommand.Create(),
+        "flatten" => FlattenCommand.Create(),
+        "restore" => RestoreCommands.Restore(),
+        "verify" => RestoreCommands.Verify(),
+        "demo" => DemoCommand.Create(),
+        "doctor" => DoctorCommand.Create(),
+        "bench" => BenchCommand.Create(),
+        "conformance" => ConformanceCommand.Create(),
+        "ps" => PsCommand.Create(),
+        "show" => ShowCommand.Create(),
+        "inspect" => InspectCommand.Create(),
+        "pause" => LifecycleCommands.Pause(),
+        "resume" => LifecycleCommands.Resume(),
+        "reset" => LifecycleCommands.Reset(),
+        "stop" => StopCommand.Create(),
+        "debug" => DebugCommand.Create(),
+        "balloon" => MemoryCommands.Balloon(),
+        "memory" => MemoryCommands.Memory(),
+        "tools" => ToolsCommand.Create(),
+        "logs" => EventsCommands.Logs(),
+        "events" => EventsCommands.Events(),
+        "snapshot" => SnapshotCommand.Create(),
+        "freeze" => FreezeCommands.Freeze(),
+        "thaw" => FreezeCommands.Thaw(),
+        "backup" => BackupCommand.Create(),
+        _ => throw new ArgumentOutOfRangeException(nameof(verb), verb, "no such verb"),
+    };
+
     /// <summary>Carries a command line out. Errors are one line on <paramref name="error"/>.</summary>
     public static int Invoke(string[] args, TextWriter output, TextWriter error)
     {
         if (args.Length == 0)
             return Report(error, "aerostat: no command given; 'aerostat --help' lists the commands", ExitStatus.Usage);
-        RootCommand root = Create();
+        Command root = CreateFor(args);
         // A kernel command line is text: no response files, no bundles of one-letter options.
         ParseResult result = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null, EnablePosixBundling = false });
         string verb = Verb(result);

@@ -69,7 +69,7 @@ public static class Accelerators
         if (name == KvmName && personality == "hyperv")
             name = accelerator == "auto" && TranslatorHypervisor.IsSupported ? Translator : throw new ConfigurationException($"--personality hyperv: {NoHyperVOnKvm()}; use --accel translator or interpreter");
         string model = cpuModel ?? CpuModels.Default;
-        if (!CpuModels.All.Any(m => m.Name == model))
+        if (!CpuModels.Exists(model))
             throw new ConfigurationException($"--cpu: there is no model '{model}'; '--cpu help' lists what there is");
         if (!CpuModels.RunsOnHost(model))
             throw new ConfigurationException($"--cpu: '{model}' needs a host with AVX2, FMA and F16C, which this one lacks; leave --cpu out or use {CpuModels.Default}");

@@ -12,6 +12,15 @@ public sealed class ArgumentTests
         return (status, output.ToString(), error.ToString());
     }
 
+    /// <summary>Each verb is made alone when a command line begins with it, and is the same that the whole tree has.</summary>
+    [Fact]
+    public void EveryVerbIsTheCommandOfItsName()
+    {
+        Assert.Equal(CommandTree.Verbs, CommandTree.Create().Subcommands.Select(c => c.Name));
+        foreach (string verb in CommandTree.Verbs)
+            Assert.Contains($" {verb}", Run(verb, "--help").Output.Split("Usage:")[1], StringComparison.Ordinal);
+    }
+
     public static TheoryData<string, string> Errors => new()
     {
         { "", "no command given" },

@@ -14,17 +14,13 @@ public sealed record SavedElement(string Name, string Kind, int Version, JsonEle
 /// <summary>A part of a machine whose state can be written down and put back, whatever its shape.</summary>
 public abstract class StateElement
 {
-    private protected StateElement(string name, SavedStateAttribute shape)
-    {
-        Name = name;
-        Shape = shape;
-    }
+    private protected StateElement(string name) => Name = name;
 
     /// <summary>Which part.</summary>
     public string Name { get; }
 
     /// <summary>Name and version of its shape.</summary>
-    public SavedStateAttribute Shape { get; }
+    public abstract SavedStateAttribute Shape { get; }
 
     /// <summary>Writes the state down. The machine is paused.</summary>
     public abstract SavedElement Save();
@@ -36,17 +32,20 @@ public abstract class StateElement
     /// <summary>Makes the element of a part.</summary>
     /// <param name="name">Unique in the machine.</param>
     /// <param name="target">The part.</param>
-    /// <param name="shape">How its state is written; the type has a <see cref="SavedStateAttribute"/>.</param>
-    public static StateElement Of<TState>(string name, ISavable<TState> target, JsonTypeInfo<TState> shape)
+    /// <param name="shape">
+    /// How its state is written; the type has a <see cref="SavedStateAttribute"/>. Asked when a state is saved or restored, for it takes a while to make.
+    /// </param>
+    public static StateElement Of<TState>(string name, ISavable<TState> target, Func<JsonTypeInfo<TState>> shape)
         where TState : class =>
-        new Typed<TState>(
-            name, target, shape,
-            typeof(TState).GetCustomAttribute<SavedStateAttribute>() ?? throw new ArgumentException($"{typeof(TState).Name} has no name and version", nameof(shape)));
+        new Typed<TState>(name, target, shape);
 
-    private sealed class Typed<TState>(string name, ISavable<TState> target, JsonTypeInfo<TState> shape, SavedStateAttribute attribute) : StateElement(name, attribute)
+    private sealed class Typed<TState>(string name, ISavable<TState> target, Func<JsonTypeInfo<TState>> shape) : StateElement(name)
         where TState : class
     {
-        public override SavedElement Save() => new(Name, Shape.Name, Shape.Version, JsonSerializer.SerializeToElement(target.Save(), shape));
+        public override SavedStateAttribute Shape =>
+            field ??= typeof(TState).GetCustomAttribute<SavedStateAttribute>() ?? throw new InvalidOperationException($"{typeof(TState).Name} has no name and version");
+
+        public override SavedElement Save() => new(Name, Shape.Name, Shape.Version, JsonSerializer.SerializeToElement(target.Save(), shape()));
 
         public override void Restore(SavedElement saved)
         {
@@ -59,7 +58,7 @@ public abstract class StateElement
                 throw new SavedStateException($"the state of '{Name}' has version {saved.Version}, and this program knows versions {Shape.Oldest} to {Shape.Version}: use an older one");
             try
             {
-                target.Restore(saved.Data.Deserialize(shape) ?? throw new SavedStateException($"the state of '{Name}' is empty"));
+                target.Restore(saved.Data.Deserialize(shape()) ?? throw new SavedStateException($"the state of '{Name}' is empty"));
             }
             catch (Exception e) when (e is not (SavedStateException or OutOfMemoryException))
             {

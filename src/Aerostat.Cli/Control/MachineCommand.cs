@@ -9,7 +9,7 @@ namespace Aerostat.Cli;
 
 /// <summary>
 /// A command on a running machine: NAME or --control PATH, --json, and what the verb has besides. A new verb is one such command in a file of
-/// its own, a line in <see cref="ControlCommands"/>, and its handler in Aerostat.Control.
+/// its own, a line in <see cref="CommandTree"/>, and its handler in Aerostat.Control.
 /// </summary>
 internal static class MachineCommand
 {

@@ -97,6 +97,9 @@ public static class CpuModels
     /// <summary>Names and descriptions, for <c>--cpu help</c>.</summary>
     public static IEnumerable<(string Name, string Description)> All => Models.Select(m => (m.Name, m.Description));
 
+    /// <summary>Whether there is a model of this name.</summary>
+    public static bool Exists(string model) => Array.Exists(Models, m => m.Name == model);
+
     /// <summary>Whether this host can run a model; all but aerostat-v3-1 run anywhere.</summary>
     public static bool RunsOnHost(string model) => model != NameV3 || HostHasV3;
 

@@ -6,17 +6,11 @@ namespace Aerostat.Cpu;
 /// <summary>Decides which instructions exist on a CPU model: one that is not in the model raises #UD.</summary>
 internal sealed class FeatureGate
 {
-    private readonly bool[] present = new bool[Enum.GetValues<CpuidFeature>().Length];
     // By Iced's Code: 0 not looked at yet, 1 present, 2 absent.
-    private readonly byte[] codes = new byte[Enum.GetValues<Code>().Length];
+    private readonly byte[] codes = new byte[InstructionForms.Count];
     private readonly CpuidTable table;
 
-    public FeatureGate(CpuidTable table)
-    {
-        this.table = table;
-        for (int i = 0; i < present.Length; i++)
-            present[i] = Has((CpuidFeature)i);
-    }
+    public FeatureGate(CpuidTable table) => this.table = table;
 
     /// <summary>Whether the model has this instruction.</summary>
     public bool IsSupported(in Instruction instruction)
@@ -40,7 +34,7 @@ internal sealed class FeatureGate
                 break;
         }
         foreach (CpuidFeature f in instruction.CpuidFeatures)
-            if (!present[(int)f])
+            if (!Has(f))
                 return false;
         return true;
     }

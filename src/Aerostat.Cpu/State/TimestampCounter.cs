@@ -8,7 +8,8 @@ namespace Aerostat.Cpu;
 /// </summary>
 internal sealed class TimestampCounter(TimeProvider clock, long frequencyHz) : ITimestampCounter
 {
-    private readonly ulong scale = (ulong)((UInt128)frequencyHz * (UInt128)(1UL << 32) / (UInt128)clock.TimestampFrequency);
+    // Their quotient with 32 bits behind the point; the clock's frequency is below 2^32.
+    private readonly ulong scale = ((ulong)(frequencyHz / clock.TimestampFrequency) << 32) + (((ulong)(frequencyHz % clock.TimestampFrequency) << 32) / (ulong)clock.TimestampFrequency);
     private long offset;
 
     /// <inheritdoc/>

@@ -61,10 +61,10 @@ internal sealed unsafe class TranslationCounters : IDisposable
     // Iced numbers instruction forms from 0; the memory behind those that never occur is never touched.
     private const int Codes = 1 << 13;
 
-    public readonly long[] Exits = new long[Enum.GetValues<ExitKind>().Length];
-    public readonly long[] SlowAccesses = new long[Enum.GetValues<SlowAccess>().Length];
-    public readonly long[] Leaves = new long[Enum.GetValues<BlockLeave>().Length];
-    public readonly long[] Blocks = new long[Enum.GetValues<InterpretedBlock>().Length];
+    public readonly long[] Exits = new long[(int)ExitKind.Division + 1];
+    public readonly long[] SlowAccesses = new long[(int)SlowAccess.Fault + 1];
+    public readonly long[] Leaves = new long[(int)BlockLeave.VariantChanged + 1];
+    public readonly long[] Blocks = new long[(int)InterpretedBlock.NotFetched + 1];
     public long Entries, TlbRefills, GroupFailures, Searches;
 
     private readonly long* byCode = (long*)HostMapping.AllocateLazy(Codes * sizeof(long));

@@ -117,6 +117,15 @@ internal static class Whitelist
         Mnemonic.Prefetch,
     ];
 
+    // Segment, control and debug registers, and addresses without a base register field: moves that only look like the others.
+    private static readonly Code[] OtherMoves =
+    [
+        Code.Mov_rm16_Sreg, Code.Mov_Sreg_rm16, Code.Mov_Sreg_r32m16, Code.Mov_Sreg_r64m16,
+        Code.Mov_AL_moffs8, Code.Mov_AX_moffs16, Code.Mov_EAX_moffs32, Code.Mov_RAX_moffs64,
+        Code.Mov_moffs8_AL, Code.Mov_moffs16_AX, Code.Mov_moffs32_EAX, Code.Mov_moffs64_RAX,
+        Code.Mov_r32_cr, Code.Mov_cr_r32, Code.Mov_cr_r64, Code.Mov_r32_dr, Code.Mov_r64_dr, Code.Mov_dr_r32, Code.Mov_dr_r64, Code.Mov_r32_tr, Code.Mov_tr_r32,
+    ];
+
     private static readonly Treatment[] ByCode = Build();
 
     /// <summary>What to do with an instruction of 64-bit code, as far as its form is concerned.</summary>
@@ -152,9 +161,8 @@ internal static class Whitelist
 
     private static Treatment[] Build()
     {
-        Code[] codes = Enum.GetValues<Code>();
-        var table = new Treatment[codes.Length];
-        foreach (Code code in codes)
+        var table = new Treatment[InstructionForms.Count];
+        for (Code code = 0; code < (Code)InstructionForms.Count; code++)
         {
             Mnemonic m = code.Mnemonic();
             EncodingKind encoding = code.Encoding();
@@ -182,15 +190,8 @@ internal static class Whitelist
         table[(int)Code.Cli] = table[(int)Code.Sti] = table[(int)Code.Cld] = Treatment.InterruptFlag;
         table[(int)Code.Swapgs] = Treatment.SwapGs;
         table[(int)Code.Pushfq] = Treatment.PushFlags;
-        // Segment, control and debug registers; addresses without a base register field; what else only looks like the others.
-        foreach (Code code in codes)
-        {
-            string name = code.ToString();
-            if (name.StartsWith("Mov_", StringComparison.Ordinal)
-                && (name.Contains("Sreg", StringComparison.Ordinal) || name.Contains("moffs", StringComparison.Ordinal)
-                    || name.Contains("cr", StringComparison.Ordinal) || name.Contains("dr", StringComparison.Ordinal) || name.Contains("tr", StringComparison.Ordinal)))
-                table[(int)code] = Treatment.Interpret;
-        }
+        foreach (Code code in OtherMoves)
+            table[(int)code] = Treatment.Interpret;
         table[(int)Code.Mov_r64_cr] = Treatment.ReadControl;
         table[(int)Code.Stac] = table[(int)Code.Clac] = Treatment.AccessFlag;
         table[(int)Code.Cpuid] = Treatment.Cpuid;

@@ -115,8 +115,13 @@ public sealed class AmlBuilder
     /// <summary>Package () { integers }</summary>
     public AmlBuilder Package(params ReadOnlySpan<ulong> integers)
     {
-        ulong[] values = integers.ToArray();
-        return Package([.. values.Select(v => (Action<AmlBuilder>)(b => b.Integer(v)))]);
+        var elements = new Action<AmlBuilder>[integers.Length];
+        for (int i = 0; i < elements.Length; i++)
+        {
+            ulong value = integers[i];
+            elements[i] = b => b.Integer(value);
+        }
+        return Package(elements);
     }
 
     /// <summary>EISAID ("PNP0501"): three letters and four hexadecimal digits packed in 32 bits.</summary>

@@ -3,9 +3,14 @@ namespace Aerostat.Loader;
 /// <summary>Finds room in the usable part of an E820 map. Addresses are 64-bit and sums are checked, since sizes come from files.</summary>
 internal sealed class PlacementMap
 {
-    private readonly List<(ulong Start, ulong End)> free;
+    private readonly List<(ulong Start, ulong End)> free = [];
 
-    public PlacementMap(E820Map map) => free = [.. map.Entries.Where(e => e.Type == E820Type.Usable).Select(e => (e.Base, e.End))];
+    public PlacementMap(E820Map map)
+    {
+        foreach (E820Entry entry in map.Entries)
+            if (entry.Type == E820Type.Usable)
+                free.Add((entry.Base, entry.End));
+    }
 
     /// <summary>Usable bytes below 4 GiB.</summary>
     public ulong LowEnd => free.Where(f => f.End <= 1UL << 32).Select(f => f.End).DefaultIfEmpty(0UL).Max();

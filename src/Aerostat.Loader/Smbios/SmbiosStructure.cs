@@ -40,7 +40,7 @@ internal sealed class SmbiosStructure
     /// <summary>A string number; an empty text is "no string".</summary>
     public SmbiosStructure Text(string text)
     {
-        string clean = string.Concat(text.Take(LongestText).Select(c => c is >= ' ' and <= '~' ? c : '?'));
+        string clean = Printable(text, LongestText);
         if (clean.Length == 0)
             return Byte(0);
         texts.Add(clean);
@@ -50,10 +50,16 @@ internal sealed class SmbiosStructure
     /// <summary>A string that has no field of its own (types 11 and 12).</summary>
     public SmbiosStructure TextOnly(string text)
     {
-        string clean = string.Concat(text.Take(255).Select(c => c is >= ' ' and <= '~' ? c : '?'));
+        string clean = Printable(text, 255);
         texts.Add(clean.Length == 0 ? " " : clean);
         return this;
     }
+
+    private static string Printable(string text, int longest) => string.Create(Math.Min(text.Length, longest), text, static (clean, from) =>
+    {
+        for (int i = 0; i < clean.Length; i++)
+            clean[i] = from[i] is >= ' ' and <= '~' ? from[i] : '?';
+    });
 
     public byte[] Finish()
     {

@@ -38,12 +38,24 @@ public static class SmbiosTables
         all.Add(new SmbiosStructure(32, 0x2000).Raw([0, 0, 0, 0, 0, 0, 0]).Finish()); // boot status: no errors
         all.Add(new SmbiosStructure(127, 0x7F00).Finish());
 
-        byte[] table = [.. all.SelectMany(s => s)];
+        int largest = 0, length = 0;
+        foreach (byte[] structure in all)
+        {
+            largest = Math.Max(largest, structure.Length);
+            length += structure.Length;
+        }
+        byte[] table = new byte[length];
+        int at = 0;
+        foreach (byte[] structure in all)
+        {
+            structure.CopyTo(table, at);
+            at += structure.Length;
+        }
         if ((ulong)table.Length > E820Map.BiosAreaEnd - Structures)
             throw new BootException($"SMBIOS structures do not fit in the BIOS area ({table.Length} bytes); use fewer sockets or OEM strings");
         memory.Write(new(Structures), table);
         memory.Write(new(EntryPoint64), Entry64(table.Length));
-        memory.Write(new(EntryPoint32), Entry32(table.Length, all.Count, all.Max(s => s.Length)));
+        memory.Write(new(EntryPoint32), Entry32(table.Length, all.Count, largest));
         return EntryPoint64;
     }
 

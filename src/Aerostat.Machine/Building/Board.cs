@@ -58,54 +58,54 @@ internal sealed class Board
 
         // Interrupts.
         InterruptFabric fabric = Fabric;
-        LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index, X2Apic = x2Apic }, p, p.Timestamp, fabric, clock), ChipsetStates.Default.LocalApicSavedState))];
-        pic = Add(new Pic(fabric.ExternalInterrupt), ChipsetStates.Default.PicSavedState);
+        LocalApics = [.. processors.Select(p => Add(new LocalApic(new LocalApicOptions { Id = p.Index, X2Apic = x2Apic }, p, p.Timestamp, fabric, clock), static () => ChipsetStates.Default.LocalApicSavedState))];
+        pic = Add(new Pic(fabric.ExternalInterrupt), static () => ChipsetStates.Default.PicSavedState);
         fabric.ExternalInterruptController = pic;
         Claim(pic, PcPorts.Pic);
-        IoApic ioApic = Add(new IoApic(fabric), ChipsetStates.Default.IoApicSavedState);
+        IoApic ioApic = Add(new IoApic(fabric), static () => ChipsetStates.Default.IoApicSavedState);
         Mmio.Add(ioApic.Name, PcLayout.IoApicBase, PcLayout.IoApicSize, ioApic);
         GsiRouter router = new(pic, ioApic);
 
         // Time. In legacy replacement mode the HPET takes the place of the 8254 and the RTC on their interrupts.
         Hpet hpet = Add(new Hpet(
             router.Connect(0), router.Connect(PcLayout.RtcIrq),
-            s_hpetPins.Select(pin => KeyValuePair.Create(pin, router.Connect(pin))), clock), ChipsetStates.Default.HpetSavedState);
+            s_hpetPins.Select(pin => KeyValuePair.Create(pin, router.Connect(pin))), clock), static () => ChipsetStates.Default.HpetSavedState);
         Mmio.Add(hpet.Name, PcLayout.HpetBase, PcLayout.HpetSize, hpet);
-        Pit pit = Add(new Pit(hpet.PitInput, clock), ChipsetStates.Default.PitSavedState);
+        Pit pit = Add(new Pit(hpet.PitInput, clock), static () => ChipsetStates.Default.PitSavedState);
         Claim(pit, PcPorts.Pit);
-        Claim(Add(new SystemControlPortB(pit, clock), ChipsetStates.Default.SystemControlPortBSavedState), PcPorts.SystemControlB);
+        Claim(Add(new SystemControlPortB(pit, clock), static () => ChipsetStates.Default.SystemControlPortBSavedState), PcPorts.SystemControlB);
         rtc = Add(new Rtc(new RtcOptions
         {
             Epoch = clock.GetUtcNow(),
             LowMemory = Math.Min(memory.TotalBytes, GuestMemory.PciHoleStart),
             HighMemory = memory.TotalBytes - Math.Min(memory.TotalBytes, GuestMemory.PciHoleStart),
-        }, hpet.RtcInput, clock), ChipsetStates.Default.RtcSavedState);
+        }, hpet.RtcInput, clock), static () => ChipsetStates.Default.RtcSavedState);
         Claim(rtc, PcPorts.Rtc);
 
         // Serial line.
         Serial = new SerialPort(options.Serial);
-        Serial16550 uart = Add(new Serial16550("serial0", PcPorts.Com1.First, router.Connect(PcLayout.Com1Irq), Serial) { AwaitsListener = true }, ChipsetStates.Default.Serial16550SavedState);
+        Serial16550 uart = Add(new Serial16550("serial0", PcPorts.Com1.First, router.Connect(PcLayout.Com1Irq), Serial) { AwaitsListener = true }, static () => ChipsetStates.Default.Serial16550SavedState);
         Serial.Connect(uart);
         Claim(uart, PcPorts.Com1);
 
         // Power and reset.
         acpiPm = Add(new AcpiPm(
             new AcpiPmOptions(), router.Connect(PcLayout.SciIrq), clock,
-            () => request(new GuestRequest(MachineExitKind.PoweredOff)), () => request(GuestRequest.Suspend), wake), ChipsetStates.Default.AcpiPmSavedState);
+            () => request(new GuestRequest(MachineExitKind.PoweredOff)), () => request(GuestRequest.Suspend), wake), static () => ChipsetStates.Default.AcpiPmSavedState);
         rtc.AlarmRaised += () => acpiPm.SignalRtcAlarm();
         Claim(acpiPm, PcPorts.AcpiPm);
-        Claim(Add(new ResetControl(RequestReset), ChipsetStates.Default.ResetControlSavedState), PcPorts.ResetControl);
-        Claim(Add(new SystemControlPortA(RequestReset), ChipsetStates.Default.SystemControlPortASavedState), PcPorts.SystemControlA);
-        Claim(Add(new I8042(router.Connect(PcLayout.KeyboardIrq), RequestReset), ChipsetStates.Default.I8042SavedState), PcPorts.I8042);
+        Claim(Add(new ResetControl(RequestReset), static () => ChipsetStates.Default.ResetControlSavedState), PcPorts.ResetControl);
+        Claim(Add(new SystemControlPortA(RequestReset), static () => ChipsetStates.Default.SystemControlPortASavedState), PcPorts.SystemControlA);
+        Claim(Add(new I8042(router.Connect(PcLayout.KeyboardIrq), RequestReset), static () => ChipsetStates.Default.I8042SavedState), PcPorts.I8042);
 
         // Identity.
         GenerationId = Add(
-            new VmGenerationId(memory, () => acpiPm.RaiseGeneralPurposeEvent(PcLayout.GenerationIdEvent)), ChipsetStates.Default.VmGenerationIdSavedState);
+            new VmGenerationId(memory, () => acpiPm.RaiseGeneralPurposeEvent(PcLayout.GenerationIdEvent)), static () => ChipsetStates.Default.VmGenerationIdSavedState);
 
         // PCI.
         PciBus pci = new();
-        pci.Attach(0, 0, Add(new PciHostBridge(PcLayout.EcamBase), ChipsetStates.Default.PciHostBridgeSavedState));
-        Claim(Add(new PciConfigurationPorts(pci), ChipsetStates.Default.PciConfigurationPortsSavedState), PcPorts.PciConfiguration);
+        pci.Attach(0, 0, Add(new PciHostBridge(PcLayout.EcamBase), static () => ChipsetStates.Default.PciHostBridgeSavedState));
+        Claim(Add(new PciConfigurationPorts(pci), static () => ChipsetStates.Default.PciConfigurationPortsSavedState), PcPorts.PciConfiguration);
         PciEcamWindow ecam = AddStateless(new PciEcamWindow(pci));
         Mmio.Add(ecam.Name, PcLayout.EcamBase, PcLayout.EcamSize, ecam);
 
@@ -122,9 +122,9 @@ internal sealed class Board
             functions.Add(vmci);
             Vmware = new VmwareParts(options, memory, clock, processors[0].Timestamp, vmci, x2Apic, transfers: options.Accelerator != "kvm");
             AddStateless(Vmware.Backdoor);
-            Add(Vmware.Tools, VmwareStates.Default.GuestToolsSavedState);
-            Add(Vmware.Balloon, VmwareStates.Default.VmwareBalloonSavedState);
-            Add(vmci, VmwareStates.Default.VmciSavedState);
+            Add(Vmware.Tools, static () => VmwareStates.Default.GuestToolsSavedState);
+            Add(Vmware.Balloon, static () => VmwareStates.Default.VmwareBalloonSavedState);
+            Add(vmci, static () => VmwareStates.Default.VmciSavedState);
         }
         if (functions.Count > 0)
         {
@@ -143,7 +143,7 @@ internal sealed class Board
                     Claim(port, new PortRange(exit.Port, 1));
                     break;
                 case TestDeviceOptions:
-                    TestDevice test = Add(new TestDevice(Enumerable.Range(0, TestDevice.InterruptPortCount).Select(router.Connect)), ChipsetStates.Default.TestDeviceSavedState);
+                    TestDevice test = Add(new TestDevice(Enumerable.Range(0, TestDevice.InterruptPortCount).Select(router.Connect)), static () => ChipsetStates.Default.TestDeviceSavedState);
                     Claim(test, TestDevice.LatchPorts);
                     Ports.Add(test.Name, TestDevice.InterruptPorts, TestDevice.InterruptPortCount, test.Interrupts, widest: 1);
                     Mmio.Add(test.Name, TestDevice.MmioBase, TestDevice.MmioSize, test);
@@ -151,7 +151,7 @@ internal sealed class Board
                     firmwareIrqs |= 1 << TestDeviceIrq;
                     break;
                 case HyperVTestDeviceOptions:
-                    Claim(Add(new HyperVTestDevice(HyperV!.Partition), HyperVStates.Default.HyperVTestDeviceSavedState), HyperVTestDevice.Ports);
+                    Claim(Add(new HyperVTestDevice(HyperV!.Partition), static () => HyperVStates.Default.HyperVTestDeviceSavedState), HyperVTestDevice.Ports);
                     break;
                 case VirtioOptions:
                     break;
@@ -253,7 +253,7 @@ internal sealed class Board
         return device;
     }
 
-    private T Add<T, TState>(T device, JsonTypeInfo<TState> shape)
+    private T Add<T, TState>(T device, Func<JsonTypeInfo<TState>> shape)
         where T : IDevice, ISavable<TState>
         where TState : class
     {
@@ -273,11 +273,11 @@ internal sealed class Board
     private void Claim<T>(T device, params IReadOnlyList<PortRange> ranges)
         where T : IDevice, IPortDevice
     {
-        foreach (PortRange range in ranges)
+        for (int i = 0; i < ranges.Count; i++)
         {
             try
             {
-                Ports.Add(device.Name, range.First, range.Count, device);
+                Ports.Add(device.Name, ranges[i].First, ranges[i].Count, device);
             }
             catch (InvalidOperationException e)
             {

@@ -82,9 +82,17 @@ internal sealed class BootImage : IDisposable
         }
     }
 
+    private static uint[] ApicIds(int count)
+    {
+        uint[] ids = new uint[count];
+        for (int i = 0; i < count; i++)
+            ids[i] = (uint)i;
+        return ids;
+    }
+
     private AcpiOptions DescribeBoard(ulong identityAddress) => new()
     {
-        ApicIds = [.. Enumerable.Range(0, options.Cpus).Select(i => (uint)i)],
+        ApicIds = ApicIds(options.Cpus),
         LocalApicAddress = (uint)PcLayout.LocalApicBase,
         IoApicAddress = (uint)PcLayout.IoApicBase,
         HpetAddress = (uint)PcLayout.HpetBase,

@@ -30,8 +30,8 @@ internal sealed class HyperVBoard : IDevice
             Bus.Add(Storage = new StorageController(onScsi, memory, host.Failed));
         Elements =
         [
-            StateElement.Of("hyperv", Partition, HyperVStates.Default.HyperVPartitionSavedState),
-            StateElement.Of("vmbus", Bus, HyperVStates.Default.VmBusSavedState),
+            StateElement.Of("hyperv", Partition, static () => HyperVStates.Default.HyperVPartitionSavedState),
+            StateElement.Of("vmbus", Bus, static () => HyperVStates.Default.VmBusSavedState),
         ];
     }
 

@@ -38,13 +38,13 @@ internal sealed class VirtioBoard : IDisposable
             {
                 VirtioMmio registers = new(device, router.Connect(place.Gsi), place.Address, doorbells);
                 mmio.Add(device.Name, place.Address, PcLayout.VirtioMmioStride, registers);
-                Add(registers, VirtioStates.Default.VirtioMmioSavedState);
+                Add(registers, static () => VirtioStates.Default.VirtioMmioSavedState);
                 continue;
             }
             VirtioPci function = new(device, space, fabric, router.Connect(place.Gsi));
             pci.Attach(place.Index, 0, function);
             functions.Add(function);
-            Add(function, VirtioStates.Default.VirtioPciSavedState);
+            Add(function, static () => VirtioStates.Default.VirtioPciSavedState);
         }
     }
 
@@ -92,7 +92,7 @@ internal sealed class VirtioBoard : IDisposable
     /// <summary>Ends the threads, if that was not done.</summary>
     public void Dispose() => Stop();
 
-    private T Add<T, TState>(T part, JsonTypeInfo<TState> shape)
+    private T Add<T, TState>(T part, Func<JsonTypeInfo<TState>> shape)
         where T : IDevice, ISavable<TState>
         where TState : class
     {
@@ -103,12 +103,12 @@ internal sealed class VirtioBoard : IDisposable
 
     private VirtioDevice Create(VirtioPlace place, VirtioContext context) => place.Options switch
     {
-        RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), VirtioStates.Default.VirtioRngSavedState),
-        DiskOptions disk => Add(new VirtioBlock(place.Name, disks[place.Name], disk.Serial, disk.Queues, disk.Packed, context), VirtioStates.Default.VirtioBlockSavedState),
+        RngOptions rng => Add(new VirtioRng(place.Name, rng.Packed, context), static () => VirtioStates.Default.VirtioRngSavedState),
+        DiskOptions disk => Add(new VirtioBlock(place.Name, disks[place.Name], disk.Serial, disk.Queues, disk.Packed, context), static () => VirtioStates.Default.VirtioBlockSavedState),
         ConsoleOptions console => Add(new VirtioConsole(
             place.Name,
             [.. Enumerable.Range(0, console.Ports).Select(i => ($"port{i}", console.Output is { } output ? new ConsoleOutput(bytes => output(i, bytes.ToArray())) : null))],
-            console.Packed, context), VirtioStates.Default.VirtioConsoleSavedState),
+            console.Packed, context), static () => VirtioStates.Default.VirtioConsoleSavedState),
         BalloonOptions balloon => Add(new VirtioBalloon(
             place.Name,
             new BalloonDeviceOptions
@@ -120,7 +120,7 @@ internal sealed class VirtioBoard : IDisposable
                 Reporting = balloon.Reporting,
                 Packed = balloon.Packed,
             },
-            context), VirtioStates.Default.VirtioBalloonSavedState),
+            context), static () => VirtioStates.Default.VirtioBalloonSavedState),
         _ => throw new ConfigurationException($"--device: {place.Options.GetType().Name} cannot be put on this board"),
     };
 }

@@ -28,7 +28,8 @@ public sealed class MmioBus
         foreach (Claim c in claims)
             if (first <= c.Last && last >= c.First)
                 throw new InvalidOperationException($"{name} at 0x{first:x}..0x{last:x} overlaps {c.Name} at 0x{c.First:x}..0x{c.Last:x}");
-        claims = [.. claims.Append(new Claim(name, first, last, device)).OrderBy(c => c.First)];
+        int at = Array.FindIndex(claims, c => c.First > first);
+        claims = at < 0 ? [.. claims, new Claim(name, first, last, device)] : [.. claims.AsSpan(0, at), new Claim(name, first, last, device), .. claims.AsSpan(at)];
     }
 
     /// <summary>Accesses that no device claimed, since creation.</summary>

@@ -57,20 +57,23 @@ public sealed partial class VirtualMachine
 
     private static InvalidOperationException Ended() => new("the machine has ended");
 
-    private void CollectElements()
+    // The vCPUs come first. Made when a state is taken or put back: most machines run without.
+    private List<StateElement> CollectElements()
     {
-        elements.AddRange(processors.Select(p => StateElement.Of(VcpuElement.NameOf(p.Index), new VcpuElement(p), MachineStates.Default.VcpuSavedState)));
+        List<StateElement> elements = [.. processors.Select(p => StateElement.Of(VcpuElement.NameOf(p.Index), new VcpuElement(p), static () => MachineStates.Default.VcpuSavedState))];
         elements.AddRange(board.Elements);
         if (Options.Personality == KvmPersonality.Name)
-            elements.Add(StateElement.Of("kvm-clock", kvmClock, MachineStates.Default.KvmClockSavedState));
+            elements.Add(StateElement.Of("kvm-clock", kvmClock, static () => MachineStates.Default.KvmClockSavedState));
         elements.AddRange(personalities.SelectMany(p => p.Elements));
         if (board.HyperV is { } hyperV)
             elements.AddRange(hyperV.Elements);
+        return elements;
     }
 
     // Backwards: a device that catches up with the time may still raise an interrupt, and a local APIC may hand one to its processor.
     private async Task<MachineSavedState> CollectState()
     {
+        List<StateElement> elements = CollectElements();
         SavedElement[] saved = new SavedElement[elements.Count];
         int Rank(StateElement element) => element.Shape.Name switch { "vcpu" => 3, "local-apic" => 2, "pic" or "ioapic" => 1, _ => 0 };
         foreach ((int index, StateElement element) in elements.Index().OrderBy(e => Rank(e.Item)))
@@ -93,6 +96,7 @@ public sealed partial class VirtualMachine
     {
         MachineSavedState saved = origin.State;
         CheckProcessor(saved);
+        List<StateElement> elements = CollectElements();
         Dictionary<string, SavedElement> byName = [];
         foreach (SavedElement element in saved.Elements)
             if (!byName.TryAdd(element.Name, element))

@@ -30,7 +30,6 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
     private readonly VmClock clock;
     private readonly IHypervisor hypervisor;
     private readonly Board board;
-    private readonly List<StateElement> elements = [];
     private readonly IVirtualProcessor[] processors;
     private readonly VcpuExitHandler[] handlers;
     private readonly IPersonality[] personalities;
@@ -104,7 +103,6 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
                 _ => [],
             };
             handlers = [.. board.LocalApics.Select((apic, i) => new VcpuExitHandler(apic, board.Ports, board.Mmio, gate, personalities.ElementAtOrDefault(i)))];
-            CollectElements();
             if (origin is null)
                 ResetProcessors(boot!.Load(memory, board.GenerationId), direct: true).GetAwaiter().GetResult();
             else

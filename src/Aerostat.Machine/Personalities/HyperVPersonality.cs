@@ -20,7 +20,7 @@ internal sealed class HyperVPersonality(IVirtualProcessor processor, HyperVProce
     public bool Hypercall(Span<ulong> registers) => own.Hypercall(registers, processor.IsIn64BitMode);
 
     /// <inheritdoc/>
-    public IEnumerable<StateElement> Elements => [StateElement.Of($"hyperv{own.Index}", own, HyperVStates.Default.HyperVProcessorSavedState)];
+    public IEnumerable<StateElement> Elements => [StateElement.Of($"hyperv{own.Index}", own, static () => HyperVStates.Default.HyperVProcessorSavedState)];
 
     /// <inheritdoc/>
     public void Reset()

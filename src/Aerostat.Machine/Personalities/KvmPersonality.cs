@@ -135,7 +135,7 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
     }
 
     /// <inheritdoc/>
-    public IEnumerable<StateElement> Elements => [StateElement.Of($"kvm{processor.Index}", this, MachineStates.Default.KvmPersonalitySavedState)];
+    public IEnumerable<StateElement> Elements => [StateElement.Of($"kvm{processor.Index}", this, static () => MachineStates.Default.KvmPersonalitySavedState)];
 
     /// <inheritdoc/>
     public KvmPersonalitySavedState Save() => new() { SystemTime = systemTime, WallClock = wallClock, Version = version, EndOfInterrupt = apic.EndOfInterruptFlag is null ? 0 : endOfInterrupt };

@@ -29,7 +29,7 @@ internal sealed class VmwarePersonality(IVirtualProcessor processor, VmwareVcpu 
     }
 
     /// <inheritdoc/>
-    public IEnumerable<StateElement> Elements => [StateElement.Of($"vmware{processor.Index}", vcpu, VmwareStates.Default.VmwareVcpuSavedState)];
+    public IEnumerable<StateElement> Elements => [StateElement.Of($"vmware{processor.Index}", vcpu, static () => VmwareStates.Default.VmwareVcpuSavedState)];
 
     /// <inheritdoc/>
     public bool ReadMsr(uint index, out ulong value)

@@ -37,8 +37,8 @@ internal sealed class VcpuThread : IDisposable
     private readonly IExitHandler handler;
     private readonly IVcpuObserver observer;
     private readonly TaskCompletionSource ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private readonly long[] exits = new long[Enum.GetValues<ExitReason>().Length];
-    private readonly long[] outside = new long[Enum.GetValues<ExitReason>().Length];
+    private readonly long[] exits = new long[(int)ExitReason.Unknown + 1];
+    private readonly long[] outside = new long[(int)ExitReason.Unknown + 1];
     private readonly Thread thread;
     private (ExitReason Reason, long Since)? left;
     private volatile bool asleep;

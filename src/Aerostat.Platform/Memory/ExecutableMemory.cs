@@ -56,7 +56,6 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
         if (visibleToProfilers && placement == CodePlacement.Anywhere)
         {
             HostMapping.MapTwice((ulong)Capacity, out writable, out executable);
-            _ = syscall(MembarrierNumber, MembarrierRegisterSyncCore, 0, 0);
             return;
         }
         file = new MemoryFile("aerostat-code", (ulong)Capacity, executable: true);
@@ -72,7 +71,6 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
             file.Dispose();
             throw;
         }
-        _ = syscall(MembarrierNumber, MembarrierRegisterSyncCore, 0, 0);
     }
 
     /// <summary>Whether this host can run generated code.</summary>
@@ -208,9 +206,15 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
         return true;
     }
 
-    // membarrier(2): every thread of the process runs a serialising instruction before it next runs user code. A kernel
-    // without it is older than any that .NET 10 supports, so a failure only means that nothing was registered.
-    private static void Serialize() => _ = syscall(MembarrierNumber, MembarrierSyncCore, 0, 0);
+    // membarrier(2): every thread of the process runs a serialising instruction before it next runs user code. A kernel without it is older than
+    // any that .NET 10 supports, so a failure means that the process has not registered, which takes the kernel some milliseconds once there are threads.
+    private static void Serialize()
+    {
+        if (syscall(MembarrierNumber, MembarrierSyncCore, 0, 0) == 0)
+            return;
+        _ = syscall(MembarrierNumber, MembarrierRegisterSyncCore, 0, 0);
+        _ = syscall(MembarrierNumber, MembarrierSyncCore, 0, 0);
+    }
 
     [LibraryImport("libc")]
     private static partial nint syscall(nint number, nint command, nint flags, nint cpu);
