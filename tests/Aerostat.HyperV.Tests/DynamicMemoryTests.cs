@@ -71,6 +71,37 @@ public sealed class DynamicMemoryTests
         Assert.Throws<ArgumentOutOfRangeException>(() => bus.Balloon.SetTarget(16 * MiB + 1));
     }
 
+    // Where the host gives huge pages, what is taken of one waits until all of it is: until then the guest may get it back, and write to it.
+    [Theory]
+    [InlineData(false), InlineData(true)]
+    public void PagesThatAreBackAreTheGuestsAtOnce(bool isReset)
+    {
+        (GuestBus bus, BalloonDriver driver) = Start(memory: () => new GuestMemory(hugePages: true, new MemoryRegion(new(0), 16 * MiB, "low")));
+        using GuestBus _ = bus;
+        GuestMemory memory = bus.Fixture.Memory;
+        for (ulong page = 0x800; page < 0xC00; page++)
+            memory.Write(new(page << 12), 0x55u);
+        bus.Balloon!.SetTarget(612 << 12);
+        Assert.Equal(612u, driver.TakeBalloonRequest());
+        // A block of 512 in two pieces, and a part of another.
+        driver.Give(more: true, (0x800, 256), (0x900, 256));
+        driver.Give(more: false, (0xA10, 100));
+        if (isReset)
+        {
+            bus.Server.Reset();
+            bus.Balloon.Reset();
+        }
+        else
+        {
+            bus.Balloon.SetTarget(0);
+            Assert.Equal([(0x800UL, 512UL), (0xA10, 100)], driver.TakeBack()!);
+        }
+        for (ulong page = 0xA10; page < 0xA74; page++)
+            memory.Write(new(page << 12), 0x77u);
+        memory.Settle();
+        Assert.Equal((0, 0, 0x55, 0x77, 0x77, 0x55), (At(bus, 0x800), At(bus, 0x9FF), At(bus, 0xA0F), At(bus, 0xA10), At(bus, 0xA73), At(bus, 0xA74)));
+    }
+
     [Fact]
     public void WhatMakesNoSenseIsRefusedAndCounted()
     {

@@ -65,6 +65,8 @@ public sealed partial class DynamicMemory
             spareNext = state.SpareNext;
             added = state.Added;
             given.FromRuns(state.Given);
+            for (int i = 0; i + 1 < state.Given.Length; i += 2)
+                _ = TakeAway(state.Given[i], state.Given[i + 1]);
             held.Clear();
             statusAt = null;
             progressAt = clock.GetTimestamp();

@@ -220,6 +220,7 @@ public sealed partial class DynamicMemory : VmBusDevice, IBalloon
         {
             given.Clear();
             held.Clear();
+            memory.BringAllBack();
             request = Request.None;
             ready = canBalloon = canAdd = isHeld = false;
             version = 0;
@@ -372,17 +373,20 @@ public sealed partial class DynamicMemory : VmBusDevice, IBalloon
         given.Set(first, pages, member: true);
         got += pages;
         progressAt = clock.GetTimestamp();
-        if (memory.Discard(new GuestAddress(first << PageShift), pages << PageShift) == DiscardResult.Done)
+        if (TakeAway(first, pages) == DiscardResult.Done)
             return true;
         for (ulong page = first; page < stop; page++)
         {
-            if (memory.Discard(new GuestAddress(page << PageShift), 1 << PageShift) == DiscardResult.Done)
+            if (TakeAway(page, 1) == DiscardResult.Done)
                 continue;
             held.Set(page, 1, member: true);
             refused++;
         }
         return true;
     }
+
+    // The guest does not use them until it is told to have them back.
+    private DiscardResult TakeAway(ulong first, ulong pages) => memory.TakeAway(new GuestAddress(first << PageShift), pages << PageShift);
 
     // Gate held. Pages that were added; with none, a result of 1 means never, and one of 0 not now.
     private void TakeAdded(uint pages, uint result)
@@ -447,16 +451,28 @@ public sealed partial class DynamicMemory : VmBusDevice, IBalloon
         message = message[..(DynamicMemoryProtocol.RangesAt + (count * 8))];
         DynamicMemoryProtocol.WriteHeader(message, DynamicMemoryMessage.UnballoonRequest, ++number);
         BinaryPrimitives.WriteInt32LittleEndian(message[12..], count);
+        // The guest may use them before Send returns.
+        ForEachRange(message, count, (first, run) => memory.BringBack(new GuestAddress(first << PageShift), run << PageShift));
         if (!Send(message))
+        {
+            ForEachRange(message, count, (first, run) => TakeAway(first, run));
             return;
-        // They are the guest's from now on.
+        }
+        ForEachRange(message, count, (first, run) =>
+        {
+            given.Set(first, run, member: false);
+            held.Set(first, run, member: false);
+        });
+        Enter(Request.Down, 0);
+    }
+
+    private static void ForEachRange(ReadOnlySpan<byte> message, int count, Action<ulong, ulong> use)
+    {
         for (int i = 0; i < count; i++)
         {
             (ulong first, ulong run) = DynamicMemoryProtocol.Range(BinaryPrimitives.ReadUInt64LittleEndian(message[(DynamicMemoryProtocol.RangesAt + (i * 8))..]));
-            given.Set(first, run, member: false);
-            held.Set(first, run, member: false);
+            use(first, run);
         }
-        Enter(Request.Down, 0);
     }
 
     // A chunk at a time, of the size and alignment that the guest has asked for.
