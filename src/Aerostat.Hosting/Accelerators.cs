@@ -25,6 +25,9 @@ public static class Accelerators
     /// <summary>What this host's KVM is worth. The first call tries it, which takes some milliseconds.</summary>
     public static KvmReport Kvm => KvmReport.From(s_kvm.Value);
 
+    /// <summary>The faster processor of this program's own on this host.</summary>
+    public static string Own => TranslatorHypervisor.IsSupported ? Translator : Interpreter;
+
     /// <summary>What <c>--accel</c> takes, usable here or not.</summary>
     public static IReadOnlyList<string> Names { get; } = ["auto", KvmName, Translator, Interpreter];
 
