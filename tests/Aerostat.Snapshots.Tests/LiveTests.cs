@@ -57,38 +57,6 @@ public sealed class LiveTests
         }
     }
 
-    /// <summary>What a checksum is of is what was written, whoever changes the page meanwhile.</summary>
-    [Fact]
-    public async Task ChecksumsAreOfWhatWasWritten()
-    {
-        using TestFolder folder = new();
-        using GuestMemory memory = GuestMemory.CreatePc(8 << 20);
-        memory.TryFill(new GuestAddress(0), 8 << 20, 1);
-        using SafeFileHandle file = File.OpenHandle(folder["memory"], FileMode.CreateNew, FileAccess.ReadWrite);
-        bool over = false;
-        Task writer = Task.Run(
-            () =>
-            {
-                for (ulong i = 0; !Volatile.Read(ref over); i += 4096)
-                    memory.Write(new GuestAddress(i % (8 << 20)), i);
-            },
-            TestContext.Current.CancellationToken);
-        for (int i = 0; i < 20; i++)
-        {
-            MemoryWriter pages = new(memory, file, null);
-            pages.WriteRound(TestContext.Current.CancellationToken);
-            byte[] block = new byte[1 << 20];
-            foreach ((ulong first, int count, Checksum expected) in pages.Finish().Blocks())
-            {
-                Span<byte> bytes = block.AsSpan(0, count * 4096);
-                Snapshot.ReadExactly(file, bytes, (long)first * 4096, "memory");
-                Assert.Equal(expected, Checksum.Of(bytes));
-            }
-        }
-        Volatile.Write(ref over, true);
-        await writer;
-    }
-
     /// <summary>Given up before, while it copies and while the machine stands still: it goes on, nothing is left on disk, and no change is lost.</summary>
     [Fact]
     public async Task ASnapshotIsGivenUp()
