@@ -7,5 +7,5 @@ namespace Aerostat.Cpu.Tests;
 public sealed class InstructionFormTests
 {
     [Fact]
-    public void ThereAreAsManyAsItIsSaid() => Assert.Equal(Enum.GetValues<Code>().Length, InstructionForms.Count);
+    public void ThereAreAsManyAsItIsSaid() => Assert.Equal(InstructionForms.Count, Enum.GetValues<Code>().Length);
 }
