@@ -70,15 +70,15 @@ internal static class Guest
     /// <param name="files">More files of the initramfs.</param>
     public static async Task<BootOutcome> BootAsync(
         string kernel = "cloud", string append = "", int cpus = 1, ulong memory = 512UL << 20, string script = "", string[]? modules = null, Func<VirtualMachine, SerialTranscript, Task>? companion = null, string accelerator = "interpreter",
-        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", IReadOnlyList<InitramfsFile>? files = null)
+        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", IReadOnlyList<InitramfsFile>? files = null, bool reboots = false)
     {
-        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, Busybox(), script, modules ?? [], files) }, companion, devices, personality);
+        return await RunAsync(kernel, append, cpus, memory, accelerator, new KernelBootOptions("") { InitrdBytes = Initramfs(kernel, Busybox(), script, modules ?? [], files) }, companion, devices, personality, reboots: reboots);
     }
 
     /// <summary>As <see cref="BootAsync"/>, with an initramfs of the caller's; of <paramref name="initrd"/> only that is used.</summary>
     public static async Task<BootOutcome> RunAsync(
         string kernel, string append, int cpus, ulong memory, string accelerator, KernelBootOptions initrd, Func<VirtualMachine, SerialTranscript, Task>? companion = null,
-        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", TimeSpan? limit = null)
+        IReadOnlyList<DeviceOptions>? devices = null, string personality = "kvm", TimeSpan? limit = null, bool reboots = false)
     {
         string path = Image(kernel);
         SerialTranscript console = new();
@@ -88,7 +88,7 @@ internal static class Guest
             Cpus = cpus,
             Accelerator = accelerator,
             Personality = personality,
-            NoReboot = true,
+            NoReboot = !reboots,
             Serial = console.Append,
             Devices = devices ?? [],
             DeviceLog = new TranscriptLog(console),

@@ -25,6 +25,8 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
     private IDisposable? timer, watchdog, leftoverTimer;
     // The guest may still have frozen what nobody has seen thawed.
     private bool leftFrozen;
+    // Why the latest freeze has come to nothing while nobody waited, for who asks for its thaw.
+    private string? lost;
     private byte? waiting;
     private int thawAttempts;
     private bool thawTwice;
@@ -90,7 +92,7 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
         {
             if (current is not { } transaction)
             {
-                done.TrySetException(new FreezeException("nothing is frozen"));
+                done.TrySetException(new FreezeException(Interlocked.Exchange(ref lost, null) ?? "nothing is frozen"));
                 return;
             }
             transaction.Thawed.Task.ContinueWith(
@@ -126,6 +128,7 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
             return;
         }
         current = transaction;
+        lost = null;
         Enter(FreezePhase.Probing);
         Hold?.Invoke(true);
         Ask(HotBackup, s_answerLimit, () => Fail("the guest's driver does not answer whether it can freeze"));
@@ -298,6 +301,7 @@ public sealed class VolumeSnapshots : IntegrationComponent, IVolumeFreezer
             string why = phase == FreezePhase.Frozen || phase == FreezePhase.Thawing
                 ? "the guest has closed its snapshot channel, or was reset, while its file systems were frozen"
                 : "the guest has closed its snapshot channel, or was reset";
+            lost = why;
             transaction.Frozen.TrySetException(new FreezeException(why));
             transaction.Thawed.TrySetException(new FreezeException(why));
             Forget();
