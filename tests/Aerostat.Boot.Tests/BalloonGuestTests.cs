@@ -39,6 +39,7 @@ public sealed class BalloonGuestTests
     [InlineData("translator", "cloud", "init_on_alloc=0")]
     [InlineData("translator", "cloud", "init_on_alloc=1 init_on_free=1")]
     [InlineData("translator", "generic", "init_on_alloc=0 page_poison=1")]
+    [InlineData("interpreter", "cloud", "init_on_alloc=1")]
     public async Task WhatIsKeptStaysWhole(string accelerator, string kernel, string append)
     {
         const ulong Memory = 256 * MiB;

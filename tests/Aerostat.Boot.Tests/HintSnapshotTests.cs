@@ -58,20 +58,21 @@ public sealed class HintSnapshotTests
         """;
 
     /// <summary>
-    /// Kernel, what it does to pages that change hands, and whether it writes to those that it names: before it does, or, under pressure, when it takes them
+    /// Processor, kernel, what it does to pages that change hands, and whether it writes to those that it names: before it does, or, under pressure, when it takes them
     /// back for programs. Then the writes undo the hints.
     /// </summary>
-    public static TheoryData<string, string, bool> Kernels => new()
+    public static TheoryData<string, string, string, bool> Kernels => new()
     {
-        { "cloud", "", true },
-        { "cloud", "init_on_alloc=0", false },
-        { "cloud", "init_on_free=1 init_on_alloc=0", true },
-        { "generic", "page_poison=1 init_on_alloc=0", true },
+        { "translator", "cloud", "", true },
+        { "translator", "cloud", "init_on_alloc=0", false },
+        { "translator", "cloud", "init_on_free=1 init_on_alloc=0", true },
+        { "translator", "generic", "page_poison=1 init_on_alloc=0", true },
+        { "interpreter", "cloud", "init_on_alloc=0", false },
     };
 
     [Theory]
     [MemberData(nameof(Kernels))]
-    public async Task MemoryUnderStressIsWhole(string kernel, string append, bool written)
+    public async Task MemoryUnderStressIsWhole(string accelerator, string kernel, string append, bool written)
     {
         string image = Guest.Image(kernel), busybox = Guest.Busybox();
         const int Rounds = 9;
@@ -85,7 +86,7 @@ public sealed class HintSnapshotTests
             MachineOptions options = new()
             {
                 MemoryBytes = 256UL << 20,
-                Accelerator = "translator",
+                Accelerator = accelerator,
                 NoReboot = true,
                 Serial = console.Append,
                 Devices = [new BalloonOptions { DeflateOnOom = true, Reporting = false }, new DiskOptions(disk)],

@@ -14,6 +14,7 @@ internal sealed class DiskCopier(DiskView view, DiskPack pack, ChunkMap<ChunkHas
 
     private readonly Lock gate = new();
     private long next, done;
+    private Exception? failure;
 
     private sealed class Worker : IDisposable
     {
@@ -43,9 +44,7 @@ internal sealed class DiskCopier(DiskView view, DiskPack pack, ChunkMap<ChunkHas
         catch
         {
             cancellation.ThrowIfCancellationRequested();
-            // The first that failed has made the others give up.
-            Exception failure = workers.Where(w => w.IsFaulted).Select(w => w.Exception!.InnerExceptions[0]).First();
-            System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure);
+            System.Runtime.ExceptionServices.ExceptionDispatchInfo.Throw(failure!);
         }
         view.Check();
         progress.AddDone((long)view.Length - done);
@@ -73,8 +72,10 @@ internal sealed class DiskCopier(DiskView view, DiskPack pack, ChunkMap<ChunkHas
                 progress.AddDone(length);
             }
         }
-        catch
+        catch (Exception e)
         {
+            // The first that fails makes the others give up, and their giving up is no failure.
+            Interlocked.CompareExchange(ref failure, e, null);
             over.Cancel();
             throw;
         }
