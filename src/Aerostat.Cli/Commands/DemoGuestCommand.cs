@@ -57,7 +57,15 @@ internal static class DemoGuestCommand
                 Devices = devices,
                 Boot = new KernelBootOptions(path) { CommandLine = commandLine },
             };
-            string? wrong = await ShowAsync(name, options, since, output).ConfigureAwait(false);
+            string? wrong;
+            try
+            {
+                wrong = await ShowAsync(name, options, since, output).ConfigureAwait(false);
+            }
+            catch (TimeoutException)
+            {
+                wrong = $"the guest did not answer within {s_limit.TotalSeconds:0} s";
+            }
             if (wrong is not null)
             {
                 error.WriteLine($"aerostat demo guest: {name}: {wrong}");
@@ -92,7 +100,11 @@ internal static class DemoGuestCommand
         await using (machine.ConfigureAwait(false))
         {
             await machine.StartAsync().ConfigureAwait(false);
-            if (!await console.WaitForAsync("> ").WaitAsync(s_limit).ConfigureAwait(false))
+            Task<bool> prompting = console.WaitForAsync("> ");
+            await Task.WhenAny(prompting, machine.Exit).WaitAsync(s_limit).ConfigureAwait(false);
+            if (!prompting.IsCompleted)
+                return $"the machine {(await machine.Exit.ConfigureAwait(false)).Summary}";
+            if (!await prompting.ConfigureAwait(false))
                 return $"no prompt:\n{console.Text}";
             DateTime prompted = DateTime.UtcNow;
             // Asked for only now, because finding it out takes a while.
