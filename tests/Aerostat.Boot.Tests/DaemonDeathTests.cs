@@ -43,90 +43,82 @@ public sealed class DaemonDeathTests
                 accelerator: "translator", personality: "hyperv", modules: FrozenGuest.Modules, devices: [new DiskOptions(disk)], files: FrozenGuest.Daemons(), script: Script,
                 companion: async (machine, console) =>
                 {
-                    try
+                    ControlEndpoint endpoint = new(Path.Combine(folder.FullName, "m.sock"));
+                    string marked = FreezeMark.PathOf(endpoint);
+                    using FreezeMark mark = new(endpoint, machine, isRestored: false);
+                    Assert.True(await console.WaitForAsync("WROTE=3\r", token), console.Text);
+                    // Before.
+                    await TellAsync("kill");
+                    FreezeException e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask));
+                    Assert.Contains("hyperv-daemons", e.Message, StringComparison.Ordinal);
+                    await RecoverAsync();
+
+                    // While it freezes, or soon after: the guest's own time decides.
+                    IVolumeFreezer volumes = machine.Freezer!;
+                    void Kill(FreezePhase phase)
                     {
-                        ControlEndpoint endpoint = new(Path.Combine(folder.FullName, "m.sock"));
-                        string marked = FreezeMark.PathOf(endpoint);
-                        using FreezeMark mark = new(endpoint, machine, isRestored: false);
-                        Assert.True(await console.WaitForAsync("WROTE=3\r", token), console.Text);
-                        // Before.
-                        await TellAsync("kill");
-                        FreezeException e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask));
-                        Assert.Contains("hyperv-daemons", e.Message, StringComparison.Ordinal);
-                        await RecoverAsync();
+                        if (phase == FreezePhase.Freezing)
+                            _ = machine.SendSerialAsync("kill\n"u8.ToArray(), token);
+                    }
+                    volumes.PhaseChanged += Kill;
+                    int killed = Count(console, "DID=kill\r");
+                    await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => UntilAsync(() => Count(console, "DID=kill\r") > killed)));
+                    volumes.PhaseChanged -= Kill;
+                    await RecoverAsync();
 
-                        // While it freezes, or soon after: the guest's own time decides.
-                        IVolumeFreezer volumes = machine.Freezer!;
-                        void Kill(FreezePhase phase)
-                        {
-                            if (phase == FreezePhase.Freezing)
-                                _ = machine.SendSerialAsync("kill\n"u8.ToArray(), token);
-                        }
-                        volumes.PhaseChanged += Kill;
-                        int killed = Count(console, "DID=kill\r");
-                        await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => UntilAsync(() => Count(console, "DID=kill\r") > killed)));
-                        volumes.PhaseChanged -= Kill;
-                        await RecoverAsync();
+                    // While all is frozen: nobody can thaw it but another daemon.
+                    await UntilAsync(() => !File.Exists(marked));
+                    e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => TellAsync("kill")));
+                    Assert.Contains("does not confirm", e.Message, StringComparison.Ordinal);
+                    Assert.Equal(FreezePhase.Failed, volumes.Phase);
+                    Assert.True(File.Exists(marked));
+                    await RecoverAsync();
+                    await UntilAsync(() => !File.Exists(marked));
 
-                        // While all is frozen: nobody can thaw it but another daemon.
-                        await UntilAsync(() => !File.Exists(marked));
-                        e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => TellAsync("kill")));
-                        Assert.Contains("does not confirm", e.Message, StringComparison.Ordinal);
-                        Assert.Equal(FreezePhase.Failed, volumes.Phase);
-                        Assert.True(File.Exists(marked));
-                        await RecoverAsync();
-                        await UntilAsync(() => !File.Exists(marked));
-
-                        // And the guest itself ends.
-                        last = machine.FreezeAsync(new FreezeOptions(), async () =>
-                        {
-                            await machine.SendSerialAsync("end\n"u8.ToArray(), token);
-                            await machine.Exit;
-                        });
+                    // And the guest itself ends.
+                    last = machine.FreezeAsync(new FreezeOptions(), async () =>
+                    {
+                        await machine.SendSerialAsync("end\n"u8.ToArray(), token);
                         await machine.Exit;
+                    });
+                    await machine.Exit;
 
-                        async Task TellAsync(string what)
-                        {
-                            int said = Count(console, $"DID={what}\r");
-                            await machine.SendSerialAsync(System.Text.Encoding.ASCII.GetBytes(what + "\n"), token);
-                            await UntilAsync(() => Count(console, $"DID={what}\r") > said);
-                        }
+                    async Task TellAsync(string what)
+                    {
+                        int said = Count(console, $"DID={what}\r");
+                        await machine.SendSerialAsync(System.Text.Encoding.ASCII.GetBytes(what + "\n"), token);
+                        await UntilAsync(() => Count(console, $"DID={what}\r") > said);
+                    }
 
-                        // With a daemon again, writers go on, and the next freeze is one.
-                        async Task RecoverAsync()
+                    // With a daemon again, writers go on, and the next freeze is one.
+                    async Task RecoverAsync()
+                    {
+                        long written = Written(console);
+                        await TellAsync("start");
+                        await UntilAsync(() => Written(console) > written + 3);
+                        await UntilAsync(() => machine.Freezer!.Phase == FreezePhase.Idle);
+                        for (int attempt = 0; ; attempt++)
                         {
-                            long written = Written(console);
-                            await TellAsync("start");
-                            await UntilAsync(() => Written(console) > written + 3);
-                            await UntilAsync(() => machine.Freezer!.Phase == FreezePhase.Idle);
-                            for (int attempt = 0; ; attempt++)
+                            try
                             {
-                                try
-                                {
-                                    Assert.False((await machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask)).ByWatchdog);
-                                    return;
-                                }
-                                catch (FreezeException) when (attempt < 100)
-                                {
-                                    // The daemon has not registered yet.
-                                    await Task.Delay(100, token);
-                                }
+                                Assert.False((await machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask)).ByWatchdog);
+                                return;
                             }
-                        }
-
-                        async Task UntilAsync(Func<bool> condition)
-                        {
-                            while (!condition())
+                            catch (FreezeException) when (attempt < 100)
                             {
-                                Assert.False(machine.Exit.IsCompleted, console.Text);
-                                await Task.Delay(20, token);
+                                // The daemon has not registered yet.
+                                await Task.Delay(100, token);
                             }
                         }
                     }
-                    catch
+
+                    async Task UntilAsync(Func<bool> condition)
                     {
-                        await machine.StopAsync();
-                        throw;
+                        while (!condition())
+                        {
+                            Assert.False(machine.Exit.IsCompleted, console.Text);
+                            await Task.Delay(20, token);
+                        }
                     }
                 });
             Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff, $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");

@@ -51,32 +51,24 @@ public sealed class FreezeTests
                 companion: async (machine, console) =>
                 {
                     HyperVComponents components = machine.IntegrationComponents!;
-                    try
+                    Assert.True(await console.WaitForAsync("WITHOUT-DAEMON", token), console.Text);
+                    FreezeException none = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask));
+                    Assert.Contains("hyperv-daemons", none.Message, StringComparison.Ordinal);
+                    await machine.SendSerialAsync("\n"u8.ToArray(), token);
+                    Assert.True(await console.WaitForAsync("WROTE=5\r", token), console.Text);
+                    result = await machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
                     {
-                        Assert.True(await console.WaitForAsync("WITHOUT-DAEMON", token), console.Text);
-                        FreezeException none = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask));
-                        Assert.Contains("hyperv-daemons", none.Message, StringComparison.Ordinal);
-                        await machine.SendSerialAsync("\n"u8.ToArray(), token);
-                        Assert.True(await console.WaitForAsync("WROTE=5\r", token), console.Text);
-                        result = await machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
-                        {
-                            before = Written(console);
-                            await Task.Delay(1000, token);
-                            during = Written(console);
-                            File.Copy(disk, copy);
-                        });
-                        Assert.True(await console.WaitForAsync($"WROTE={during + 5}\r", token), console.Text);
-                        while (components.KeyValues.Facts.Count == 0 && !machine.Exit.IsCompleted)
-                            await Task.Delay(100, token);
-                        Assert.Equal(("Linux", "x86_64"), (components.KeyValues.Facts["OSName"], components.KeyValues.Facts["ProcessorArchitecture"]));
-                        Assert.InRange(components.Heartbeat.Answers, 1, long.MaxValue);
-                        Assert.True(await components.Shutdown.RequestAsync(ShutdownKind.PowerOff));
-                    }
-                    catch
-                    {
-                        await machine.StopAsync();
-                        throw;
-                    }
+                        before = Written(console);
+                        await Task.Delay(1000, token);
+                        during = Written(console);
+                        File.Copy(disk, copy);
+                    });
+                    Assert.True(await console.WaitForAsync($"WROTE={during + 5}\r", token), console.Text);
+                    while (components.KeyValues.Facts.Count == 0 && !machine.Exit.IsCompleted)
+                        await Task.Delay(100, token);
+                    Assert.Equal(("Linux", "x86_64"), (components.KeyValues.Facts["OSName"], components.KeyValues.Facts["ProcessorArchitecture"]));
+                    Assert.InRange(components.Heartbeat.Answers, 1, long.MaxValue);
+                    Assert.True(await components.Shutdown.RequestAsync(ShutdownKind.PowerOff));
                 });
             Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff, $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");
             Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
@@ -131,29 +123,21 @@ public sealed class FreezeTests
                     """,
                 companion: async (machine, console) =>
                 {
-                    try
+                    Assert.True(await console.WaitForAsync("WROTE=3\r", token), console.Text);
+                    FreezeException e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
                     {
-                        Assert.True(await console.WaitForAsync("WROTE=3\r", token), console.Text);
-                        FreezeException e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
-                        {
-                            await machine.SendSerialAsync("kill\n"u8.ToArray(), token);
-                            long frozen = Written(console);
-                            // It goes on without the host.
-                            Assert.True(await console.WaitForAsync($"WROTE={frozen + 5}\r", token), console.Text);
-                            // The next agent answers the thaw.
-                            while (console.Text.Split("VSS: userspace daemon").Length < 3 && !machine.Exit.IsCompleted)
-                                await Task.Delay(100, token);
-                        }));
-                        Assert.Contains("were frozen until now", e.Message, StringComparison.Ordinal);
-                        // And the next one is whole again.
-                        Assert.False((await machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask)).ByWatchdog);
-                        await machine.SendSerialAsync("end\n"u8.ToArray(), token);
-                    }
-                    catch
-                    {
-                        await machine.StopAsync();
-                        throw;
-                    }
+                        await machine.SendSerialAsync("kill\n"u8.ToArray(), token);
+                        long frozen = Written(console);
+                        // It goes on without the host.
+                        Assert.True(await console.WaitForAsync($"WROTE={frozen + 5}\r", token), console.Text);
+                        // The next agent answers the thaw.
+                        while (console.Text.Split("VSS: userspace daemon").Length < 3 && !machine.Exit.IsCompleted)
+                            await Task.Delay(100, token);
+                    }));
+                    Assert.Contains("were frozen until now", e.Message, StringComparison.Ordinal);
+                    // And the next one is whole again.
+                    Assert.False((await machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask)).ByWatchdog);
+                    await machine.SendSerialAsync("end\n"u8.ToArray(), token);
                 });
             Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff, $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");
             Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);

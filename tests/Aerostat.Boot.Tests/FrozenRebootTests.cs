@@ -38,34 +38,26 @@ public sealed class FrozenRebootTests
                 accelerator: "translator", personality: "hyperv", modules: FrozenGuest.Modules, devices: [new DiskOptions(disk)], files: FrozenGuest.Daemons(), script: Script, reboots: true,
                 companion: async (machine, console) =>
                 {
-                    try
+                    Assert.True(await console.WaitForAsync("WROTE=5\r", token), console.Text);
+                    long written = 0;
+                    FreezeException e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
                     {
-                        Assert.True(await console.WaitForAsync("WROTE=5\r", token), console.Text);
-                        long written = 0;
-                        FreezeException e = await Assert.ThrowsAsync<FreezeException>(() => machine.FreezeAsync(new FreezeOptions { Watchdog = TimeSpan.FromMinutes(5) }, async () =>
+                        // Its console may be behind, never ahead.
+                        written = Last(console.Text, "WROTE=");
+                        await machine.SendSerialAsync("restart\n"u8.ToArray(), token);
+                        while (Count(console, "HAS=") < 2)
                         {
-                            // Its console may be behind, never ahead.
-                            written = Last(console.Text, "WROTE=");
-                            await machine.SendSerialAsync("restart\n"u8.ToArray(), token);
-                            while (Count(console, "HAS=") < 2)
-                            {
-                                Assert.False(machine.Exit.IsCompleted, console.Text);
-                                await Task.Delay(20, token);
-                            }
-                        }));
-                        Assert.Contains("was reset", e.Message, StringComparison.Ordinal);
-                        Assert.DoesNotContain("\n", e.Message, StringComparison.Ordinal);
-                        Assert.InRange(Last(console.Text, "HAS="), written, written + 2);
-                        // Nothing of it is left: writers write, and the next freeze is one.
-                        Assert.True(await console.WaitForAsync($"WROTE={Last(console.Text, "HAS=") + 5}\r", token), console.Text);
-                        Assert.False((await machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask)).ByWatchdog);
-                        await machine.SendSerialAsync("end\n"u8.ToArray(), token);
-                    }
-                    catch
-                    {
-                        await machine.StopAsync();
-                        throw;
-                    }
+                            Assert.False(machine.Exit.IsCompleted, console.Text);
+                            await Task.Delay(20, token);
+                        }
+                    }));
+                    Assert.Contains("was reset", e.Message, StringComparison.Ordinal);
+                    Assert.DoesNotContain("\n", e.Message, StringComparison.Ordinal);
+                    Assert.InRange(Last(console.Text, "HAS="), written, written + 2);
+                    // Nothing of it is left: writers write, and the next freeze is one.
+                    Assert.True(await console.WaitForAsync($"WROTE={Last(console.Text, "HAS=") + 5}\r", token), console.Text);
+                    Assert.False((await machine.FreezeAsync(new FreezeOptions(), () => Task.CompletedTask)).ByWatchdog);
+                    await machine.SendSerialAsync("end\n"u8.ToArray(), token);
                 });
             Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff, $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");
             Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);

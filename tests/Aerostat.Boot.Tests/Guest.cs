@@ -102,11 +102,25 @@ internal static class Guest
         await using (machine)
         {
             await machine.StartAsync();
-            Task beside = companion?.Invoke(machine, console) ?? Task.CompletedTask;
+            Task beside = companion is null ? Task.CompletedTask : GoAlongAsync(companion, machine, console);
             MachineExit exit = await machine.WaitForExitAsync(limit ?? s_limit);
             console.Close();
             await beside;
             return new BootOutcome(exit, console.Text, machine.GetStatistics());
+        }
+    }
+
+    // A test that fails on the way does not wait for its guest's end.
+    private static async Task GoAlongAsync(Func<VirtualMachine, SerialTranscript, Task> companion, VirtualMachine machine, SerialTranscript console)
+    {
+        try
+        {
+            await companion(machine, console);
+        }
+        catch
+        {
+            await machine.StopAsync();
+            throw;
         }
     }
 

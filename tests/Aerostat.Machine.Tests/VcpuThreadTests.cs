@@ -71,6 +71,9 @@ public sealed class VcpuThreadTests
     }
 
     [Fact]
+    public void ThereIsACounterForEachReason() => Assert.Equal(ExitReason.Unknown, Enum.GetValues<ExitReason>().Max());
+
+    [Fact]
     public async Task StartsPausedAndEntersOnlyWhenResumed()
     {
         using VcpuThread vcpu = Create();

@@ -21,7 +21,7 @@ public enum ExitReason
     HandlerRequest,
     /// <summary>The host's hypervisor could not go on with the guest. Detail: its own number for what went wrong.</summary>
     InternalError,
-    /// <summary>Something this program does not know. Detail: the hardware's own reason code.</summary>
+    /// <summary>Something this program does not know. Detail: the hardware's own reason code. Stays the last: counters are as many.</summary>
     Unknown,
 }
 

@@ -20,6 +20,17 @@ public sealed class TranslationCounterTests
 
     private static long Count(TestMachine m, string name) => m.Processor.Counters.Named.GetValueOrDefault(name);
 
+    /// <summary>How many there are of each is written down by the last of them, since asking an enumeration costs more than a start may.</summary>
+    [Fact]
+    public void ThereIsACounterForEach()
+    {
+        using TranslationCounters counters = new();
+        Assert.Equal(Enum.GetValues<ExitKind>().Length, counters.Exits.Length);
+        Assert.Equal(Enum.GetValues<SlowAccess>().Length, counters.SlowAccesses.Length);
+        Assert.Equal(Enum.GetValues<BlockLeave>().Length, counters.Leaves.Length);
+        Assert.Equal(Enum.GetValues<InterpretedBlock>().Length, counters.Blocks.Length);
+    }
+
     [Fact]
     public void InstructionsThatAreNotTranslatedAreCountedByName()
     {
