@@ -88,12 +88,24 @@ public sealed unsafe partial class GuestMemory : IDisposable
     }
 
     /// <summary>The memory map of a PC: low memory up to 3 GiB, the rest from 4 GiB on.</summary>
-    public static GuestMemory CreatePc(ulong bytes, bool hugePages = false) => bytes <= PciHoleStart
-        ? new GuestMemory(hugePages, new MemoryRegion(new(0), bytes, "low"))
-        : new GuestMemory(
-            hugePages,
-            new MemoryRegion(new(0), PciHoleStart, "low"),
-            new MemoryRegion(new(HighMemoryStart), bytes - PciHoleStart, "high"));
+    /// <param name="bytes">All of it.</param>
+    /// <param name="hugePages">See the constructor.</param>
+    /// <param name="spare">Of that, what the guest is not told of at its start: a region of its own behind the others.</param>
+    public static GuestMemory CreatePc(ulong bytes, bool hugePages = false, ulong spare = 0)
+    {
+        ulong start = bytes - spare, end = HighMemoryStart;
+        List<MemoryRegion> regions = [new MemoryRegion(new(0), Math.Min(start, PciHoleStart), "low")];
+        if (start > PciHoleStart)
+            regions.Add(new MemoryRegion(new(HighMemoryStart), start - PciHoleStart, "high"));
+        if (start > PciHoleStart)
+            end = (regions[^1].End + SpareAlignment - 1) & ~(SpareAlignment - 1);
+        if (spare > 0)
+            regions.Add(new MemoryRegion(new(end), spare, "spare") { IsSpare = true });
+        return new GuestMemory(hugePages, [.. regions]);
+    }
+
+    /// <summary>What spare memory is aligned to, and a multiple of: what Linux takes at a time.</summary>
+    public const ulong SpareAlignment = 128UL << 20;
 
     /// <summary>Regions in ascending order.</summary>
     public IReadOnlyList<MemoryRegion> Regions => regions;
