@@ -22,7 +22,5 @@ public static class ControlVerbs
         new BackupVerb(),
         new BackupProgressVerb(),
         new ToolsVerb(),
-        new CopyVerb(),
-        new KvpVerb(),
     ];
 }

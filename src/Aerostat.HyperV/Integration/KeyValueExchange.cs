@@ -7,20 +7,19 @@ namespace Aerostat.HyperV;
 /// Key/value exchange: what the guest's daemon says of its system, asked for when it is ready and every minute after; and what the host says to the
 /// guest. Without a daemon the driver agrees on no version, and all of this waits.
 /// </summary>
-public sealed partial class KeyValueExchange : IntegrationComponent
+public sealed class KeyValueExchange : IntegrationComponent
 {
     private const byte SetOperation = 1, Delete = 2, Enumerate = 3;
     private const byte ExternalPool = 0, AutomaticPool = 2;
     private const int KeySize = 512, ValueSize = 2048, EnumerateSize = 2580, SetSize = 2576, DeleteSize = 520, KeyAt = 20, ValueAt = 532;
-    // No HRESULT of a guest's: bit 29 makes it ours.
-    private const uint Text = 1, NoDaemon = 0xA000_0001;
+    private const uint Text = 1;
     private const int MostFacts = 64;
     private static readonly TimeSpan s_interval = TimeSpan.FromMinutes(1);
 
-    private readonly Queue<(byte[] Body, TaskCompletionSource<uint> Done)> wishes = new();
+    private readonly Queue<(byte[] Body, TaskCompletionSource<bool> Done)> wishes = new();
     private readonly Dictionary<string, string> found = [];
     private IReadOnlyDictionary<string, string> facts = new Dictionary<string, string>();
-    private TaskCompletionSource<uint>? pending;
+    private TaskCompletionSource<bool>? pending;
     private IDisposable? timer;
     private byte? waiting;
     private int index = -1;
@@ -39,7 +38,7 @@ public sealed partial class KeyValueExchange : IntegrationComponent
     private protected override IReadOnlyList<ComponentVersion> MessageVersions { get; } = [new(3, 0), new(4, 0)];
 
     /// <summary>Gives the guest a value (pool "external"); null takes it away. False: there is no daemon, or it refuses. Any thread.</summary>
-    public async Task<bool> SetAsync(string key, string? value)
+    public Task<bool> SetAsync(string key, string? value)
     {
         ArgumentException.ThrowIfNullOrEmpty(key);
         byte[] body = new byte[value is null ? DeleteSize : SetSize];
@@ -55,18 +54,12 @@ public sealed partial class KeyValueExchange : IntegrationComponent
             BinaryPrimitives.WriteInt32LittleEndian(body.AsSpan(8), WriteText(body.AsSpan(16, KeySize), key));
             BinaryPrimitives.WriteInt32LittleEndian(body.AsSpan(12), WriteText(body.AsSpan(16 + KeySize, ValueSize), value));
         }
-        return await WishAsync(body).ConfigureAwait(false) == Succeeded;
-    }
-
-    // Answers the guest's status.
-    private Task<uint> WishAsync(byte[] body)
-    {
-        TaskCompletionSource<uint> done = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        TaskCompletionSource<bool> done = new(TaskCreationOptions.RunContinuationsAsynchronously);
         Bus.Post(() =>
         {
             if (State != ComponentState.Ready)
             {
-                done.TrySetResult(NoDaemon);
+                done.TrySetResult(false);
                 return;
             }
             wishes.Enqueue((body, done));
@@ -98,10 +91,10 @@ public sealed partial class KeyValueExchange : IntegrationComponent
         timer = null;
         waiting = null;
         index = -1;
-        pending?.TrySetResult(NoDaemon);
+        pending?.TrySetResult(false);
         pending = null;
-        while (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<uint> Done) wish))
-            wish.Done.TrySetResult(NoDaemon);
+        while (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<bool> Done) wish))
+            wish.Done.TrySetResult(false);
         Volatile.Write(ref facts, new Dictionary<string, string>());
     }
 
@@ -115,7 +108,7 @@ public sealed partial class KeyValueExchange : IntegrationComponent
         waiting = null;
         if (pending is not null)
         {
-            pending.TrySetResult(status == NoDaemon ? Failed : status);
+            pending.TrySetResult(status == Succeeded);
             pending = null;
         }
         else if (status != Succeeded || body.Length < EnumerateSize || found.Count >= MostFacts)
@@ -140,7 +133,7 @@ public sealed partial class KeyValueExchange : IntegrationComponent
     {
         if (waiting is not null || State != ComponentState.Ready || isHeld)
             return;
-        if (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<uint> Done) wish))
+        if (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<bool> Done) wish))
         {
             waiting = Request(wish.Body);
             pending = wish.Done;
