@@ -22,7 +22,7 @@ internal static class CommandTree
     private static readonly string[] s_verbs =
     [
         "run", "flatten", "restore", "verify", "demo", "doctor", "bench", "conformance", "ps", "show", "inspect", "pause", "resume", "reset", "stop", "debug",
-        "balloon", "memory", "tools", "logs", "events", "snapshot", "freeze", "thaw", "backup",
+        "balloon", "memory", "tools", "kvp", "copy", "logs", "events", "snapshot", "freeze", "thaw", "backup",
     ];
 
     /// <summary>What a command line begins with.</summary>
@@ -73,6 +73,8 @@ internal static class CommandTree
         "balloon" => MemoryCommands.Balloon(),
         "memory" => MemoryCommands.Memory(),
         "tools" => ToolsCommand.Create(),
+        "kvp" => KvpCommand.Create(),
+        "copy" => CopyCommand.Create(),
         "logs" => EventsCommands.Logs(),
         "events" => EventsCommands.Events(),
         "snapshot" => SnapshotCommand.Create(),

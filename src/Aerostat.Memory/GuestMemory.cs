@@ -88,12 +88,24 @@ public sealed unsafe partial class GuestMemory : IDisposable
     }
 
     /// <summary>The memory map of a PC: low memory up to 3 GiB, the rest from 4 GiB on.</summary>
-    public static GuestMemory CreatePc(ulong bytes, bool hugePages = false) => bytes <= PciHoleStart
-        ? new GuestMemory(hugePages, new MemoryRegion(new(0), bytes, "low"))
-        : new GuestMemory(
-            hugePages,
-            new MemoryRegion(new(0), PciHoleStart, "low"),
-            new MemoryRegion(new(HighMemoryStart), bytes - PciHoleStart, "high"));
+    /// <param name="bytes">All of it.</param>
+    /// <param name="hugePages">See the constructor.</param>
+    /// <param name="spare">Of that, what the guest is not told of at its start: a region of its own behind the others.</param>
+    public static GuestMemory CreatePc(ulong bytes, bool hugePages = false, ulong spare = 0)
+    {
+        ulong start = bytes - spare, end = HighMemoryStart;
+        List<MemoryRegion> regions = [new MemoryRegion(new(0), Math.Min(start, PciHoleStart), "low")];
+        if (start > PciHoleStart)
+            regions.Add(new MemoryRegion(new(HighMemoryStart), start - PciHoleStart, "high"));
+        if (start > PciHoleStart)
+            end = (regions[^1].End + SpareAlignment - 1) & ~(SpareAlignment - 1);
+        if (spare > 0)
+            regions.Add(new MemoryRegion(new(end), spare, "spare") { IsSpare = true });
+        return new GuestMemory(hugePages, [.. regions]);
+    }
+
+    /// <summary>What spare memory is aligned to, and a multiple of: what Linux takes at a time.</summary>
+    public const ulong SpareAlignment = 128UL << 20;
 
     /// <summary>Regions in ascending order.</summary>
     public IReadOnlyList<MemoryRegion> Regions => regions;
@@ -136,8 +148,6 @@ public sealed unsafe partial class GuestMemory : IDisposable
         span = default;
         if (length < 0 || !Contains(address.Value, (uint)length))
             return false;
-        // Whoever only reads does no harm by it.
-        NoteWriting(address.Value, (uint)length);
         // SAFETY: the range was just checked to be mapped RAM, and regions are never unmapped before Dispose.
         span = new Span<byte>(HostBase + address.Value, length);
         return true;
@@ -152,7 +162,6 @@ public sealed unsafe partial class GuestMemory : IDisposable
         buffer = default;
         if (!Contains(address.Value, length))
             return false;
-        NoteWriting(address.Value, length);
         buffer = new HostBuffer((nint)(HostBase + address.Value), (nuint)length);
         return true;
     }
@@ -172,7 +181,6 @@ public sealed unsafe partial class GuestMemory : IDisposable
     {
         if (!Contains(address.Value, (ulong)source.Length))
             return false;
-        NoteWriting(address.Value, (ulong)source.Length);
         // SAFETY: as in TryGetSpan.
         source.CopyTo(new Span<byte>(HostBase + address.Value, source.Length));
         NotifyHostWrite(address.Value, (ulong)source.Length);
@@ -204,7 +212,6 @@ public sealed unsafe partial class GuestMemory : IDisposable
     {
         if (!Contains(address.Value, (ulong)sizeof(T)))
             return false;
-        NoteWriting(address.Value, (ulong)sizeof(T));
         // SAFETY: as in TryGetSpan.
         Unsafe.WriteUnaligned(HostBase + address.Value, value);
         NotifyHostWrite(address.Value, (ulong)sizeof(T));

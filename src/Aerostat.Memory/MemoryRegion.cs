@@ -6,6 +6,9 @@ namespace Aerostat.Memory;
 /// <param name="Name">For maps and errors.</param>
 public sealed record MemoryRegion(GuestAddress Base, ulong Size, string Name)
 {
+    /// <summary>The guest is not told of it at its start; it can be added while it runs.</summary>
+    public bool IsSpare { get; init; }
+
     /// <summary>First address after the region.</summary>
     public ulong End => Base.Value + Size;
 }

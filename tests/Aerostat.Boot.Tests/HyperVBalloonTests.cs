@@ -99,6 +99,54 @@ public sealed class HyperVBalloonTests
         Assert.Equal((0L, 0L), (outcome.Statistics.Counters["dynamic-memory-spurious"], outcome.Statistics.Counters["dynamic-memory-refused-pages"]));
     }
 
+    /// <summary>Memory that it did not have at its start is added, used, and taken by the balloon.</summary>
+    [Fact]
+    public async Task MemoryIsAdded()
+    {
+        const ulong Spare = 256 * MiB;
+        BalloonReport? first = null, added = null, less = null;
+        BootOutcome outcome = await Guest.BootAsync(
+            accelerator: "translator", memory: 512 * MiB, modules: ["hv_balloon"], personality: "hyperv", append: "memhp_default_state=online",
+            devices: [new BalloonOptions { Driver = Machine.BalloonDriver.HyperV, SpareBytes = Spare }],
+            script: Prepare + """
+                settled() { for i in $(seq 100); do now=$(field MemTotal); [ $now = $1 ] && break; sleep 0.1; done; echo $2=$now; }
+                total=$(field MemTotal)
+                echo TOTAL1=$total
+                pause READY
+                settled $((total + 262144)) TOTAL2
+                # More than it had before.
+                mount -t tmpfs -o size=100% tmpfs /mnt; dd if=/dev/zero of=/mnt/much bs=1M count=300 2>/dev/null && echo FILLED=$(wc -c < /mnt/much); rm /mnt/much
+                pause NEXT
+                settled $((total + 131072)) TOTAL3
+                """ + Finish,
+            companion: async (machine, console) =>
+            {
+                IBalloon balloon = machine.Balloon!;
+                if (!await console.WaitForAsync("READY"))
+                    return;
+                first = balloon.GetReport();
+                balloon.SetTarget(0);
+                await Until(machine, () => balloon.GetReport().Reason == BalloonReason.Reached);
+                added = balloon.GetReport();
+                await ContinueAsync(machine);
+                if (!await console.WaitForAsync("NEXT"))
+                    return;
+                balloon.SetTarget(Spare / 2);
+                await Until(machine, () => balloon.GetReport().Reason == BalloonReason.Reached);
+                less = balloon.GetReport();
+                await ContinueAsync(machine);
+            });
+        Guest.AssertPoweredOff(outcome);
+        Assert.DoesNotContain("FAILED=", outcome.Console, StringComparison.Ordinal);
+        Assert.Equal("yes", outcome.Value("KEPT"));
+        Assert.Equal((Spare, 0UL, Spare / 2), (first!.ActualBytes, added!.ActualBytes, less!.ActualBytes));
+        long total = Number(outcome, "TOTAL1");
+        Assert.InRange(total, 0, 256 << 10);
+        Assert.Equal((total + (256 << 10), total + (128 << 10)), (Number(outcome, "TOTAL2"), Number(outcome, "TOTAL3")));
+        Assert.Equal(300 * (long)MiB, Number(outcome, "FILLED"));
+        Assert.Equal(0L, outcome.Statistics.Counters["dynamic-memory-spurious"]);
+    }
+
     /// <summary>The guest restarts with a full balloon; then it is saved in the middle of a request, and goes on from there.</summary>
     [Fact]
     public async Task AGuestThatRestartsAndOneThatGoesOn()

@@ -57,7 +57,7 @@ public sealed class VmbusTests : IDisposable
         Assert.Equal(ComponentState.Ready, Volumes.State);
         Assert.Equal(((uint)3, (uint)5), (guest.Driver.Framework, guest.Driver.Messages));
         string[] names = [.. Enumerable.Range(0, VmbusConnection.MostOffers).Select(guest.Bus.Offer).Where(o => o.RelId != 0).Select(o => o.Name).Order()];
-        Assert.Equal(["heartbeat", "kvp", "shutdown", "timesync", "vss"], names);
+        Assert.Equal(["fcopy", "heartbeat", "kvp", "shutdown", "timesync", "vss"], names);
         Assert.Equal(0ul, guest.Bus.Malformed);
     }
 

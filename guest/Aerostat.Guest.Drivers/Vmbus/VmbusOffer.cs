@@ -25,6 +25,7 @@ public struct VmbusOffer
         0x4934_5213_0E0B_6031 => "shutdown",
         0x497B_D0AE_9527_E630 => "timesync",
         0x46E2_8985_5250_74DC => "dynamic memory",
+        0x41C8_DEE4_34D1_4BE3 => "fcopy",
         _ => "unknown",
     };
 }

@@ -25,7 +25,7 @@ internal static class RunCommand
         Option<string> personality = new("--personality") { HelpName = "NAME", Description = "Which hypervisor the guest sees: none, kvm, vmware, hyperv", DefaultValueFactory = _ => "kvm" };
         Option<string[]> device = new("--device") { HelpName = "NAME[,key=value...]", Description = "Add a device; 'help' lists them", DefaultValueFactory = _ => [] };
         Option<string[]> disk = new("--disk") { HelpName = "FILE[,format=raw or qcow2][,ro][,serial=TEXT][,queues=N][,bus=virtio or scsi]", Description = "Add a disk with the contents of an image, which is raw unless its name ends in .qcow2 or its format is given; on virtio, or with --personality hyperv on its SCSI controller", DefaultValueFactory = _ => [] };
-        Option<string?> balloon = new("--balloon") { HelpName = "target=SIZE,stats=SECONDS,deflate-on-oom,...", Arity = ArgumentArity.ZeroOrOne, Description = "Add a virtio memory balloon, or with --personality hyperv set its dynamic memory; target is what the host takes back" };
+        Option<string?> balloon = new("--balloon") { HelpName = "target=SIZE,stats=SECONDS,spare=SIZE,...", Arity = ArgumentArity.ZeroOrOne, Description = "Add a virtio memory balloon, or with --personality hyperv set its dynamic memory; target is what the host takes back" };
         Option<string?> name = new("--name") { HelpName = "NAME", Description = "The machine's name, by which the other commands reach it while it runs" };
         Option<string?> control = MachineTarget.ControlOption("Make the control socket here");
         Option<bool> noReboot = new("--no-reboot") { Description = "A reset by the guest ends the run" };

@@ -57,7 +57,7 @@ internal static class StockKernel
         ];
     }
 
-    /// <summary>Debian's hv_vss_daemon and hv_kvp_daemon with their C library, from the cache, for an initramfs.</summary>
+    /// <summary>Debian's hv_vss_daemon, hv_kvp_daemon and hv_fcopy_daemon with their C library, from the cache, for an initramfs.</summary>
     /// <exception cref="ConfigurationException">They are not there.</exception>
     public static IReadOnlyList<InitramfsFile> HyperVDaemons()
     {
@@ -67,6 +67,7 @@ internal static class StockKernel
             [
                 new("bin/hv_vss_daemon", Path.Combine(daemons, "hv_vss_daemon"), true),
                 new("bin/hv_kvp_daemon", Path.Combine(daemons, "hv_kvp_daemon"), true),
+                new("bin/hv_fcopy_daemon", Path.Combine(daemons, "hv_fcopy_daemon"), true),
                 new("lib64/ld-linux-x86-64.so.2", Path.Combine(library, "ld-linux-x86-64.so.2"), true),
                 new("lib/x86_64-linux-gnu/libc.so.6", Path.Combine(library, "libc.so.6"), true),
             ]

@@ -22,5 +22,7 @@ public static class ControlVerbs
         new BackupVerb(),
         new BackupProgressVerb(),
         new ToolsVerb(),
+        new CopyVerb(),
+        new KvpVerb(),
     ];
 }

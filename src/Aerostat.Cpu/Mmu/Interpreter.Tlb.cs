@@ -20,8 +20,11 @@ internal sealed unsafe partial class Interpreter
     /// <summary>How many checks of generated code may have a slot (see <see cref="CheckSite"/>), and where those begin.</summary>
     internal const int Slots = 1 << 16, SlotsOffset = 4096;
 
-    /// <summary>Bytes of the state itself with the slots; the TLB sets follow, so that generated code reaches all from one base.</summary>
-    internal const int StateBytes = SlotsOffset + (Slots * CheckSite.SlotBytes);
+    /// <summary>How many blocks of generated code may count down how often they still run before they are made again, and where those numbers begin.</summary>
+    internal const int Countdowns = 1 << 17, CountdownsOffset = SlotsOffset + (Slots * CheckSite.SlotBytes);
+
+    /// <summary>Bytes of the state itself with slots and countdowns; the TLB sets follow, so that generated code reaches all from one base.</summary>
+    internal const int StateBytes = CountdownsOffset + (Countdowns * sizeof(int));
 
     // Strict set: which entries may be in use, and which of them are not global.
     private readonly int[] strictFilled = new int[TlbEntries];
@@ -182,10 +185,9 @@ internal sealed unsafe partial class Interpreter
         State->TlbSets = tlbSets;
     }
 
-    // Checks in generated code keep the page they found last to themselves, as REP STOS does.
+    // Checks in generated code keep the page they found last to themselves.
     private void UnbindChecks()
     {
-        State->BlankTag = NoBlank;
         if (State->BoundChecks != 0)
             translation!.Cache.UnbindChecks();
     }
@@ -377,9 +379,6 @@ internal sealed unsafe partial class Interpreter
     private void FillTlb(CpuState* s, int set, ulong linear, in Translation t, bool writeAllowed)
     {
         ulong masked = Unmask(s, linear);
-        // Also where no path is kept: whoever fills for a write writes next.
-        if (writeAllowed)
-            Memory.NoteWriting(t.Gpa);
         if (set == EmptySet || (watchpoints.Length != 0 && IsWatchedPage(masked)))
             return;
         ulong page = linear & ~4095UL, gpa = t.Gpa & ~4095UL;

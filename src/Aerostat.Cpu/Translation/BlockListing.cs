@@ -130,7 +130,8 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         if (kind == OpKind.Memory && instruction.MemorySegment == Register.GS && instruction.MemoryBase == Register.None
             && (long)instruction.MemoryDisplacement64 is >= Interpreter.SlotsOffset and < Interpreter.StateBytes)
         {
-            symbol = new SymbolResult(address, ((int)instruction.MemoryDisplacement64 & 8) == 0 ? "slot.tag" : "slot.host");
+            int at = (int)instruction.MemoryDisplacement64;
+            symbol = new SymbolResult(address, at >= Interpreter.CountdownsOffset ? "countdown" : (at & 8) == 0 ? "slot.tag" : "slot.host");
             return true;
         }
         if (kind == OpKind.Memory && instruction.MemorySegment == Register.GS && fields.TryGetValue((int)(instruction.MemoryDisplacement64 & ~7UL), out string? name))

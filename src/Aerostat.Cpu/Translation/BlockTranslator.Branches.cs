@@ -45,6 +45,7 @@ internal sealed unsafe partial class BlockTranslator
         if (block != null)
         {
             a.PointTo(site, block->Entry);
+            cache.NoteLink(site, block);
             return;
         }
         int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Link, Rip = target, Retry = site });
@@ -137,7 +138,7 @@ internal sealed unsafe partial class BlockTranslator
     {
         if (!IsLinkable(next) || ungrouped || crossing)
             return true;
-        nint site = cache.FindCallSite(next, gpa, variant, target);
+        nint site = cache.FindCallSite(next, gpa, variant, target, replaced);
         if (site != 0)
         {
             a.Jmp(site);

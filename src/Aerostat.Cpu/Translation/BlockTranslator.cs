@@ -40,6 +40,8 @@ internal sealed unsafe partial class BlockTranslator
     private int variant;
     private bool vectors, ungrouped, crossing, exact;
     private nint entry;
+    private Temperature temperature;
+    private TranslatedBlock* replaced;
 
     public BlockTranslator(CpuState* state, CodeCache cache, FeatureGate features)
     {
@@ -58,9 +60,14 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Numbers of physical pages whose code has written to themselves: there all flags are true before every instruction.</summary>
     public HashSet<ulong> SelfModifying { get; } = [];
 
-    private const int MostSearching = 4096;
+    /// <summary>See <see cref="TranslationState.HotThreshold"/> and <see cref="TranslationState.Trial"/>.</summary>
+    public int HotThreshold { get; init; }
 
-    /// <summary>Physical addresses of instructions in loops that access too many pages for a slot of their own.</summary>
+    public int Trial { get; init; }
+
+    private const int MostSearching = 1 << 16;
+
+    /// <summary>Physical addresses of instructions that access too many pages for a slot of their own.</summary>
     private HashSet<ulong> Searching { get; } = [];
 
     /// <summary>From now on an instruction's check searches, wherever it is translated.</summary>
@@ -87,10 +94,15 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="codeVariant">TLB set, + 3 with XMM registers loaded, + 6 with YMM registers loaded.</param>
     /// <param name="second">Where the page behind lies, if the first instruction goes on there: then it is translated alone.</param>
     /// <param name="withoutGroups">Each access on its own: for where a group's check has failed.</param>
-    public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, ulong second = TranslatedBlock.OnePage, bool withoutGroups = false)
+    /// <param name="temperature">How often it runs.</param>
+    /// <param name="replacing">The block whose place it will take.</param>
+    public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, ulong second = TranslatedBlock.OnePage, bool withoutGroups = false,
+        Temperature temperature = Temperature.Warm, TranslatedBlock* replacing = null)
     {
         long begin = Stopwatch.GetTimestamp();
         ungrouped = withoutGroups;
+        this.temperature = temperature;
+        replaced = replacing;
         linear = linearAddress;
         gpa = physicalAddress;
         pageLinear = linear & ~4095UL;
@@ -129,10 +141,11 @@ internal sealed unsafe partial class BlockTranslator
         PlanGroups();
         cache.BeginCode(a);
         nint checkedEntry = a.Here;
-        int firstRecord = cache.RecordCount;
+        int firstRecord = cache.RecordCount, firstCheck = cache.NextCheck;
         EmitEntryCheck(linear);
         a.AlignCode(16);
         entry = a.Here;
+        int countdown = EmitCountdown(), countdownBytes = (int)(a.Here - entry);
         EmitCount(0);
         EmitBody();
         marks[count + 1] = a.Here;
@@ -154,9 +167,20 @@ internal sealed unsafe partial class BlockTranslator
             SecondDecodedGeneration = secondDecoded,
             Entry = entry,
             CheckedEntry = checkedEntry,
+            Temperature = temperature,
+            Countdown = countdown,
+            CountdownBytes = countdownBytes,
+            FirstCheck = firstCheck,
+            Checks = cache.NextCheck - firstCheck,
         });
+        if (countdown != 0)
+            cache.Record((uint)firstRecord)->Retry = (nint)block;
         foreach ((ulong next, ulong target, nint site, nint pad) in callSites)
+        {
             cache.AddCallSite(block, next, target, site, pad);
+            if (replaced != null)
+                cache.ChangePad(next, gpa, variant);
+        }
         callSites.Clear();
         Ticks += Stopwatch.GetTimestamp() - begin;
         return block;

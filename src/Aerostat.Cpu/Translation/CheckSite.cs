@@ -51,6 +51,9 @@ internal struct CheckSite
     /// <summary>Wrong pages between two looks at whether this is worth it, and how many guest instructions apart they have to be.</summary>
     public const int Patience = 64, WorthInstructions = 1024;
 
+    /// <summary>Executions of a block on trial for each wrong page that a slot is worth at least: a wrong one costs about ten times what a right one saves.</summary>
+    public const int WorthExecutions = 16;
+
     /// <summary>Where a check's slot is in the state.</summary>
     public static int SlotOf(int check) => Interpreter.SlotsOffset + (check * SlotBytes);
 }

@@ -19,6 +19,15 @@ internal unsafe struct TranslatedBlock
     /// <summary>Physical address of the second page, or <see cref="OnePage"/>.</summary>
     public ulong Second;
     public int Variant;
+    /// <summary>Number of its countdown, 0: none.</summary>
+    public int Countdown;
+    /// <summary>Host code of the countdown, which <see cref="Entry"/> begins with.</summary>
+    public int CountdownBytes;
+    /// <summary>Its checks with slots.</summary>
+    public int FirstCheck, Checks;
+    /// <summary>First of the direct jumps that lead to <see cref="Entry"/>, 0: none is known.</summary>
+    public int Links;
+    public Temperature Temperature;
     public uint DecodedGeneration, SecondDecodedGeneration;
     /// <summary>Generations of the code in its page and in the second one (the same, if there is none).</summary>
     public uint* Generation, SecondGeneration;
@@ -32,6 +41,24 @@ internal unsafe struct TranslatedBlock
     public TranslatedBlock* NextInPage, NextInSecondPage;
 
     public readonly bool IsValid => *Generation == DecodedGeneration && *SecondGeneration == SecondDecodedGeneration;
+}
+
+/// <summary>How much is known about how often a block runs.</summary>
+internal enum Temperature : byte
+{
+    /// <summary>Little: its checks search, and it counts down to when it is worth more.</summary>
+    Warm,
+    /// <summary>It runs often: its checks have slots, and for some executions it is found out which of them pay.</summary>
+    OnTrial,
+    /// <summary>Nothing more has to be found out.</summary>
+    Hot,
+}
+
+/// <summary>A direct jump to a block: where its distance is.</summary>
+internal struct LinkSite
+{
+    public nint Site;
+    public int Next;
 }
 
 /// <summary>A call in generated code, found by its return address.</summary>
@@ -62,6 +89,8 @@ internal enum ExitKind : byte
     NeedsVectors,
     /// <summary>A division that might fault.</summary>
     Division,
+    /// <summary>A block has run so often that it is made again, or has been on trial long enough; the record has the block in place of where to try again.</summary>
+    Countdown,
 }
 
 /// <summary>What the dispatcher has to know about one exit; its number is in R11 at the exit.</summary>
@@ -158,7 +187,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     public const int Ungrouped = 16;
     private const int BucketBits = 16, Buckets = 1 << BucketBits;
     private const int CallSites = 1 << 13;
-    private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21;
+    private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21, MaxLinks = 1 << 20;
     private const int WorstBlock = 64 << 10;
 
     private readonly ExecutableMemory memory;
@@ -171,8 +200,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private readonly CallSite* callSites;
     private readonly CheckSite* checkSites;
     private readonly int* bound;
+    private readonly LinkSite* links;
     private byte* writable;
-    private int blockCount, recordCount, checkCount;
+    private int blockCount, recordCount, checkCount, linkCount, countdownCount;
     private nint next, limit;
 
     public CodeCache(CpuState* state, int bytes, bool visibleToProfilers, bool translatesSysret = false)
@@ -190,6 +220,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         state->CheckSites = (ulong)checkSites;
         bound = (int*)HostMapping.AllocateLazy(Interpreter.Slots * sizeof(int));
         state->BoundList = (ulong)bound;
+        links = (LinkSite*)HostMapping.AllocateLazy(MaxLinks * (ulong)sizeof(LinkSite));
         second = (SecondEntry*)HostMapping.AllocateLazy(SecondEntries * (ulong)sizeof(SecondEntry));
         state->SecondTable = (ulong)second;
         Thunks = new Thunks(state);
@@ -265,8 +296,21 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>A number for a check that keeps its page to itself, from 1 on; 0: there are too many already.</summary>
     public int AddCheck()
     {
-        return checkCount == Interpreter.Slots ? 0 : checkCount++;
+        if (checkCount == Interpreter.Slots)
+            return 0;
+        // It may stay unused.
+        checkSites[checkCount] = new CheckSite { Misses = CheckSite.Patience };
+        return checkCount++;
     }
+
+    /// <summary>The number that <see cref="AddCheck"/> will answer next.</summary>
+    public int NextCheck => checkCount;
+
+    /// <summary>A number for a block's countdown, from 1 on; 0: there are too many already.</summary>
+    public int AddCountdown() => countdownCount == Interpreter.Countdowns ? 0 : countdownCount++;
+
+    /// <summary>How often a block still runs until it asks what becomes of it.</summary>
+    public ref int Countdown(int number) => ref ((int*)((byte*)state + Interpreter.CountdownsOffset))[number];
 
     public CheckSite* Site(int number) => checkSites + number;
 
@@ -323,6 +367,23 @@ internal sealed unsafe partial class CodeCache : IDisposable
         return null;
     }
 
+    /// <summary>Makes a jump at <paramref name="site"/> go straight to a block, and to what takes its place.</summary>
+    public void Link(nint site, TranslatedBlock* target)
+    {
+        Link(site, target->Entry);
+        NoteLink(site, target);
+    }
+
+    /// <summary>Notes a jump that goes straight to a block.</summary>
+    public void NoteLink(nint site, TranslatedBlock* target)
+    {
+        // Without a note a jump goes the longer way once another block has taken the place.
+        if (linkCount == MaxLinks)
+            return;
+        links[linkCount] = new LinkSite { Site = site, Next = target->Links };
+        target->Links = linkCount++;
+    }
+
     /// <summary>Makes a jump at <paramref name="site"/> go straight to <paramref name="target"/>. Only this vCPU runs this code, and it is outside now.</summary>
     public void Link(nint site, nint target) => *(int*)(writable + (site - memory.Base)) = (int)(target - (site + 4));
 
@@ -331,11 +392,21 @@ internal sealed unsafe partial class CodeCache : IDisposable
         *CallSiteOf(next) = new CallSite { Block = block, Next = next, Target = target, Start = start, Pad = pad };
 
     /// <summary>The host code of a call that is translated already, 0: there is none.</summary>
-    public nint FindCallSite(ulong next, ulong gpa, int variant, ulong target)
+    public nint FindCallSite(ulong next, ulong gpa, int variant, ulong target, TranslatedBlock* butIn)
     {
         CallSite* c = CallSiteOf(next);
-        return c->Block != null && c->Next == next && c->Target == target && c->Block->Gpa >> 12 == gpa >> 12 && c->Block->Variant == variant && c->Block->IsValid
+        return c->Block != null && c->Block != butIn && c->Next == next && c->Target == target && c->Block->Gpa >> 12 == gpa >> 12 && c->Block->Variant == variant && c->Block->IsValid
             ? c->Start : 0;
+    }
+
+    /// <summary>A call that returns to a block has been translated again: the host's returns will be predicted to go to another landing pad.</summary>
+    public void ChangePad(ulong next, ulong gpa, int variant)
+    {
+        TranslatedBlock* b = Find(next, (gpa & ~4095UL) | (next & 4095), variant);
+        if (b == null || b->Pad == 0)
+            return;
+        Unpublish(b);
+        b->Pad = 0;
     }
 
     private void FindPad(TranslatedBlock* b)
@@ -355,6 +426,15 @@ internal sealed unsafe partial class CodeCache : IDisposable
     {
         Rewrite(a, old->Entry, 5);
         a.Jmp(other->Entry);
+        for (int i = old->Links; i != 0;)
+        {
+            int after = links[i].Next;
+            Link(links[i].Site, other->Entry);
+            links[i].Next = other->Links;
+            other->Links = i;
+            i = after;
+        }
+        old->Links = 0;
         Forget(old);
         old->SecondDecodedGeneration = ~old->DecodedGeneration;
         old->SecondGeneration = &old->DecodedGeneration;
@@ -425,6 +505,8 @@ internal sealed unsafe partial class CodeCache : IDisposable
         recordCount = 1;
         UnbindChecks();
         checkCount = 1;
+        linkCount = 1;
+        countdownCount = 1;
         records[0] = new ExitRecord { Kind = ExitKind.Miss };
         var a = new HostAssembler();
         BeginCode(a);
@@ -449,6 +531,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         HostMapping.Unmap((byte*)records, MaxRecords * (ulong)sizeof(ExitRecord));
         HostMapping.Unmap((byte*)checkSites, Interpreter.Slots * (ulong)sizeof(CheckSite));
         HostMapping.Unmap((byte*)bound, Interpreter.Slots * sizeof(int));
+        HostMapping.Unmap((byte*)links, MaxLinks * (ulong)sizeof(LinkSite));
         HostMapping.Unmap((byte*)second, SecondEntries * (ulong)sizeof(SecondEntry));
         FreeTables();
     }

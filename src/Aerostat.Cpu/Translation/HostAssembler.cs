@@ -107,9 +107,11 @@ internal sealed unsafe class HostAssembler
     }
 
     /// <summary>No-operations up to a multiple of <paramref name="alignment"/>, in as few instructions as possible.</summary>
-    public void AlignCode(int alignment)
+    public void AlignCode(int alignment) => NoOperations((int)(-Here & (alignment - 1)));
+
+    /// <summary>No-operations of so many bytes, in as few instructions as possible.</summary>
+    public void NoOperations(int left)
     {
-        int left = (int)(-Here & (alignment - 1));
         while (left > 0)
         {
             int n = Math.Min(left, 9);

@@ -17,9 +17,9 @@ internal sealed unsafe partial class Interpreter
     private bool supervisorVectors;
 
     /// <summary>Makes this vCPU run translated from now on.</summary>
-    internal void EnableTranslation(int codeBytes, int threshold = TranslationState.DefaultThreshold, IBlockObserver? observer = null)
+    internal void EnableTranslation(int codeBytes, int threshold = TranslationState.DefaultThreshold, IBlockObserver? observer = null, int hotThreshold = TranslationState.DefaultHotThreshold)
     {
-        translation = new TranslationState(this, codeBytes, threshold, observer);
+        translation = new TranslationState(this, codeBytes, threshold, hotThreshold, observer);
         watchCode = WatchCode;
     }
 
@@ -310,6 +310,10 @@ internal sealed unsafe partial class Interpreter
                     return FollowLink(s, t, record, variant, ref entry, out exit);
                 case ExitKind.Poll:
                     return false;
+                case ExitKind.Countdown:
+                    // Nothing else is looked at here, so the flags that this block does not need are nobody's.
+                    entry = CountedDown(t, (TranslatedBlock*)record->Retry)->Entry;
+                    continue;
                 case ExitKind.Memory:
                     if (record->Check != 0 && t.Cache.Site(record->Check)->Misses < 0)
                         ReviewCheck(t, t.Cache.Site(record->Check), (uint)((instructions + s->Executed) >> 10));
@@ -385,7 +389,7 @@ internal sealed unsafe partial class Interpreter
         // A breakpoint that is set here again must be met, so no jump goes straight to where one has been.
         if (block != null && !EndsBlocks(blockEnds, block->Linear) && age == t.Cache.Age && block->Variant == variant && s->Poll == 0
             && block->Second == TranslatedBlock.OnePage)
-            t.Cache.Link(site, block->Entry);
+            t.Cache.Link(site, block);
         return false;
     }
 
@@ -427,8 +431,44 @@ internal sealed unsafe partial class Interpreter
         if (block == null)
             return;
         t.Translator.Search(site->Instruction);
-        t.Translator.Replace(block, t.Translator.Translate(Memory, watchCode!, site->Linear, site->Gpa, site->Variant));
         t.Counters.Searches++;
+        MakeAgain(t, block, Temperature.Hot);
+    }
+
+    /// <summary>A block has counted down: from warm to one on trial, or the trial is over. Answers what takes its place, or itself.</summary>
+    private TranslatedBlock* CountedDown(TranslationState t, TranslatedBlock* block)
+    {
+        if (!block->IsValid || !t.Cache.HasRoom)
+        {
+            t.Cache.Countdown(block->Countdown) = t.HotThreshold;
+            return block;
+        }
+        if (block->Temperature == Temperature.Warm)
+        {
+            t.Counters.Trials++;
+            return MakeAgain(t, block, Temperature.OnTrial);
+        }
+        int searching = 0;
+        for (int i = 0; i < block->Checks; i++)
+        {
+            CheckSite* site = t.Cache.Site(block->FirstCheck + i);
+            if ((CheckSite.Patience - 1 - site->Misses) * CheckSite.WorthExecutions <= t.Trial)
+                continue;
+            t.Translator.Search(site->Instruction);
+            searching++;
+        }
+        t.Counters.Searches += searching;
+        if (searching != 0)
+            return MakeAgain(t, block, Temperature.Hot);
+        t.Translator.EndCountdown(block);
+        return block;
+    }
+
+    private TranslatedBlock* MakeAgain(TranslationState t, TranslatedBlock* block, Temperature temperature)
+    {
+        TranslatedBlock* other = t.Translator.Translate(Memory, watchCode!, block->Linear, block->Gpa, block->Variant, temperature: temperature, replacing: block);
+        t.Translator.Replace(block, other);
+        return other;
     }
 
     /// <summary>Fills the TLB for an access that failed; false: the interpreter has to do it.</summary>

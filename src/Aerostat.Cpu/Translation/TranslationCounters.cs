@@ -61,11 +61,11 @@ internal sealed unsafe class TranslationCounters : IDisposable
     // Iced numbers instruction forms from 0; the memory behind those that never occur is never touched.
     private const int Codes = 1 << 13;
 
-    public readonly long[] Exits = new long[(int)ExitKind.Division + 1];
+    public readonly long[] Exits = new long[(int)ExitKind.Countdown + 1];
     public readonly long[] SlowAccesses = new long[(int)SlowAccess.Fault + 1];
     public readonly long[] Leaves = new long[(int)BlockLeave.VariantChanged + 1];
     public readonly long[] Blocks = new long[(int)InterpretedBlock.NotFetched + 1];
-    public long Entries, TlbRefills, GroupFailures, Searches;
+    public long Entries, TlbRefills, GroupFailures, Searches, Trials;
 
     private readonly long* byCode = (long*)HostMapping.AllocateLazy(Codes * sizeof(long));
 
@@ -85,6 +85,7 @@ internal sealed unsafe class TranslationCounters : IDisposable
         named["exit-memory-tlb-refill"] = TlbRefills;
         named["exit-memory-group"] = GroupFailures;
         named["checks-that-search"] = Searches;
+        named["blocks-on-trial"] = Trials;
         for (int i = 0; i < SlowAccesses.Length; i++)
             named[$"exit-memory-{NameOf((SlowAccess)i)}"] = SlowAccesses[i];
         for (int i = 0; i < Leaves.Length; i++)

@@ -7,6 +7,9 @@ internal sealed unsafe class TranslationState : IDisposable
 {
     // Executions of a block by the interpreter before it is translated, counted by address.
     public const int DefaultThreshold = 32;
+    // Executions of translated code before it is made again with slots, and then until it is known which of them pay.
+    public const int DefaultHotThreshold = 1 << 14;
+    private const int LongestTrial = 48;
     public const int HeatEntries = 1 << 16, LookasideEntries = 1 << 12;
 
     private const int MostSelfModifyingPages = 4096;
@@ -15,18 +18,25 @@ internal sealed unsafe class TranslationState : IDisposable
     private readonly Lock gate = new();
     private readonly List<ulong> changedPages = [];
 
-    public TranslationState(Interpreter interpreter, int codeBytes, int threshold, IBlockObserver? observer)
+    public TranslationState(Interpreter interpreter, int codeBytes, int threshold, int hotThreshold, IBlockObserver? observer)
     {
         state = interpreter.State;
         Threshold = threshold;
+        HotThreshold = hotThreshold;
         Cache = new CodeCache(state, codeBytes, visibleToProfilers: observer != null, interpreter.Model.Vendor == Vendor.Intel);
-        Translator = new BlockTranslator(state, Cache, interpreter.Features) { Observer = observer };
+        Translator = new BlockTranslator(state, Cache, interpreter.Features) { Observer = observer, HotThreshold = hotThreshold, Trial = Trial };
         Heat = HostMapping.AllocateLazy(HeatEntries);
         Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(2 * LookasideEntries * (ulong)sizeof(LookasideEntry));
     }
 
     /// <summary>Executions in the interpreter before code is translated.</summary>
     public int Threshold { get; }
+
+    /// <summary>Executions of a translated block before its checks get slots.</summary>
+    public int HotThreshold { get; }
+
+    /// <summary>Executions after which it is looked at which of those pay.</summary>
+    public int Trial => Math.Min(HotThreshold, LongestTrial);
 
     public CodeCache Cache { get; }
 

@@ -15,7 +15,7 @@ public sealed class TranslatorHypervisor : IHypervisor
 
     private readonly InterpreterHypervisor interpreters;
     private readonly GuestMemory memory;
-    private readonly int threshold;
+    private readonly int threshold, hotThreshold;
     private readonly IBlockObserver? observer;
     private volatile Interpreter[] translating = [];
 
@@ -36,8 +36,9 @@ public sealed class TranslatorHypervisor : IHypervisor
     }
 
     /// <summary>As the other, with the number of executions after which code is translated; for tests.</summary>
-    internal TranslatorHypervisor(GuestMemory memory, int threshold, IBlockObserver? observer = null)
+    internal TranslatorHypervisor(GuestMemory memory, int threshold, IBlockObserver? observer = null, int hotThreshold = TranslationState.DefaultHotThreshold)
     {
+        this.hotThreshold = hotThreshold;
         this.threshold = threshold;
         this.observer = observer;
         if (!IsSupported)
@@ -58,7 +59,7 @@ public sealed class TranslatorHypervisor : IHypervisor
     public IVirtualProcessor CreateProcessor(VirtualProcessorOptions options)
     {
         var processor = (SoftwareProcessor)interpreters.CreateProcessor(options);
-        processor.Interpreter.EnableTranslation(Math.Clamp(CodeBudget / options.Count, SmallestCode, LargestCode), threshold, observer);
+        processor.Interpreter.EnableTranslation(Math.Clamp(CodeBudget / options.Count, SmallestCode, LargestCode), threshold, observer, hotThreshold);
         translating = [.. translating, processor.Interpreter];
         return processor;
     }

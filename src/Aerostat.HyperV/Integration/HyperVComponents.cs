@@ -16,6 +16,7 @@ public sealed class HyperVComponents
         Volumes.Hold = on =>
         {
             KeyValues.Hold(on);
+            Files.Hold(on);
             memory?.Hold(on);
         };
         foreach (IntegrationComponent component in All)
@@ -39,6 +40,9 @@ public sealed class HyperVComponents
     /// <summary>Freezing of file systems.</summary>
     public VolumeSnapshots Volumes { get; } = new();
 
+    /// <summary>Copying of files into the guest.</summary>
+    public FileCopy Files { get; } = new();
+
     /// <summary>All of them.</summary>
-    public IReadOnlyList<IntegrationComponent> All => [Heartbeat, KeyValues, Shutdown, TimeSynchronization, Volumes];
+    public IReadOnlyList<IntegrationComponent> All => [Heartbeat, KeyValues, Shutdown, TimeSynchronization, Volumes, Files];
 }

@@ -7,19 +7,20 @@ namespace Aerostat.HyperV;
 /// Key/value exchange: what the guest's daemon says of its system, asked for when it is ready and every minute after; and what the host says to the
 /// guest. Without a daemon the driver agrees on no version, and all of this waits.
 /// </summary>
-public sealed class KeyValueExchange : IntegrationComponent
+public sealed partial class KeyValueExchange : IntegrationComponent
 {
     private const byte SetOperation = 1, Delete = 2, Enumerate = 3;
     private const byte ExternalPool = 0, AutomaticPool = 2;
     private const int KeySize = 512, ValueSize = 2048, EnumerateSize = 2580, SetSize = 2576, DeleteSize = 520, KeyAt = 20, ValueAt = 532;
-    private const uint Text = 1;
+    // No HRESULT of a guest's: bit 29 makes it ours.
+    private const uint Text = 1, NoDaemon = 0xA000_0001;
     private const int MostFacts = 64;
     private static readonly TimeSpan s_interval = TimeSpan.FromMinutes(1);
 
-    private readonly Queue<(byte[] Body, TaskCompletionSource<bool> Done)> wishes = new();
+    private readonly Queue<(byte[] Body, TaskCompletionSource<uint> Done)> wishes = new();
     private readonly Dictionary<string, string> found = [];
     private IReadOnlyDictionary<string, string> facts = new Dictionary<string, string>();
-    private TaskCompletionSource<bool>? pending;
+    private TaskCompletionSource<uint>? pending;
     private IDisposable? timer;
     private byte? waiting;
     private int index = -1;
@@ -38,7 +39,7 @@ public sealed class KeyValueExchange : IntegrationComponent
     private protected override IReadOnlyList<ComponentVersion> MessageVersions { get; } = [new(3, 0), new(4, 0)];
 
     /// <summary>Gives the guest a value (pool "external"); null takes it away. False: there is no daemon, or it refuses. Any thread.</summary>
-    public Task<bool> SetAsync(string key, string? value)
+    public async Task<bool> SetAsync(string key, string? value)
     {
         ArgumentException.ThrowIfNullOrEmpty(key);
         byte[] body = new byte[value is null ? DeleteSize : SetSize];
@@ -54,12 +55,18 @@ public sealed class KeyValueExchange : IntegrationComponent
             BinaryPrimitives.WriteInt32LittleEndian(body.AsSpan(8), WriteText(body.AsSpan(16, KeySize), key));
             BinaryPrimitives.WriteInt32LittleEndian(body.AsSpan(12), WriteText(body.AsSpan(16 + KeySize, ValueSize), value));
         }
-        TaskCompletionSource<bool> done = new(TaskCreationOptions.RunContinuationsAsynchronously);
+        return await WishAsync(body).ConfigureAwait(false) == Succeeded;
+    }
+
+    // Answers the guest's status.
+    private Task<uint> WishAsync(byte[] body)
+    {
+        TaskCompletionSource<uint> done = new(TaskCreationOptions.RunContinuationsAsynchronously);
         Bus.Post(() =>
         {
             if (State != ComponentState.Ready)
             {
-                done.TrySetResult(false);
+                done.TrySetResult(NoDaemon);
                 return;
             }
             wishes.Enqueue((body, done));
@@ -91,10 +98,10 @@ public sealed class KeyValueExchange : IntegrationComponent
         timer = null;
         waiting = null;
         index = -1;
-        pending?.TrySetResult(false);
+        pending?.TrySetResult(NoDaemon);
         pending = null;
-        while (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<bool> Done) wish))
-            wish.Done.TrySetResult(false);
+        while (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<uint> Done) wish))
+            wish.Done.TrySetResult(NoDaemon);
         Volatile.Write(ref facts, new Dictionary<string, string>());
     }
 
@@ -108,7 +115,7 @@ public sealed class KeyValueExchange : IntegrationComponent
         waiting = null;
         if (pending is not null)
         {
-            pending.TrySetResult(status == Succeeded);
+            pending.TrySetResult(status == NoDaemon ? Failed : status);
             pending = null;
         }
         else if (status != Succeeded || body.Length < EnumerateSize || found.Count >= MostFacts)
@@ -133,7 +140,7 @@ public sealed class KeyValueExchange : IntegrationComponent
     {
         if (waiting is not null || State != ComponentState.Ready || isHeld)
             return;
-        if (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<bool> Done) wish))
+        if (wishes.TryDequeue(out (byte[] Body, TaskCompletionSource<uint> Done) wish))
         {
             waiting = Request(wish.Body);
             pending = wish.Done;

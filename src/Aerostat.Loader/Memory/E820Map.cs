@@ -84,7 +84,7 @@ public sealed class E820Map
         map.Add(top - GuestAddress.PageSize, GuestAddress.PageSize, E820Type.AcpiNvs);
         if (ecamSize != 0)
             map.Add(ecamBase, ecamSize, E820Type.Reserved);
-        foreach (MemoryRegion region in memory.Regions.Skip(1))
+        foreach (MemoryRegion region in memory.Regions.Skip(1).Where(static r => !r.IsSpare))
             map.Add(region.Base.Value, region.Size, E820Type.Usable);
         return map;
     }

@@ -33,7 +33,7 @@ public static class SmbiosTables
             all.Add(Oem(options));
         all.Add(MemoryArray(options));
         all.Add(MemoryDevice(options));
-        for (int i = 0; i < memory.Regions.Count; i++)
+        for (int i = 0; i < memory.Regions.Count && !memory.Regions[i].IsSpare; i++)
             all.Add(MappedAddress(memory.Regions[i], i));
         all.Add(new SmbiosStructure(32, 0x2000).Raw([0, 0, 0, 0, 0, 0, 0]).Finish()); // boot status: no errors
         all.Add(new SmbiosStructure(127, 0x7F00).Finish());

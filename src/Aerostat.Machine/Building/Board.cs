@@ -224,7 +224,7 @@ internal sealed class Board
 
     private static DynamicMemoryOptions DescribeDynamicMemory(MachineOptions options, GuestMemory memory) =>
         options.Devices.OfType<BalloonOptions>().FirstOrDefault(b => !b.IsVirtio) is { } balloon
-            ? new DynamicMemoryOptions { TargetBytes = balloon.FirstTarget(memory.TotalBytes), Reporting = balloon.Reporting }
+            ? new DynamicMemoryOptions { TargetBytes = balloon.FirstTarget(memory.TotalBytes), Reporting = balloon.Reporting, Spare = memory.Regions.FirstOrDefault(static r => r.IsSpare) }
             : new DynamicMemoryOptions();
 
     private void Reset(Func<IDevice, bool> which)

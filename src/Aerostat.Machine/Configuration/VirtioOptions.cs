@@ -173,6 +173,9 @@ public sealed record BalloonOptions : VirtioOptions
     /// <summary>Bytes that the host wants back from the start.</summary>
     public ulong TargetBytes { get; init; }
 
+    /// <summary>Of the machine's memory, what the guest does not have at its start and gets while it runs, by Hyper-V's dynamic memory. It counts as taken until then.</summary>
+    public ulong SpareBytes { get; init; }
+
     /// <summary>A policy decides the target, and leaves the guest with so much at least and at most; null: whoever asks decides.</summary>
     public BalloonRange? Auto { get; init; }
 
@@ -193,15 +196,15 @@ public sealed record BalloonOptions : VirtioOptions
 
     internal override bool IsVirtio => Driver == BalloonDriver.Virtio;
 
-    /// <summary>What the host wants back at first, of a machine with so much memory.</summary>
-    internal ulong FirstTarget(ulong memoryBytes) => Auto is { } range ? memoryBytes - Math.Min(range.Ceiling, memoryBytes) : TargetBytes;
+    /// <summary>What the host wants back at first, of a machine with so much memory, besides what is spare.</summary>
+    internal ulong FirstTarget(ulong memoryBytes) => Auto is { } range ? memoryBytes - Math.Min(range.Ceiling + SpareBytes, memoryBytes) : TargetBytes;
 
     internal override string Kind => "balloon";
 
     /// <inheritdoc/>
     public override string Format() =>
         $"--balloon deflate-on-oom={(DeflateOnOom ? "on" : "off")},hinting={(Hinting ? "on" : "off")},reporting={(Reporting ? "on" : "off")}"
-        + (Auto is { } range ? $",auto={range.Floor}..{range.Ceiling}" : "") + (TargetBytes > 0 ? $",target={TargetBytes}" : "") + (StatisticsInterval > TimeSpan.Zero ? $",stats={(long)StatisticsInterval.TotalSeconds}" : "")
+        + (Auto is { } range ? $",auto={range.Floor}..{range.Ceiling}" : "") + (TargetBytes > 0 ? $",target={TargetBytes}" : "") + (SpareBytes > 0 ? $",spare={SpareBytes}" : "") + (StatisticsInterval > TimeSpan.Zero ? $",stats={(long)StatisticsInterval.TotalSeconds}" : "")
         + (IsVirtio ? "" : ",driver=hyperv") + FormatCommon();
 
     /// <summary>Reads [key=value[,key=value...]].</summary>
@@ -213,6 +216,7 @@ public sealed record BalloonOptions : VirtioOptions
         ParseCommon(What, start, string.IsNullOrEmpty(text) ? [] : text.Split(','), static (balloon, key, value) => key switch
         {
             "target" => balloon with { TargetBytes = MemorySize.Parse(value ?? "", $"{What}: target") },
+            "spare" => balloon with { SpareBytes = MemorySize.Parse(value ?? "", $"{What}: spare") },
             "auto" => balloon with
             {
                 Auto = (value ?? "").Split("..") is [var floor, var ceiling]
@@ -245,6 +249,12 @@ public sealed record BalloonOptions : VirtioOptions
     {
         if (TargetBytes > memoryBytes)
             throw new ConfigurationException($"{What}: the guest has {MemorySize.Format(memoryBytes)} and cannot give {MemorySize.Format(TargetBytes)}; give a smaller target");
+        if (SpareBytes > 0 && IsVirtio)
+            throw new ConfigurationException($"{What}: spare needs driver=hyperv, which --personality hyperv has: no other balloon can add memory");
+        if (SpareBytes % Memory.GuestMemory.SpareAlignment != 0)
+            throw new ConfigurationException($"{What}: spare is a multiple of {MemorySize.Format(Memory.GuestMemory.SpareAlignment)}, which is what a guest takes at a time, not {MemorySize.Format(SpareBytes)}");
+        if (SpareBytes > 0 && (SpareBytes > memoryBytes || memoryBytes - SpareBytes < LeastFloor))
+            throw new ConfigurationException($"{What}: with {MemorySize.Format(SpareBytes)} spare of {MemorySize.Format(memoryBytes)} the guest could not start; give it more --memory or less spare");
         if (Auto is not { } range)
             return;
         if (TargetBytes > 0)

@@ -74,7 +74,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         {
             if (origin is null)
                 built.Push(boot = new BootImage(options));
-            built.Push(memory = CreateMemory(options.MemoryBytes, options.HugePages));
+            built.Push(memory = CreateMemory(options));
             built.Push(hypervisor = accelerator.Open(memory));
             VmClock time = origin is null ? new VmClock() : new VmClock(origin.State.BootTime, origin.State.Timestamp);
             built.Push(clock = time);
@@ -242,11 +242,12 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
         _ => "unknown",
     };
 
-    private static GuestMemory CreateMemory(ulong bytes, HugePageUse hugePages)
+    private static GuestMemory CreateMemory(MachineOptions options)
     {
+        ulong bytes = options.MemoryBytes;
         try
         {
-            return GuestMemory.CreatePc(bytes, hugePages != HugePageUse.Off);
+            return GuestMemory.CreatePc(bytes, options.HugePages != HugePageUse.Off, options.Devices.OfType<BalloonOptions>().FirstOrDefault()?.SpareBytes ?? 0);
         }
         catch (Exception e) when (e is Win32Exception or IOException or OutOfMemoryException)
         {

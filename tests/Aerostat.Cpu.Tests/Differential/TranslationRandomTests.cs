@@ -27,7 +27,7 @@ public sealed unsafe class TranslationRandomTests : IDisposable
         Assert.SkipUnless(TranslatorHypervisor.IsSupported, "the host is not x86-64");
         var cpuid = CpuModels.CreateCpuid(CpuModels.Default, 0, 1, "none");
         oracle = new GuestRunner(m => new InterpreterHypervisor(m), cpuid);
-        translated = new GuestRunner(m => new TranslatorHypervisor(m, threshold: 0), cpuid);
+        translated = new GuestRunner(m => new TranslatorHypervisor(m, threshold: 0, hotThreshold: 2), cpuid);
     }
 
     public void Dispose()

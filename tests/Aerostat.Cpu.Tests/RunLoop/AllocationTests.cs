@@ -22,7 +22,8 @@ public sealed class AllocationTests
     public void AWarmGuestAllocatesNothing(string accelerator)
     {
         Outside outside = new();
-        using TestMachine m = new(TestMode.Long, hypervisor: memory => accelerator == "translator" ? new TranslatorHypervisor(memory) : new InterpreterHypervisor(memory));
+        using TestMachine m = new(TestMode.Long, hypervisor: memory => accelerator == "translator"
+            ? new TranslatorHypervisor(memory, TranslationState.DefaultThreshold, hotThreshold: WarmRounds / 2) : new InterpreterHypervisor(memory));
         IVirtualProcessor processor = m.Processor;
         outside.Processor = processor;
         m.Tables.Map(Device, 0x8000_0000, 0x1000, PageTableEntry.P | PageTableEntry.W | PageTableEntry.A | PageTableEntry.D);

@@ -51,14 +51,62 @@ public sealed class CheckSlotTests
     public void ManyPagesAreReachedOneWayOrTheOther(int shift, bool searches)
     {
         using TestMachine oracle = Create(m => new InterpreterHypervisor(m)), translated = Create(m => new TranslatorHypervisor(m, threshold: 0));
-        TestResult a = oracle.Run(0, Walk(oracle, shift)), b = translated.Run(0, Walk(translated, shift));
+        Compare(oracle, translated, oracle.Run(0, Walk(oracle, shift)), translated.Run(0, Walk(translated, shift)));
+        Assert.Equal(searches, translated.Processor.Counters.Named["checks-that-search"] > 0);
+    }
+
+    private static void Compare(TestMachine oracle, TestMachine translated, in TestResult a, in TestResult b)
+    {
         Assert.Equal(Vector.PageFault, a.Vector);
         Assert.Equal((a.Vector, a.Rip, a.Error, a.State.Gpr[0], a.State.Cr2), (b.Vector, b.Rip, b.Error, b.State.Gpr[0], b.State.Cr2));
         byte[] x = new byte[PageCount << 12], y = new byte[PageCount << 12];
         Assert.True(oracle.Memory.TryRead(new GuestAddress(TestMachine.FreeGpa), x));
         Assert.True(translated.Memory.TryRead(new GuestAddress(TestMachine.FreeGpa), y));
         Assert.Equal(x, y);
-        Assert.Equal(searches, translated.Processor.Counters.Named["checks-that-search"] > 0);
+    }
+
+    // The same by two blocks that jump to each other.
+    private static ulong WalkInTurn(TestMachine m, int shift) => m.Assemble(a =>
+    {
+        Label first = a.CreateLabel(), second = a.CreateLabel();
+        a.mov(ecx, 4000);
+        a.xor(eax, eax);
+        a.jmp(first);
+        a.Label(ref second);
+        a.lea(rdi, __[rbx + rcx]);
+        a.and(rdi, -8);
+        a.inc(__qword_ptr[rdi]);
+        a.dec(ecx);
+        a.jne(first);
+        a.mov(ebx, (uint)Unmapped);
+        a.mov(rax, __qword_ptr[rbx + 0x10]);
+        a.int3();
+        a.Label(ref first);
+        a.mov(ebx, ecx);
+        a.shr(ebx, (byte)shift);
+        a.and(ebx, PageCount - 1);
+        a.shl(ebx, 12);
+        a.add(rbx, (int)Pages);
+        a.add(rax, __qword_ptr[rbx + 0x10]);
+        a.jmp(second);
+    });
+
+    /// <summary>Blocks that run often get slots where those pay.</summary>
+    [Theory]
+    [InlineData(0, 50, true)]
+    [InlineData(0, 1, true)]
+    [InlineData(9, 50, false)]
+    [InlineData(9, 1, false)]
+    [InlineData(9, 0, false)]
+    public void BlocksThatRunOftenGetSlotsWhereThosePay(int shift, int hotThreshold, bool searches)
+    {
+        using TestMachine oracle = Create(m => new InterpreterHypervisor(m)), translated = Create(m => new TranslatorHypervisor(m, threshold: 0, hotThreshold: hotThreshold));
+        Compare(oracle, translated, oracle.Run(0, WalkInTurn(oracle, shift)), translated.Run(0, WalkInTurn(translated, shift)));
+        IReadOnlyDictionary<string, long> counters = translated.Processor.Counters.Named;
+        Assert.Equal(searches, counters["checks-that-search"] > 0);
+        Assert.Equal(hotThreshold != 0, counters["blocks-on-trial"] >= 2);
+        // The end of a trial is the last that is heard of a block.
+        Assert.InRange(counters["exit-countdown"], 0, 2 * counters["blocks-on-trial"]);
     }
 
     /// <summary>A slot that was emptied matches nothing.</summary>
