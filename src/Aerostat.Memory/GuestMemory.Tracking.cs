@@ -221,6 +221,7 @@ public sealed unsafe partial class GuestMemory
         filePages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         awayPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         waitingPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
+        writtenBlocks = HostMapping.AllocateLazy((pageCount + BlockPages - 1) / BlockPages);
     }
 
     // Whole blocks, which are looked at in one.
@@ -237,6 +238,7 @@ public sealed unsafe partial class GuestMemory
         Free(filePages, BitmapBytes);
         Free(awayPages, BitmapBytes);
         Free(waitingPages, BitmapBytes);
+        Free(writtenBlocks, (pageCount + BlockPages - 1) / BlockPages);
 
         static void Free(void* address, ulong bytes)
         {

@@ -148,6 +148,8 @@ public sealed unsafe partial class GuestMemory : IDisposable
         span = default;
         if (length < 0 || !Contains(address.Value, (uint)length))
             return false;
+        // Whoever only reads does no harm by it.
+        NoteWriting(address.Value, (uint)length);
         // SAFETY: the range was just checked to be mapped RAM, and regions are never unmapped before Dispose.
         span = new Span<byte>(HostBase + address.Value, length);
         return true;
@@ -162,6 +164,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
         buffer = default;
         if (!Contains(address.Value, length))
             return false;
+        NoteWriting(address.Value, length);
         buffer = new HostBuffer((nint)(HostBase + address.Value), (nuint)length);
         return true;
     }
@@ -181,6 +184,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
     {
         if (!Contains(address.Value, (ulong)source.Length))
             return false;
+        NoteWriting(address.Value, (ulong)source.Length);
         // SAFETY: as in TryGetSpan.
         source.CopyTo(new Span<byte>(HostBase + address.Value, source.Length));
         NotifyHostWrite(address.Value, (ulong)source.Length);
@@ -212,6 +216,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
     {
         if (!Contains(address.Value, (ulong)sizeof(T)))
             return false;
+        NoteWriting(address.Value, (ulong)sizeof(T));
         // SAFETY: as in TryGetSpan.
         Unsafe.WriteUnaligned(HostBase + address.Value, value);
         NotifyHostWrite(address.Value, (ulong)sizeof(T));

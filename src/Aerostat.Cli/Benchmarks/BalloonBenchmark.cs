@@ -19,12 +19,16 @@ internal sealed class BalloonBenchmark
     private static readonly TimeSpan s_limit = TimeSpan.FromMinutes(10);
 
     /// <summary>What the guest does: it uses most of its memory once, and then nothing.</summary>
-    public static string Script { get; } = $"""
+    public static string Script { get; } = ScriptWith("");
+
+    /// <summary>The same with something to do before.</summary>
+    public static string ScriptWith(string before) => $"""
         #!/bin/sh
         export PATH=/bin
         mount -t proc proc /proc
         mount -t devtmpfs dev /dev
         while read -r module; do insmod $module; done < /etc/modules
+        {before}
         mount -t tmpfs -o size=99% tmpfs /tmp
         free=$(awk '/^MemFree/ {"{"} print int($2 / 1024) {"}"}' /proc/meminfo)
         dd if=/dev/zero of=/tmp/much bs=1M count=$((free - 128)) 2> /dev/null && rm /tmp/much && echo {Touched}

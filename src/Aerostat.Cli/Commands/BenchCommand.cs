@@ -75,7 +75,7 @@ internal static class BenchCommand
                 byte[] Initrd(string dialect)
                 {
                     using MemoryStream archive = new();
-                    Initramfs(path, program, BalloonBenchmark.Script, DialectBenchmark.ModulesOf(dialect)).Build(archive);
+                    Initramfs(path, program, DialectBenchmark.Script, DialectBenchmark.ModulesOf(dialect)).Build(archive);
                     return archive.ToArray();
                 }
                 return await new DialectBenchmark

@@ -44,6 +44,7 @@ internal sealed unsafe partial class Interpreter : IDisposable
         State = (CpuState*)space.Base;
         (State->NoTag, State->NoHost) = (tlbMemory.NoTag, tlbMemory.Spare);
         (State->HostBase, State->HeldPages) = ((ulong)Memory.HostBase, (ulong)Memory.HeldPages);
+        State->BlankTag = NoBlank;
         UseSets();
         State->Xsave = (byte*)NativeMemory.AlignedAlloc(CpuState.XsaveBytes, 64);
         new Span<byte>(State->Xsave, CpuState.XsaveBytes).Clear();

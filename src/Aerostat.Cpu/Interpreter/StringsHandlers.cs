@@ -124,9 +124,18 @@ internal static unsafe class StringHandlers<T>
             ulong di = s->Gpr[7] & mask;
             ulong target = cpu.SegmentLinear(s, Seg.Es, di, sizeof(T), write: true);
             byte* to = cpu.PeekWrite(s, target, out _);
-            ulong n = to == null ? 0 : Math.Min(Math.Min(count, bytes / (ulong)sizeof(T)), Run(cpu, s, mask, Seg.Es, di, target, write: true));
+            bool isBlank = false;
+            if (to == null && count >= WorthAsking / (ulong)sizeof(T) && IntegerFlags.Cut<T>(s->Gpr[0]) == 0)
+            {
+                if (!cpu.FindPageToClear(s, target, sizeof(T), out isBlank))
+                    return Outcome.Fault;
+                to = cpu.PeekWrite(s, target, out _);
+            }
+            ulong n = to == null && !isBlank ? 0 : Math.Min(Math.Min(count, bytes / (ulong)sizeof(T)), Run(cpu, s, mask, Seg.Es, di, target, write: true));
             Outcome o = Outcome.Next;
-            if (n == 0)
+            if (isBlank && n != 0)
+                Advance(s, op, Rdi, di, n);
+            else if (n == 0)
             {
                 o = Store(cpu, s, op);
                 if (o == Outcome.Fault)

@@ -185,9 +185,10 @@ internal sealed unsafe partial class Interpreter
         State->TlbSets = tlbSets;
     }
 
-    // Checks in generated code keep the page they found last to themselves.
+    // Checks in generated code keep the page they found last to themselves, as REP STOS does.
     private void UnbindChecks()
     {
+        State->BlankTag = NoBlank;
         if (State->BoundChecks != 0)
             translation!.Cache.UnbindChecks();
     }
@@ -379,6 +380,9 @@ internal sealed unsafe partial class Interpreter
     private void FillTlb(CpuState* s, int set, ulong linear, in Translation t, bool writeAllowed)
     {
         ulong masked = Unmask(s, linear);
+        // Also where no path is kept: whoever fills for a write writes next.
+        if (writeAllowed)
+            Memory.NoteWriting(t.Gpa);
         if (set == EmptySet || (watchpoints.Length != 0 && IsWatchedPage(masked)))
             return;
         ulong page = linear & ~4095UL, gpa = t.Gpa & ~4095UL;

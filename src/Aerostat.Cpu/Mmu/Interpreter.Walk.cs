@@ -159,6 +159,7 @@ internal sealed unsafe partial class Interpreter
             ulong want = PageTableEntry.A | (last && (access & Access.Write) != 0 ? PageTableEntry.D : 0);
             if ((entries[i] & want) != want)
             {
+                Memory.NoteWriting(addresses[i]);
                 if (Interlocked.CompareExchange(ref *(ulong*)(Memory.HostBase + addresses[i]), entries[i] | want, entries[i]) != entries[i])
                     return Retry;
                 entries[i] |= want;
@@ -218,6 +219,7 @@ internal sealed unsafe partial class Interpreter
     {
         if ((entry & want) == want)
             return true;
+        Memory.NoteWriting(address);
         if (Interlocked.CompareExchange(ref *(uint*)(Memory.HostBase + address), entry | want, entry) != entry)
             return false;
         Memory.NotifyWrite(address, 4);

@@ -148,6 +148,12 @@ internal unsafe struct CpuState
     /// </summary>
     public fixed uint CpuidCache[CpuidCacheEntries * CpuidCacheWords];
 
+    /// <summary>
+    /// Where zeros may be stored without doing anything: a linear address of 2 MiB, with the number of the TLB set, or <see cref="Interpreter.NoBlank"/>; and where to
+    /// look whether that still holds (<see cref="Memory.GuestMemory.WrittenBlocks"/>).
+    /// </summary>
+    public ulong BlankTag, BlankByte;
+
     public const int CpuidCacheEntries = 8, CpuidCacheWords = 8;
     public const int ZeroRegister = 16 * 8, BlockRip = 17 * 8;
     public const int XsaveBytes = 1536, MxcsrOffset = 24, StOffset = 32, XmmOffset = 160, YmmHighOffset = 576, PkruOffset = 832;

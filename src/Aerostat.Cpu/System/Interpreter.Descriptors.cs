@@ -87,6 +87,7 @@ internal sealed unsafe partial class Interpreter
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page == null)
             return true; // a table outside RAM cannot keep the bit
+        Memory.NoteWriting(t.Gpa);
         // SAFETY: page is the host address of a whole guest page, so the aligned 4 bytes around the target are in it.
         Interlocked.Or(ref *(int*)(page + (t.Gpa & 4092)), bits << ((int)(t.Gpa & 3) * 8));
         Memory.NotifyWrite(t.Gpa, 1);

@@ -232,6 +232,7 @@ internal sealed unsafe partial class Interpreter
         byte* page = Memory.TryGetPage(t.Gpa);
         if (page == null)
             return true; // a table outside RAM cannot keep the bits
+        Memory.NoteWriting(t.Gpa);
         // SAFETY: page is the host address of a whole guest page, so the aligned 4 bytes around the target are in it.
         ref int word = ref *(int*)(page + (t.Gpa & 4092));
         int shift = (int)(t.Gpa & 3) * 8;

@@ -62,8 +62,45 @@ internal sealed unsafe partial class Thunks
         a.RR(0x03, Host.Rdi, Host.R11);
         a.Move(Host.Rcx, Host.Rdx);
         a.Jmp(next);
-        EndRepeat(a, [left, done, missed, crossing, unheld]);
+        a.Bind(missed);
+        ReadOnlySpan<nint> elsewhere = EmitBlank(a, set, scale, next);
+        EndRepeat(a, [left, done, crossing, unheld, .. elsewhere]);
         return start;
+    }
+
+    // Zeros for memory that is blank: nothing is to be done, to the end of its 2 MiB (Interpreter.KeepBlank). Answers the jumps for where it is not.
+    private nint[] EmitBlank(HostAssembler a, int set, int scale, nint next)
+    {
+        const int Mask = (int)Interpreter.BlankBytes - 1;
+        a.LoadFrame(Host.Rdx, Frame.AgainRax + Pushed);
+        a.RR(0x85, Host.Rdx, Host.Rdx);
+        nint notZero = a.Jcc(Condition.Ne);
+        a.Move(Host.Rdx, Host.Rdi);
+        a.RR(0x81, 4, Host.Rdx);
+        a.Int32(~Mask);
+        a.RR(0x81, 1, Host.Rdx);
+        a.Int32(set);
+        a.RM(0x3B, Host.Rdx, Host.None, Host.None, 0, Offset(&state->BlankTag), gs: true);
+        nint elsewhere = a.Jcc(Condition.Ne);
+        // The guest's stores until now come first: GuestMemory.IsBlank. lock or dword [rsp], 0
+        a.Byte(0xF0);
+        a.RM(0x83, 1, Host.Rsp, Host.None, 0, 0, wide: false);
+        a.Byte(0);
+        a.LoadState(Host.R11, Offset(&state->BlankByte));
+        // cmp byte [r11], 0
+        a.RM(0x80, 7, Host.R11, Host.None, 0, 0, wide: false);
+        a.Byte(0);
+        nint written = a.Jcc(Condition.Ne);
+        a.Constant(Host.Rax, Interpreter.BlankBytes);
+        a.RR(0x8B, Host.R10, Host.Rdi, wide: false);
+        a.RR(0x81, 4, Host.R10, wide: false);
+        a.Int32(Mask);
+        a.RR(0x2B, Host.Rax, Host.R10, wide: false);
+        nint crossing = CountElements(a, scale);
+        a.RR(0x2B, Host.Rcx, Host.Rax);
+        a.Lea(Host.Rdi, Host.Rdi, Host.Rax, scale, 0);
+        a.Jmp(next);
+        return [notZero, elsewhere, written, crossing];
     }
 
     private nint EmitRepeatMove(HostAssembler a, int set, int scale)

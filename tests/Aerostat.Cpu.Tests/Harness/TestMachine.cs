@@ -63,7 +63,7 @@ internal sealed unsafe class TestMachine : IDisposable
     /// <summary>Page tables.</summary>
     public const ulong TablesGpa = 0x100000;
 
-    /// <summary>Free memory for tests, up to <see cref="MemorySize"/>.</summary>
+    /// <summary>Free memory for tests, up to <see cref="MemorySize"/> unless there is more.</summary>
     public const ulong FreeGpa = 0x200000;
 
     public const ulong MemorySize = 4 << 20;
@@ -73,10 +73,11 @@ internal sealed unsafe class TestMachine : IDisposable
     private const uint ErrorVectors = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 
     public TestMachine(
-        TestMode mode, string? model = null, int processors = 1, Func<GuestMemory, IHypervisor>? hypervisor = null, TimeProvider? clock = null)
+        TestMode mode, string? model = null, int processors = 1, Func<GuestMemory, IHypervisor>? hypervisor = null, TimeProvider? clock = null,
+        ulong memoryBytes = MemorySize)
     {
         Mode = mode;
-        Memory = new GuestMemory(new MemoryRegion(new GuestAddress(0), MemorySize, "test"));
+        Memory = new GuestMemory(new MemoryRegion(new GuestAddress(0), memoryBytes, "test"));
         Hypervisor = hypervisor?.Invoke(Memory) ?? new InterpreterHypervisor(Memory);
         for (int i = 0; i < processors; i++)
         {
