@@ -69,8 +69,6 @@ public static class Accelerators
     public static Accelerator Create(string accelerator, string? cpuModel = null, string personality = "kvm", TranslationRecordOptions? record = null, KvmOptions? kvm = null)
     {
         string name = Find(accelerator);
-        if (name == KvmName && personality == "hyperv")
-            name = accelerator == "auto" && TranslatorHypervisor.IsSupported ? Translator : throw new ConfigurationException($"--personality hyperv: {NoHyperVOnKvm()}; use --accel translator or interpreter");
         string model = cpuModel ?? CpuModels.Default;
         if (!CpuModels.Exists(model))
             throw new ConfigurationException($"--cpu: there is no model '{model}'; '--cpu help' lists what there is");
@@ -82,8 +80,7 @@ public static class Accelerators
             name,
             model,
             memory => Open(name, memory, record, kvm),
-            (index, count) => Cpuid(name, CpuModels.CreateCpuid(model, index, count, personality)))
-        { PassesHypercalls = name != KvmName };
+            (index, count) => Cpuid(name, CpuModels.CreateCpuid(model, index, count, personality)));
     }
 
     private static IHypervisor Open(string name, GuestMemory memory, TranslationRecordOptions? record, KvmOptions? kvm)
@@ -105,11 +102,6 @@ public static class Accelerators
                 return new InterpreterHypervisor(memory);
         }
     }
-
-    // KVM answers the registers and hypercalls itself (KVM_CAP_HYPERV_SYNIC2), and the VMBus is made for a partition of this program's own.
-    private static string NoHyperVOnKvm() => s_kvm.Value.Capabilities is { HyperV: true }
-        ? "it is for the software processors; the Hyper-V enlightenments of the host's KVM are not used yet"
-        : "the host's KVM does not offer it (KVM_CAP_HYPERV)";
 
     // What the machine is told is what the guest will see.
     private static CpuidTable Cpuid(string name, CpuidTable model) =>

@@ -12,8 +12,8 @@ namespace Aerostat.Kvm;
 /// Without local APICs in the kernel vectors are injected one at a time as the guest can take them.
 /// </summary>
 /// <remarks>
-/// Not used: the kernel's 8259, I/O APIC, 8254 and clocks. Hypercalls (VMCALL, VMMCALL) are answered by the kernel and do not reach the exit
-/// handler.
+/// Not used: the kernel's 8259, I/O APIC, 8254 and clocks, and its Hyper-V partition: the synthetic registers come to the exit handler, as on every
+/// other processor. VMCALL and VMMCALL are answered by the kernel; <see cref="HypercallPort"/> takes their place.
 /// </remarks>
 public sealed unsafe class KvmHypervisor : IHypervisor
 {
@@ -23,6 +23,9 @@ public sealed unsafe class KvmHypervisor : IHypervisor
 
     // What the machine's own local APICs count.
     internal const long ApicTimerHz = 25_000_000;
+
+    // A port of one byte's address that a PC has nothing at.
+    internal const byte HypercallPortNumber = 0xEC;
 
     private readonly GuestMemory memory;
     private readonly HashSet<int> made = [];
@@ -97,6 +100,9 @@ public sealed unsafe class KvmHypervisor : IHypervisor
 
     /// <inheritdoc/>
     public IHostedLocalApics? LocalApics => localApics;
+
+    /// <inheritdoc/>
+    public byte? HypercallPort => HypercallPortNumber;
 
     /// <inheritdoc/>
     public IDoorbells? Doorbells => doorbells;

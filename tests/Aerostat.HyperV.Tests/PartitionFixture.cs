@@ -11,16 +11,17 @@ internal sealed class PartitionFixture : IDisposable
 {
     public const ulong MessagePage = 0x10_0000, EventPage = 0x11_0000, HypercallPage = 0x12_0000, TscPage = 0x13_0000, Input = 0x14_0000;
 
-    public PartitionFixture(int processors = 2, GuestMemory? memory = null)
+    public PartitionFixture(int processors = 2, GuestMemory? memory = null, byte? hypercallPort = null, IHostedLocalApics? apics = null)
     {
         Memory = memory ?? GuestMemory.CreatePc(16 << 20);
-        InterruptFabric fabric = new();
+        InterruptFabric fabric = new() { Hosted = apics };
         Counters = [.. Enumerable.Range(0, processors).Select(_ => new Counter(Time))];
         Apics = [.. Enumerable.Range(0, processors).Select(i => new LocalApic(new LocalApicOptions { Id = i }, new Pins(), Counters[i], fabric, Time))];
-        foreach (LocalApic apic in Apics)
+        foreach (LocalApic apic in Apics.Where(a => !a.IsHosted))
             apic.WriteMmio(0xF0, 4, 0x1FF);
         Partition = new HyperVPartition([.. Counters.Zip(Apics, (c, a) => new PartitionProcessor(c, a))], Memory, Time, new PartitionOptions
         {
+            HypercallPort = hypercallPort,
             FlushTranslations = Flushed.Add,
             Crashed = Crashes.Add,
             ReportFree = (address, length) => ReportFree?.Invoke(address, length) ?? false,

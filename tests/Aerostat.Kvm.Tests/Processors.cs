@@ -142,5 +142,16 @@ internal sealed class World : IExitHandler
 
     public int AcknowledgeInterrupt() => Acknowledge?.Invoke() ?? -1;
 
-    public bool Hypercall(IVirtualProcessor processor, Span<ulong> registers) => false;
+    /// <summary>What a hypercall does to the registers; null: there are none.</summary>
+    public Action<IVirtualProcessor, ulong[]>? Called { get; set; }
+
+    public bool Hypercall(IVirtualProcessor processor, Span<ulong> registers)
+    {
+        if (Called is null)
+            return false;
+        ulong[] copy = registers.ToArray();
+        Called(processor, copy);
+        copy.CopyTo(registers);
+        return true;
+    }
 }

@@ -37,6 +37,65 @@ public sealed class SeamTests
         Assert.Equal((0x1122335AUL, 0x11221234UL, 0xDEADBEEFUL), (s.Gpr[8], s.Gpr[9], s.Gpr[0]));
     }
 
+    /// <summary>By the instruction, or by the port that stands for it where a host's kernel answers the instruction.</summary>
+    [Theory, MemberData(nameof(Kinds))]
+    public void Hypercalls(string kind)
+    {
+        using SmallGuest g = new(kind);
+        byte? port = g.Hypervisor.HypercallPort;
+        Assert.Equal(kind == "kvm", port is not null);
+        List<(bool Wide, ulong Control, ulong Input, ulong Output)> calls = [];
+        g.World.Called = (processor, registers) =>
+        {
+            calls.Add((processor.IsIn64BitMode, registers[1], registers[2], registers[8]));
+            registers[0] = 0x0000_0123_0000_4567;
+        };
+        void Call(Assembler a)
+        {
+            if (port is { } number)
+                a.@out(number, eax);
+            else
+                a.vmmcall();
+        }
+        g.Long(a =>
+        {
+            a.mov(rax, -1);
+            a.mov(rcx, 0x1_0000_0000_005C);
+            a.mov(rdx, 0x1_2345_6000);
+            a.mov(r8, 0x7_8888_0000);
+            Call(a);
+            a.mov(r9, rax);
+            Call(a);
+            a.hlt();
+        });
+        ProcessorState s = g.RunToHalt();
+        Assert.Equal(Enumerable.Repeat((true, 0x1_0000_0000_005CUL, 0x1_2345_6000UL, 0x7_8888_0000UL), 2), calls);
+        Assert.Equal((0x123_0000_4567UL, 0x123_0000_4567UL, 0x1_0000_0000_005CUL, 0x1_2345_6000UL), (s.Gpr[9], s.Gpr[0], s.Gpr[1], s.Gpr[2]));
+        Assert.Empty(g.World.Log);
+        if (port is null)
+            return;
+        // Without hypercalls, or in another size, it is a port like any other.
+        g.World.Called = null;
+        g.Long(a =>
+        {
+            a.mov(eax, 7);
+            a.@out(port.Value, eax);
+            a.hlt();
+        });
+        g.RunToHalt();
+        g.World.Called = (_, _) => calls.Clear();
+        g.Long(a =>
+        {
+            a.mov(eax, 7);
+            a.@out(port.Value, ax);
+            a.@out(port.Value, al);
+            a.hlt();
+        });
+        g.RunToHalt();
+        Assert.Equal([("out", port.Value, 4, 7), ("out", port.Value, 2, 7), ("out", port.Value, 1, 7)], g.World.Log);
+        Assert.Equal(2, calls.Count);
+    }
+
     [Theory, MemberData(nameof(Kinds))]
     public void StringsOfPorts(string kind)
     {

@@ -11,6 +11,8 @@ internal sealed class FakeHypervisor : IHypervisor
 
     public string Name => "fake";
 
+    public byte? HypercallPort { get; init; }
+
     public Accelerator Accelerator => new("fake", "fake-1", _ => this, (_, _) => new CpuidTable());
 
     public IVirtualProcessor CreateProcessor(VirtualProcessorOptions options)

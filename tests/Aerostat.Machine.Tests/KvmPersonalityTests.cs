@@ -42,16 +42,16 @@ public sealed class KvmPersonalityTests
     [Fact]
     public void SignatureAndFeaturesAreAnnounced()
     {
-        CpuidTable table = IPersonality.AddCpuid("kvm", new CpuidTable(), hypercalls: true);
+        CpuidTable table = IPersonality.AddCpuid("kvm", new CpuidTable(), 1, new FakeHypervisor());
         Assert.Equal(new CpuidResult(0x4000_0001, 0x4B4D564B, 0x564B4D56, 0x4D), table.Get(0x4000_0000, 3));
         Assert.Equal(1u << 3, table.Get(0x4000_0001, 0).Eax & 1u << 3);
-        Assert.Equal(default, IPersonality.AddCpuid("none", new CpuidTable(), hypercalls: true).Get(0x4000_0000, 0));
+        Assert.Equal(default, IPersonality.AddCpuid("none", new CpuidTable(), 1, new FakeHypervisor()).Get(0x4000_0000, 0));
     }
 
     [Fact]
     public void WithoutHypercallsNoneIsAnnounced()
     {
-        CpuidTable table = IPersonality.AddCpuid("kvm", new CpuidTable(), hypercalls: false);
+        CpuidTable table = IPersonality.AddCpuid("kvm", new CpuidTable(), 1, new FakeHypervisor { HypercallPort = 0xEC });
         Assert.Equal(0u, table.Get(0x4000_0001, 0).Eax & 1u << 11);
         // What needs steal time, asynchronous faults and the wake-up by hypercall are never there.
         Assert.Equal(0u, table.Get(0x4000_0001, 0).Eax & (1u << 4 | 1u << 5 | 1u << 7 | 1u << 9 | 1u << 13 | 1u << 14));
@@ -156,7 +156,7 @@ public sealed class KvmPersonalityTests
     [Fact]
     public async Task StealTimeIsOff()
     {
-        Assert.Equal(0u, IPersonality.AddCpuid("kvm", new CpuidTable(), hypercalls: true).Get(0x4000_0001, 0).Eax & 1u << 5);
+        Assert.Equal(0u, IPersonality.AddCpuid("kvm", new CpuidTable(), 1, new FakeHypervisor()).Get(0x4000_0001, 0).Eax & 1u << 5);
         await RunAsync((h, _) =>
         {
             // Asynchronous page faults, steal time, the polling control, the acknowledgement of asynchronous faults, migration control.

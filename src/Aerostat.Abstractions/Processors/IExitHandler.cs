@@ -37,7 +37,8 @@ public interface IExitHandler
     bool LocalApicEnabled { get; }
 
     /// <summary>
-    /// VMCALL or VMMCALL at privilege level 0 (elsewhere it raises #UD) with the state in <paramref name="processor"/>; false: the instruction does not exist (#UD).
+    /// VMCALL or VMMCALL at privilege level 0 (elsewhere it raises #UD), or what <see cref="IHypervisor.HypercallPort"/> names in their place, with the state in
+    /// <paramref name="processor"/>; false: the instruction does not exist (#UD; the port is one like any other).
     /// The handler reads and writes registers through <paramref name="registers"/> (RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8..R15).
     /// </summary>
     bool Hypercall(IVirtualProcessor processor, Span<ulong> registers);

@@ -24,6 +24,12 @@ public interface IHypervisor : IDisposable
     /// <summary>The local APICs, where the hypervisor keeps them itself; null: they are the machine's.</summary>
     IHostedLocalApics? LocalApics => null;
 
+    /// <summary>
+    /// Where VMCALL and VMMCALL do not come to <see cref="IExitHandler.Hypercall"/>, because a host's kernel answers them itself: a port, 0 to 255,
+    /// to which a 32-bit OUT at privilege level 0 does. Null: the instructions do.
+    /// </summary>
+    byte? HypercallPort => null;
+
     /// <summary>Passes writes to doorbells on; null: they come to the exit handler.</summary>
     IDoorbells? Doorbells => null;
 }

@@ -26,7 +26,7 @@ public sealed partial class LocalApic
     }
 
     /// <summary>An edge-triggered interrupt of the platform's own to this processor; false: it is not taken. Any thread.</summary>
-    public bool Deliver(byte vector) => AcceptFixed(vector, level: false) != Reception.Lost;
+    public bool Deliver(byte vector) => IsHosted ? _fabric.SendCommand((uint)_options.Id, vector) : AcceptFixed(vector, level: false) != Reception.Lost;
 
     /// <summary>Writes EOI, whatever mode the registers are in. Owner only.</summary>
     public void WriteEndOfInterrupt()

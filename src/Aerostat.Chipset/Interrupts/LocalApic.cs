@@ -123,6 +123,9 @@ public sealed partial class LocalApic : IDevice, IMmioDevice, ISavable<LocalApic
     /// <inheritdoc/>
     public string Name { get; }
 
+    /// <summary>Counts a second of the timer before division.</summary>
+    public long TimerFrequencyHz => _options.TimerFrequencyHz;
+
     /// <summary>The LINT0 input; the fabric drives it with the 8259 pair's request.</summary>
     public IInterruptLine Lint0 { get; }
 

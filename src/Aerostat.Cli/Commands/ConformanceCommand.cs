@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.Globalization;
 using System.Text.Json;
 using Aerostat.Hosting;
+using Aerostat.Kvm;
 using Aerostat.Machine;
 using Aerostat.Platform;
 
@@ -39,6 +40,7 @@ internal static class ConformanceCommand
                 Directory32 = result.GetValue(legacy),
                 Accelerator = Accelerators.Create(accel, result.GetValue(cpu), seen),
                 Widest = Accelerators.Create(accel, widest, seen),
+                WithOwnApics = Accelerators.Create(accel, widest, seen, kvm: new KvmOptions { LocalApics = KvmLocalApicMode.Machine }),
                 Personality = seen,
                 Timeout = result.GetValue(timeout) is { } seconds ? MachineArguments.ParseTimeout(seconds) : null,
                 All = result.GetValue(all),

@@ -18,6 +18,9 @@ public sealed record PartitionOptions
     /// <summary>Whether hypercalls are made with VMMCALL, as on AMD's processors, in place of VMCALL.</summary>
     public bool UsesVmmcall { get; init; }
 
+    /// <summary>The port that hypercalls are made with in place of an instruction for them, 0 to 255; null: none. See <see cref="IHypervisor.HypercallPort"/>.</summary>
+    public byte? HypercallPort { get; init; }
+
     /// <summary>Flushes the translations of the processors whose bits are set, and waits until that is done. Null: it cannot be done.</summary>
     public Action<ulong>? FlushTranslations { get; init; }
 
@@ -58,8 +61,13 @@ public sealed class HyperVPartition : ISavable<HyperVPartitionSavedState>
     private const int CrashRegisters = 5, LongestCrashMessage = 4096;
     private const uint FirstSequence = 1;
 
-    private static ReadOnlySpan<byte> Vmcall => [0xF3, 0x0F, 0x1E, 0xFA, 0x0F, 0x01, 0xC1, 0xC3];
-    private static ReadOnlySpan<byte> Vmmcall => [0xF3, 0x0F, 0x1E, 0xFA, 0x0F, 0x01, 0xD9, 0xC3];
+    // ENDBR64; VMCALL, VMMCALL or OUT imm8, EAX; RET.
+    private byte[] HypercallCode =>
+    [
+        0xF3, 0x0F, 0x1E, 0xFA,
+        .. options.HypercallPort is { } port ? (ReadOnlySpan<byte>)[0xE7, port] : options.UsesVmmcall ? [0x0F, 0x01, 0xD9] : [0x0F, 0x01, 0xC1],
+        0xC3,
+    ];
 
     private readonly Lock gate = new();
     private readonly PartitionOptions options;
@@ -225,6 +233,8 @@ public sealed class HyperVPartition : ISavable<HyperVPartitionSavedState>
             hypercallPage.Restore(hypercall, state.UnderHypercallPage);
             tscPage.Restore(referenceTsc, state.UnderTscPage);
             hypercallsOn = hypercallPage.Address is not null;
+            // It may have been made where hypercalls are made in another way.
+            hypercallPage.Fill(HypercallCode);
             sequence = state.Sequence;
             Time.Restore(state.TimeOffset, state.IsTimeKnown, state.IsTscUseless);
             state.Crash.CopyTo(crash, 0);
@@ -241,7 +251,7 @@ public sealed class HyperVPartition : ISavable<HyperVPartitionSavedState>
         if ((value & EnableBit) != 0 && !memory.Contains(value & ~0xFFFUL, GuestAddress.PageSize))
             return false;
         hypercall = value & ~0xFFCUL;
-        hypercallPage.Follow(hypercall, options.UsesVmmcall ? Vmmcall : Vmcall);
+        hypercallPage.Follow(hypercall, HypercallCode);
         hypercallsOn = hypercallPage.Address is not null;
         return true;
     }

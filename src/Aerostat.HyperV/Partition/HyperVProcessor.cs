@@ -81,12 +81,12 @@ public sealed class HyperVProcessor : ISavable<HyperVProcessorSavedState>
                 value = (ulong)Timestamp.FrequencyHz;
                 return true;
             case HyperVMsr.ApicFrequency:
-                value = (ulong)PcLayout.LocalApicTimerHz;
+                value = (ulong)apic.TimerFrequencyHz;
                 return true;
-            case HyperVMsr.Icr:
+            case HyperVMsr.Icr when !apic.IsHosted:
                 value = apic.ReadInterruptCommand();
                 return true;
-            case HyperVMsr.Tpr:
+            case HyperVMsr.Tpr when !apic.IsHosted:
                 value = apic.TaskPriority << 4;
                 return true;
             case HyperVMsr.VpAssistPage:
@@ -103,6 +103,9 @@ public sealed class HyperVProcessor : ISavable<HyperVProcessorSavedState>
     {
         switch (index)
         {
+            // Registers that the hypervisor keeps are reached in its own way, and CPUID does not announce these.
+            case HyperVMsr.Eoi or HyperVMsr.Icr or HyperVMsr.Tpr when apic.IsHosted:
+                return false;
             case HyperVMsr.Eoi:
                 apic.WriteEndOfInterrupt();
                 return value >> 32 == 0;
@@ -165,7 +168,7 @@ public sealed class HyperVProcessor : ISavable<HyperVProcessorSavedState>
     {
         assistPage = value;
         GuestAddress at = new(value & ~0xFFFUL);
-        apic.EndOfInterruptFlag = (value & EnableBit) != 0 && memory.TryWrite(at, 0u) ? new AssistFlag(memory, at) : null;
+        apic.EndOfInterruptFlag = (value & EnableBit) != 0 && !apic.IsHosted && memory.TryWrite(at, 0u) ? new AssistFlag(memory, at) : null;
     }
 
     private static int CheckSource(int sint)

@@ -38,12 +38,20 @@ internal sealed class OverlayPage(GuestMemory memory)
         byte[] before = new byte[Size];
         if (!wanted || !memory.TryRead(new GuestAddress(at), before))
             return false;
-        byte[] page = new byte[Size];
-        contents.CopyTo(page);
-        memory.TryWrite(new GuestAddress(at), page);
         address = at;
         covered = before;
+        Fill(contents);
         return true;
+    }
+
+    /// <summary>Replaces what the guest sees there; nothing where there is no page.</summary>
+    public void Fill(ReadOnlySpan<byte> contents)
+    {
+        if (covered is null)
+            return;
+        byte[] page = new byte[Size];
+        contents.CopyTo(page);
+        memory.TryWrite(new GuestAddress(address), page);
     }
 
     /// <summary>Gives the guest its page back.</summary>

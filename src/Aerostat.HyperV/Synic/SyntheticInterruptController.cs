@@ -107,6 +107,9 @@ internal sealed partial class SyntheticInterruptController
                 case >= HyperVMsr.Sint0 and <= HyperVMsr.Sint15:
                     if ((value & 0xFF) < FirstVector && (value & MaskedBit) == 0)
                         return false;
+                    // Nobody here sees such an APIC hand a vector over; CPUID asks guests not to want it.
+                    if (apic.IsHosted && (value & (AutoEndBit | MaskedBit)) == AutoEndBit)
+                        return false;
                     sints[index - HyperVMsr.Sint0] = value;
                     PublishAutomaticEnds();
                     break;

@@ -82,8 +82,11 @@ internal sealed unsafe partial class KvmProcessor
         }
         // SAFETY: just checked to be inside the shared pages.
         byte* data = (byte*)run + run->IoDataOffset;
-        if (size == 4 && run->IoCount == 1 && run->IoIsOut == 0 && handler.IsBackdoor(port) && processor.CallBackdoor(handler, port, (uint*)data))
-            return false;
+        if (size == 4 && run->IoCount == 1)
+        {
+            if (run->IoIsOut == 0 ? handler.IsBackdoor(port) && processor.CallBackdoor(handler, port, (uint*)data) : port == KvmHypervisor.HypercallPortNumber && processor.Hypercall(handler))
+                return false;
+        }
         for (byte* end = data + bytes; data != end; data += size)
         {
             if (run->IoIsOut != 0)
@@ -114,11 +117,9 @@ internal sealed unsafe partial class KvmProcessor
     /// </summary>
     private bool CallBackdoor(IExitHandler handler, ushort port, uint* data)
     {
-        KvmRegisters r = default;
-        KvmSpecialRegisters special;
-        if (KvmCalls.Control(fd, KvmIoctl.GetRegisters, &r) < 0 || KvmCalls.Control(fd, KvmIoctl.GetSpecialRegisters, &special) < 0)
+        if (!ReadRegisters(out KvmRegisters r, out KvmSpecialRegisters special))
             return false;
-        Span<ulong> registers = [r.Rax, r.Rcx, r.Rdx, r.Rbx, r.Rsp, r.Rbp, r.Rsi, r.Rdi, r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15];
+        Span<ulong> registers = General(r);
         if (!handler.CallBackdoor(port, special.Ss.Dpl, registers))
             return false;
         *data = (uint)registers[0];
@@ -126,6 +127,45 @@ internal sealed unsafe partial class KvmProcessor
         KvmException.Check(KvmCalls.Control(fd, KvmIoctl.SetRegisters, &r), "its registers");
         return true;
     }
+
+    /// <summary>
+    /// OUT to the port that stands for an instruction that calls the hypervisor. Other than with IN the kernel writes no register when it goes on, so all of RAX is
+    /// the result's. It has yet to step over the instruction, and does so when the guest is entered next.
+    /// </summary>
+    private bool Hypercall(IExitHandler handler)
+    {
+        if (!ReadRegisters(out KvmRegisters r, out KvmSpecialRegisters special) || special.Ss.Dpl != 0)
+            return false;
+        Span<ulong> registers = General(r);
+        if (!handler.Hypercall(this, registers))
+            return false;
+        (r.Rax, r.Rdx) = (registers[0], registers[2]);
+        KvmException.Check(KvmCalls.Control(fd, KvmIoctl.SetRegisters, &r), "its registers");
+        return true;
+    }
+
+    /// <inheritdoc/>
+    public bool IsIn64BitMode
+    {
+        get
+        {
+            const ulong longModeActive = 1 << 10;
+            KvmSpecialRegisters special;
+            return KvmCalls.Control(fd, KvmIoctl.GetSpecialRegisters, &special) >= 0 && (special.Efer & longModeActive) != 0 && special.Cs.L != 0;
+        }
+    }
+
+    private bool ReadRegisters(out KvmRegisters registers, out KvmSpecialRegisters special)
+    {
+        KvmRegisters r = default;
+        KvmSpecialRegisters s = default;
+        bool read = KvmCalls.Control(fd, KvmIoctl.GetRegisters, &r) >= 0 && KvmCalls.Control(fd, KvmIoctl.GetSpecialRegisters, &s) >= 0;
+        (registers, special) = (r, s);
+        return read;
+    }
+
+    // RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    private static ulong[] General(in KvmRegisters r) => [r.Rax, r.Rcx, r.Rdx, r.Rbx, r.Rsp, r.Rbp, r.Rsi, r.Rdi, r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15];
 
     private static bool Mmio(KvmProcessor processor, IExitHandler handler, out ProcessorExit exit)
     {

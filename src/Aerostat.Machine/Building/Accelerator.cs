@@ -15,8 +15,4 @@ public sealed record Accelerator(
     string Name,
     string CpuModel,
     Func<GuestMemory, IHypervisor> Open,
-    Func<int, int, CpuidTable> Cpuid)
-{
-    /// <summary>Whether the guest's hypercalls come to the machine; else the host's kernel answers them.</summary>
-    public bool PassesHypercalls { get; init; } = true;
-}
+    Func<int, int, CpuidTable> Cpuid);

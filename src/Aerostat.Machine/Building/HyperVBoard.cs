@@ -22,7 +22,14 @@ internal sealed class HyperVBoard : IDevice
         Balloon = new DynamicMemory(memory, clock, balloon);
         Partition = new HyperVPartition(
             [.. processors.Zip(apics, (p, a) => new PartitionProcessor(p.Timestamp, a))], memory, clock,
-            new PartitionOptions { UsesVmmcall = host.IsAmd, FlushTranslations = host.FlushTranslations, Crashed = host.Crashed, ReportFree = Balloon.TakesReports ? Balloon.Report : null });
+            new PartitionOptions
+            {
+                UsesVmmcall = host.IsAmd,
+                HypercallPort = host.Hypervisor.HypercallPort,
+                FlushTranslations = host.Hypervisor.FlushTranslations,
+                Crashed = host.Crashed,
+                ReportFree = Balloon.TakesReports ? Balloon.Report : null,
+            });
         Bus = new VmBusServer(Partition, memory, clock, new VmBusOptions { Log = host.Log }, host.Failed);
         Components = new HyperVComponents(Bus, TimeProvider.System, line => host.Note("freeze", line), Balloon);
         StorageDisk[] onScsi = [.. disks.OnScsi.Select(d => new StorageDisk(d.Name, d.Contents, d.Options.Serial))];
@@ -113,10 +120,10 @@ internal sealed class HyperVBoard : IDevice
 
 /// <summary>What the Hyper-V personality needs of its machine.</summary>
 /// <param name="IsAmd">Whether the processors say that they are AMD's.</param>
-/// <param name="FlushTranslations">See <see cref="IHypervisor.FlushTranslations"/>.</param>
+/// <param name="Hypervisor">How hypercalls reach the machine, and what can be flushed.</param>
 /// <param name="Crashed">Takes what the guest says of its crash.</param>
 /// <param name="Log">Where complaints about the guest go.</param>
 /// <param name="Note">Writes an event of a kind into the journal.</param>
 /// <param name="Failed">The bus's thread has failed.</param>
 internal sealed record HyperVHost(
-    bool IsAmd, Action<ulong>? FlushTranslations, Action<GuestCrash> Crashed, IDeviceLog Log, Action<string, string> Note, Action<Exception> Failed);
+    bool IsAmd, IHypervisor Hypervisor, Action<GuestCrash> Crashed, IDeviceLog Log, Action<string, string> Note, Action<Exception> Failed);

@@ -70,10 +70,10 @@ public sealed partial class VirtualMachine
     }
 
     private CpuidTable DescribeCpuid(int index) =>
-        IPersonality.AddCpuid(Options.Personality, accelerator.Cpuid(index, Options.Cpus), accelerator.PassesHypercalls, Options.Cpus, hypervisor.FlushTranslations is not null);
+        IPersonality.AddCpuid(Options.Personality, accelerator.Cpuid(index, Options.Cpus), Options.Cpus, hypervisor);
 
     private HyperVHost? DescribeHyperVHost() => Options.Personality == HyperVPersonality.Name
-        ? new HyperVHost(IsAmd(accelerator.Cpuid(0, Options.Cpus)), hypervisor.FlushTranslations, OnGuestCrash, new JournaledLog(Journal, Options.DeviceLog), Journal.Write, e => Fail("the VMBus failed", e, null))
+        ? new HyperVHost(IsAmd(accelerator.Cpuid(0, Options.Cpus)), hypervisor, OnGuestCrash, new JournaledLog(Journal, Options.DeviceLog), Journal.Write, e => Fail("the VMBus failed", e, null))
         : null;
 
     // "AuthenticAMD", "HygonGenuine".

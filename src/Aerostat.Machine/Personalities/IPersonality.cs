@@ -44,14 +44,13 @@ internal interface IPersonality
     /// <summary>Adds what a personality announces to a vCPU's CPUID.</summary>
     /// <param name="personality">Its name.</param>
     /// <param name="table">The CPU model's CPUID.</param>
-    /// <param name="hypercalls">Whether hypercalls reach the personality.</param>
     /// <param name="processors">How many vCPUs the machine has.</param>
-    /// <param name="remoteFlush">Whether translations can be flushed from outside a processor.</param>
-    static CpuidTable AddCpuid(string personality, CpuidTable table, bool hypercalls, int processors = 1, bool remoteFlush = false) => personality switch
+    /// <param name="hypervisor">What of theirs reaches the personality, and what the hypervisor does itself.</param>
+    static CpuidTable AddCpuid(string personality, CpuidTable table, int processors, IHypervisor hypervisor) => personality switch
     {
-        KvmPersonality.Name => KvmPersonality.AddCpuid(table, hypercalls),
+        KvmPersonality.Name => KvmPersonality.AddCpuid(table, hypercalls: hypervisor.HypercallPort is null),
         VmwarePersonality.Name => VmwarePersonality.AddCpuid(table),
-        HyperVPersonality.Name => HyperVCpuid.Add(table, processors, remoteFlush),
+        HyperVPersonality.Name => HyperVCpuid.Add(table, processors, hypervisor.FlushTranslations is not null, hypervisor.LocalApics is not null),
         _ => table,
     };
 }
