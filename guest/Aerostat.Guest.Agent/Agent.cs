@@ -35,8 +35,12 @@ internal sealed class Agent(Freezer freezer, Hooks hooks, TimeSpan limit, ILog l
                     Operation.HotBackup => 0,
                     _ => Failure,
                 };
+                int error = channel.Reply(status);
+                // The host does not wait for what has its time now: it would count as frozen.
+                if (operation == Operation.Thaw)
+                    hooks.AfterThaw();
                 // An answer that comes too late is refused: then the host does not know that anything is frozen.
-                if (channel.Reply(status) is < 0 and var error)
+                if (error < 0)
                     return error;
             }
             return 0;
@@ -44,7 +48,10 @@ internal sealed class Agent(Freezer freezer, Hooks hooks, TimeSpan limit, ILog l
         finally
         {
             if (freezer.IsFrozen)
+            {
                 Thaw();
+                hooks.AfterThaw();
+            }
         }
     }
 
@@ -71,7 +78,6 @@ internal sealed class Agent(Freezer freezer, Hooks hooks, TimeSpan limit, ILog l
     private uint Thaw()
     {
         int error = freezer.Thaw();
-        hooks.AfterThaw();
         log.Write(error == 0 ? LogLevel.Info : LogLevel.Error, error == 0 ? "thawed" : $"thawed: {(error == Host.TimedOut ? "but before it was asked for" : Host.Text(error))}");
         return error == 0 ? 0 : Failure;
     }

@@ -129,6 +129,6 @@ public sealed class BackupTests
         Assert.True(status == 0, $"{error}{output}");
     }
 
-    private static long LastWritten(SerialTranscript console) => console.Text.Split('\n').Where(l => l.EndsWith('\r')).Select(l => l.Trim())
+    internal static long LastWritten(SerialTranscript console) => console.Text.Split('\n').Where(l => l.EndsWith('\r')).Select(l => l.Trim())
         .LastOrDefault(l => l.StartsWith("WROTE=", StringComparison.Ordinal)) is { } line ? long.Parse(line[6..], CultureInfo.InvariantCulture) : 0;
 }

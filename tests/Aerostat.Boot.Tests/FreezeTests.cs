@@ -64,6 +64,8 @@ public sealed class FreezeTests
                         File.Copy(disk, copy);
                     });
                     Assert.True(await console.WaitForAsync($"WROTE={during + 5}\r", token), console.Text);
+                    // It runs when the host has its answer.
+                    await DrivenGuest.Until(machine, () => !agent || console.Text.Contains("HOOK=thaw", StringComparison.Ordinal));
                     while (components.KeyValues.Facts.Count == 0 && !machine.Exit.IsCompleted)
                         await Task.Delay(100, token);
                     Assert.Equal(("Linux", "x86_64"), (components.KeyValues.Facts["OSName"], components.KeyValues.Facts["ProcessorArchitecture"]));

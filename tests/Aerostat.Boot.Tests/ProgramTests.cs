@@ -1,4 +1,3 @@
-using System.Text;
 using Aerostat.Loader;
 using Aerostat.Machine;
 using Xunit;
@@ -132,17 +131,7 @@ public sealed class ProgramTests
         string initramfs = Path.Combine(Path.GetTempPath(), $"aerostat-programs-{Environment.ProcessId}-{cpus}.cpio");
         try
         {
-            await using (FileStream file = new(initramfs, FileMode.Create, FileAccess.Write, FileShare.None, 1 << 20))
-            {
-                CpioArchive archive = new(file);
-                archive.AddFile("init", Encoding.UTF8.GetBytes(script.Replace("\r", "", StringComparison.Ordinal) + "\n"), 0x1ED);
-                foreach (string folder in (string[])["dev", "proc", "sys", "tmp"])
-                    archive.AddDirectory(folder);
-                archive.AddCharacterDevice("dev/console", 5, 1);
-                foreach (string root in roots)
-                    archive.AddTree(root);
-                archive.Finish();
-            }
+            await ProgramGuest.WriteInitramfsAsync(initramfs, script, roots);
             BootOutcome outcome = await Guest.RunAsync("cloud", "quiet", cpus, 3UL << 30, "translator", new KernelBootOptions("") { Initrd = initramfs }, limit: TimeSpan.FromHours(1));
             Assert.True(outcome.Exit.Kind == MachineExitKind.PoweredOff && outcome.Console.Contains(Guest.Done, StringComparison.Ordinal), $"{outcome.Exit.Kind}: {outcome.Exit.Report}\n{outcome.Tail}");
             Assert.DoesNotContain("segfault", outcome.Console, StringComparison.Ordinal);

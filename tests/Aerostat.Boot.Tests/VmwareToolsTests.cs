@@ -1,4 +1,3 @@
-using System.Text;
 using Aerostat.Devices;
 using Aerostat.Loader;
 using Aerostat.Machine;
@@ -12,11 +11,11 @@ namespace Aerostat.Boot.Tests;
 /// </summary>
 public sealed class VmwareToolsTests
 {
-    private const string Script = """
+    private const string Script = $$"""
         #!/bin/sh
         export PATH=/usr/bin:/usr/sbin LC_ALL=C
         for fs in proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/tmp tmpfs:/run; do busybox mount -t ${fs%%:*} ${fs%%:*} ${fs##*:}; done
-        while read -r m; do busybox insmod $m || echo FAILED=$m; done < /modules/order
+        {{ProgramGuest.LoadModules}}
         busybox stty -echo
         printf '#!/bin/sh\necho SHUTDOWN="$*" > /dev/console\nbusybox poweroff -f\n' > /tmp/shutdown; chmod +x /tmp/shutdown
         rm -f /usr/sbin/shutdown; ln -s /tmp/shutdown /usr/sbin/shutdown
@@ -48,7 +47,6 @@ public sealed class VmwareToolsTests
         Assert.SkipUnless(Environment.GetEnvironmentVariable("AEROSTAT_VMTOOLS") == "1", "takes its time: './dev test --vmtools' runs it");
         string root = Path.Combine(Guest.Cache, "vmtools");
         Assert.SkipUnless(Directory.Exists(Path.Combine(root, "usr", "bin")), $"no open-vm-tools in {root}");
-        string modules = Directory.EnumerateDirectories(Path.Combine(Guest.Cache, "cloud", "lib", "modules")).Order(StringComparer.Ordinal).Last();
         DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-vmtools-");
         string initramfs = Path.Combine(folder.FullName, "initramfs.cpio"), disk = Path.Combine(folder.FullName, "disk.img");
         try
@@ -57,25 +55,7 @@ public sealed class VmwareToolsTests
                 file.SetLength(32 << 20);
             using (System.Diagnostics.Process mkfs = System.Diagnostics.Process.Start("/usr/sbin/mkfs.ext4", ["-q", "-F", disk]))
                 mkfs.WaitForExit();
-            KernelModules kernel = KernelModules.Open(modules);
-            await using (FileStream file = new(initramfs, FileMode.Create, FileAccess.Write, FileShare.None, 1 << 20))
-            {
-                CpioArchive archive = new(file);
-                archive.AddFile("init", Encoding.UTF8.GetBytes(Script.Replace("\r", "", StringComparison.Ordinal) + "\n"), 0x1ED);
-                foreach (string name in (string[])["dev", "proc", "sys", "tmp", "run", "mnt", "modules"])
-                    archive.AddDirectory(name);
-                StringBuilder order = new();
-                foreach (string path in kernel.LoadOrder(["virtio_pci", "virtio_blk", "vmw_balloon"]))
-                {
-                    string name = $"modules/{Path.GetFileName(path)}";
-                    archive.AddFile(name, File.ReadAllBytes(Path.Combine(modules, path)), 0x1A4);
-                    order.Append(System.Globalization.CultureInfo.InvariantCulture, $"/{name}\n");
-                }
-                archive.AddFile("modules/order", Encoding.UTF8.GetBytes(order.ToString()), 0x1A4);
-                archive.AddCharacterDevice("dev/console", 5, 1);
-                archive.AddTree(root);
-                archive.Finish();
-            }
+            await ProgramGuest.WriteInitramfsAsync(initramfs, Script, [root], ["virtio_pci", "virtio_blk", "vmw_balloon"]);
             bool running = false, frozen = false, thawed = false, halting = false;
             int before = 0, during = 0;
             Version? version = null;
