@@ -23,6 +23,23 @@ public sealed class CheckSlotTests
         return m;
     }
 
+    private static void AddFromPage(Assembler a, int shift)
+    {
+        a.mov(ebx, ecx);
+        a.shr(ebx, (byte)shift);
+        a.and(ebx, PageCount - 1);
+        a.shl(ebx, 12);
+        a.add(rbx, (int)Pages);
+        a.add(rax, __qword_ptr[rbx + 0x10]);
+    }
+
+    private static void Count(Assembler a)
+    {
+        a.lea(rdi, __[rbx + rcx]);
+        a.and(rdi, -8);
+        a.inc(__qword_ptr[rdi]);
+    }
+
     // Adds up what lies at 0x10 of the pages and counts all over them, another page every 2^shift times; then reads where no page is.
     private static ulong Walk(TestMachine m, int shift) => m.Assemble(a =>
     {
@@ -30,15 +47,8 @@ public sealed class CheckSlotTests
         a.xor(eax, eax);
         Label loop = a.CreateLabel();
         a.Label(ref loop);
-        a.mov(ebx, ecx);
-        a.shr(ebx, (byte)shift);
-        a.and(ebx, PageCount - 1);
-        a.shl(ebx, 12);
-        a.add(rbx, (int)Pages);
-        a.add(rax, __qword_ptr[rbx + 0x10]);
-        a.lea(rdi, __[rbx + rcx]);
-        a.and(rdi, -8);
-        a.inc(__qword_ptr[rdi]);
+        AddFromPage(a, shift);
+        Count(a);
         a.dec(ecx);
         a.jne(loop);
         a.mov(ebx, (uint)Unmapped);
@@ -73,21 +83,14 @@ public sealed class CheckSlotTests
         a.xor(eax, eax);
         a.jmp(first);
         a.Label(ref second);
-        a.lea(rdi, __[rbx + rcx]);
-        a.and(rdi, -8);
-        a.inc(__qword_ptr[rdi]);
+        Count(a);
         a.dec(ecx);
         a.jne(first);
         a.mov(ebx, (uint)Unmapped);
         a.mov(rax, __qword_ptr[rbx + 0x10]);
         a.int3();
         a.Label(ref first);
-        a.mov(ebx, ecx);
-        a.shr(ebx, (byte)shift);
-        a.and(ebx, PageCount - 1);
-        a.shl(ebx, 12);
-        a.add(rbx, (int)Pages);
-        a.add(rax, __qword_ptr[rbx + 0x10]);
+        AddFromPage(a, shift);
         a.jmp(second);
     });
 
