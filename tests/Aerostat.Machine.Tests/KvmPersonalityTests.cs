@@ -194,10 +194,24 @@ public sealed class KvmPersonalityTests
         });
     }
 
-    // What the guest does, on a vCPU's thread.
-    private static async Task RunAsync(Action<IExitHandler, VirtualMachine> body)
+    /// <summary>Where a port stands for the instructions, it is a port like any other to guests of this kind, and RAX stays as it is.</summary>
+    [Fact]
+    public async Task ThePortForHypercallsIsNotForThisPersonality()
     {
-        FakeHypervisor hypervisor = new();
+        await RunAsync(
+            (h, _) =>
+            {
+                ulong[] registers = [1, .. new ulong[15]];
+                Assert.False(h.Hypercall(null!, registers));
+                Assert.Equal(1UL, registers[0]);
+            },
+            new FakeHypervisor { HypercallPort = 0xEC });
+    }
+
+    // What the guest does, on a vCPU's thread.
+    private static async Task RunAsync(Action<IExitHandler, VirtualMachine> body, FakeHypervisor? hypervisor = null)
+    {
+        hypervisor ??= new();
         await using VirtualMachine machine = new(new MachineOptions { MemoryBytes = 4 << 20, Boot = new RealModeBootOptions(new byte[] { 0xF4 }) }, hypervisor.Accelerator);
         TaskCompletionSource done = new(TaskCreationOptions.RunContinuationsAsynchronously);
         hypervisor.Processors[0].Steps.Enqueue(h =>

@@ -97,7 +97,7 @@ public sealed partial class VirtualMachine : IVcpuObserver, IAsyncDisposable
             kvmClock = new KvmMasterClock(clock);
             personalities = options.Personality switch
             {
-                KvmPersonality.Name => [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, board.LocalApics[p.Index], kvmClock))],
+                KvmPersonality.Name => [.. processors.Select(p => new KvmPersonality(p, memory, board.Fabric, board.LocalApics[p.Index], kvmClock, hypervisor.HypercallPort is null))],
                 VmwarePersonality.Name => [.. processors.Select(p => new VmwarePersonality(p, board.Vmware!.Connect(p, () => vcpus?[p.Index].HostThreadId ?? 0)))],
                 HyperVPersonality.Name => [.. processors.Select(p => new HyperVPersonality(p, board.HyperV!.Partition.Processors[p.Index]))],
                 _ => [],

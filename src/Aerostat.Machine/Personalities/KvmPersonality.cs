@@ -35,11 +35,20 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
     private readonly InterruptFabric fabric;
     private readonly LocalApic apic;
     private readonly KvmMasterClock clock;
+    private readonly bool hypercalls;
     private ulong systemTime, wallClock, endOfInterrupt;
     private uint version;
 
-    public KvmPersonality(IVirtualProcessor processor, GuestMemory memory, InterruptFabric fabric, LocalApic apic, KvmMasterClock clock)
+    /// <summary>A vCPU's part.</summary>
+    /// <param name="processor">The vCPU.</param>
+    /// <param name="memory">Its memory.</param>
+    /// <param name="fabric">Where its IPIs go.</param>
+    /// <param name="apic">Its local APIC.</param>
+    /// <param name="clock">The machine's clock.</param>
+    /// <param name="hypercalls">Whether VMCALL and VMMCALL come here. Where they do not, no port takes their place: guests of this kind use the instructions.</param>
+    public KvmPersonality(IVirtualProcessor processor, GuestMemory memory, InterruptFabric fabric, LocalApic apic, KvmMasterClock clock, bool hypercalls)
     {
+        this.hypercalls = hypercalls;
         this.processor = processor;
         this.memory = memory;
         this.fabric = fabric;
@@ -98,6 +107,8 @@ internal sealed class KvmPersonality : IPersonality, ISavable<KvmPersonalitySave
     /// <inheritdoc/>
     public bool Hypercall(Span<ulong> registers)
     {
+        if (!hypercalls)
+            return false;
         // The number is in RAX, arguments are in RBX, RCX, RDX and RSI.
         registers[0] = registers[0] switch
         {
