@@ -96,9 +96,10 @@ public sealed unsafe partial class GuestMemory : IDisposable
         ulong start = bytes - spare, end = HighMemoryStart;
         List<MemoryRegion> regions = [new MemoryRegion(new(0), Math.Min(start, PciHoleStart), "low")];
         if (start > PciHoleStart)
+        {
             regions.Add(new MemoryRegion(new(HighMemoryStart), start - PciHoleStart, "high"));
-        if (start > PciHoleStart)
             end = (regions[^1].End + SpareAlignment - 1) & ~(SpareAlignment - 1);
+        }
         if (spare > 0)
             regions.Add(new MemoryRegion(new(end), spare, "spare") { IsSpare = true });
         return new GuestMemory(hugePages, [.. regions]);
