@@ -45,18 +45,15 @@ internal sealed unsafe partial class Interpreter
             {
                 if (Attend(s, out ProcessorExit exit))
                     return exit;
-                if (debug == 0 && (s->SystemFlags & RFlags.Tf) == 0 && (s->Shadow == 0 || Volatile.Read(ref s->Request) == 0))
-                {
-                    // As in Loop.
-                    s->Shadow = 0;
-                    s->SystemFlags &= ~RFlags.Rf;
-                }
-                else if (((s->Shadow | debug) | (int)(s->SystemFlags & (RFlags.Tf | RFlags.Rf))) != 0)
+                // Requests are looked at once more below, so a shadow that is not stepped over would be lost to what comes in between.
+                if (((s->Shadow | debug) | (int)(s->SystemFlags & RFlags.Tf)) != 0)
                 {
                     if (Step(s, out exit))
                         return exit;
                     continue;
                 }
+                // RF means nothing without breakpoints, and goes with the next instruction.
+                s->SystemFlags &= ~RFlags.Rf;
             }
             if (s->Poll != 0)
             {

@@ -69,4 +69,59 @@ public sealed class ShadowTests
         Assert.True((uint)r.State.Gpr[10] >= 300);
         Assert.Equal(0UL, behind);
     }
+
+    /// <summary>With nothing requested behind STI, the instruction there is translated first; what comes in meanwhile waits for it all the same.</summary>
+    [Fact]
+    public void NoNmiBehindStiThatComesDuringTranslation()
+    {
+        Assert.SkipUnless(TranslatorHypervisor.IsSupported, "this host cannot run the translator");
+        Sender sender = new();
+        using var m = new TestMachine(TestMode.Long, hypervisor: memory => new TranslatorHypervisor(memory, threshold: 0, sender));
+        sender.Processor = m.Processor;
+        ulong code = m.Assemble(a =>
+        {
+            Label shadowed = a.CreateLabel(), behind = a.CreateLabel();
+            a.lea(r8, __[shadowed]);
+            a.cli();
+            // Not in one block with an instruction that uses vector registers.
+            a.sti();
+            a.Label(ref shadowed);
+            a.paddd(xmm0, xmm1);
+            a.lea(r10, __[behind]);
+            a.jmp(r10);
+            a.Label(ref behind);
+            a.cli();
+            a.hlt();
+        });
+        ulong handler = m.Assemble(
+            a =>
+            {
+                a.mov(r9, __qword_ptr[rsp]);
+                a.iretq();
+            },
+            offset: 0x800);
+        m.SetGate(Vector.Nmi, handler, TestMachine.KernelCs64, ist: 1);
+        sender.From = code + 1;
+        TestResult r = m.Run(0, code);
+        Assert.Equal(ExitReason.Halted, r.Exit.Reason);
+        Assert.NotEqual(0, sender.Sent);
+        Assert.True(r.State.Gpr[9] > r.State.Gpr[8], $"taken at {r.State.Gpr[9]:x}, behind STI is {r.State.Gpr[8]:x}");
+    }
+
+    private sealed class Sender : IBlockObserver
+    {
+        public IVirtualProcessor? Processor { get; set; }
+
+        /// <summary>Gets or sets the address from which on a translation raises the NMI.</summary>
+        public ulong From { get; set; }
+
+        public int Sent { get; private set; }
+
+        public void Translated(in BlockView block)
+        {
+            if (block.Linear < From || Sent++ != 0)
+                return;
+            Processor!.RaiseNmi();
+        }
+    }
 }
