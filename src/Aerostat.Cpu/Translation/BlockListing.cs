@@ -139,6 +139,11 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             symbol = new SymbolResult(address, (address & 7) == 0 ? name : $"{name}+{address & 7}");
             return true;
         }
+        if (kind == OpKind.Memory && instruction.IsIPRelativeMemoryOperand && cache!.Thunks.AmountAt((nint)instruction.IPRelativeMemoryAddress) is var amount and >= 0)
+        {
+            symbol = new SymbolResult(address, string.Create(CultureInfo.InvariantCulture, $"amount.{amount}"));
+            return true;
+        }
         if (kind == OpKind.Memory && IsFrame(instruction) && FrameName((int)instruction.MemoryDisplacement64) is { } place)
         {
             symbol = new SymbolResult(address, place);
@@ -152,7 +157,6 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         int register = Frame.OfGuest.IndexOf((sbyte)offset);
         return register >= 0 ? $"guest.{(Register.RAX + register).ToString().ToLowerInvariant()}" : offset switch
         {
-            Frame.Executed => "executed",
             Frame.Spill => "spill",
             Frame.IndirectSource => "indirect.source",
             _ => null,

@@ -39,6 +39,7 @@ internal sealed unsafe partial class BlockTranslator
         if (target == linear && !ungrouped && toVariant == variant)
         {
             a.PointTo(site, entry);
+            linksToSelf.Add(site);
             return;
         }
         TranslatedBlock* block = cache.Find(target, (gpa & ~4095UL) | (target & 4095), toVariant);
@@ -117,7 +118,7 @@ internal sealed unsafe partial class BlockTranslator
             a.Constant(Host.R11, next);
             a.RM(0x89, Host.R11, pointer, Host.None, 0, distance);
         }
-        a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
+        MoveStack(k, -8);
     }
 
     private bool EmitCall(in Instruction i, int k, nint start)
@@ -199,7 +200,7 @@ internal sealed unsafe partial class BlockTranslator
         int extra = i.Code == Code.Retnq_imm16 ? i.Immediate16 : 0;
         (int pointer, int distance) = Reach(k, start, 8, write: false, aligned: false, 0, stack: true);
         a.RM(0x8B, Host.R10, pointer, Host.None, 0, distance);
-        a.Lea(Host.R15, Host.R15, Host.None, 0, 8 + extra);
+        MoveStack(k, 8 + extra);
         EmitIndirectJump(cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = -8 - extra }), asReturn: true);
         return true;
     }

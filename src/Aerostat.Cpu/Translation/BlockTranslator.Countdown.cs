@@ -47,6 +47,7 @@ internal sealed unsafe partial class BlockTranslator
     {
         cache.Rewrite(a, block->Entry, block->CountdownBytes);
         a.NoOperations(block->CountdownBytes);
+        cache.MoveEntry(block, block->Entry + block->CountdownBytes);
         block->Temperature = Temperature.Hot;
         block->Countdown = 0;
     }

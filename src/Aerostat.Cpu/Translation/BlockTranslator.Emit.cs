@@ -71,17 +71,8 @@ internal sealed unsafe partial class BlockTranslator
     private void EmitCount(int k)
     {
         int n = SegmentEnd(k) - k;
-        if (n == 0)
-            return;
-        if (live[k] == 0)
-        {
-            a.RM(0x83, 0, Host.Rsp, Host.None, 0, Frame.Executed);
-            a.Byte(n);
-            return;
-        }
-        a.LoadFrame(Host.R11, Frame.Executed);
-        a.Lea(Host.R11, Host.R11, Host.None, 0, n);
-        a.StoreFrame(Frame.Executed, Host.R11);
+        if (n != 0)
+            a.AddToCount(cache.Thunks.Amount(n));
     }
 
     private void EmitBody()
@@ -89,6 +80,8 @@ internal sealed unsafe partial class BlockTranslator
         for (int k = 0; k < count; k++)
         {
             ref Instruction i = ref code[k];
+            if (!LeavesStack(k))
+                SettleStack();
             nint start = marks[k] = a.Here;
             source = sources[k];
             int records = cache.RecordCount, colds = cold.Count;
@@ -147,6 +140,29 @@ internal sealed unsafe partial class BlockTranslator
                 EmitGoto(end, end - 1);
         }
     }
+
+    /// <summary>Moves RSP by so many bytes: at once, or with what follows in the group, none of which leaves or looks at RSP.</summary>
+    private void MoveStack(int k, int bytes)
+    {
+        stackMoves += bytes;
+        if (!uses[k].InGroup)
+            SettleStack();
+    }
+
+    private void SettleStack()
+    {
+        if (stackMoves != 0)
+            a.Lea(Host.R15, Host.R15, Host.None, 0, stackMoves);
+        stackMoves = 0;
+    }
+
+    // Whether an instruction neither leaves nor looks at RSP itself.
+    private bool LeavesStack(int k) => uses[k].Role == 2 && treatments[k] switch
+    {
+        Treatment.Push or Treatment.Pop => code[k].Op0Register != Register.RSP,
+        Treatment.Call or Treatment.Return => true,
+        _ => false,
+    };
 
     // Exits that repeat an instruction are told how many have been counted that have not run.
     private void NoteAhead(int first, int ahead)
@@ -587,7 +603,7 @@ internal sealed unsafe partial class BlockTranslator
             a.RM(0xC7, 0, pointer, Host.None, 0, distance);
             a.Int32((int)i.GetImmediate(0));
         }
-        a.Lea(Host.R15, Host.R15, Host.None, 0, -8);
+        MoveStack(k, -8);
         SetNext(first, k);
         return true;
     }
@@ -600,13 +616,14 @@ internal sealed unsafe partial class BlockTranslator
         if (home == Host.None || guest == 4)
         {
             a.RM(0x8B, Host.R11, pointer, Host.None, 0, distance);
-            a.Lea(Host.R15, Host.R15, Host.None, 0, 8);
+            if (guest != 4)
+                MoveStack(k, 8);
             Assign(guest, Host.R11);
         }
         else
         {
             a.RM(0x8B, home, pointer, Host.None, 0, distance);
-            a.Lea(Host.R15, Host.R15, Host.None, 0, 8);
+            MoveStack(k, 8);
         }
         SetNext(first, k);
         return true;

@@ -367,9 +367,8 @@ internal sealed unsafe partial class BlockTranslator
         cache.BeginCode(a);
         nint stub = a.Here;
         // As the dispatcher does at an exit, with the flags kept.
-        a.LoadFrame(Host.R11, Frame.Executed);
-        a.Lea(Host.R11, Host.R11, Host.None, 0, -record->Ahead);
-        a.StoreFrame(Frame.Executed, Host.R11);
+        if (record->Ahead != 0)
+            a.TakeFromCount(cache.Thunks.Amount(record->Ahead));
         a.Jmp(alone);
         cache.EndCode(a);
         cache.Link(record->Next, stub);

@@ -32,6 +32,7 @@ internal sealed unsafe partial class BlockTranslator
     private readonly Dictionary<int, int> lookAhead = [];
     private readonly List<(int Start, int Length)> ranges = [];
     private readonly List<Cold> cold = [];
+    private readonly List<nint> linksToSelf = [];
     private readonly List<(ulong Next, ulong Target, nint Site, nint Pad)> callSites = [];
     private int count;
     // What follows the last instruction: an address to go on at, or nothing (it was a branch).
@@ -39,6 +40,8 @@ internal sealed unsafe partial class BlockTranslator
     private ulong linear, pageLinear, gpa, end;
     private int variant;
     private bool vectors, ungrouped, crossing, exact;
+    // What RSP has yet to be moved by.
+    private int stackMoves;
     private nint entry;
     private Temperature temperature;
     private TranslatedBlock* replaced;
@@ -174,7 +177,12 @@ internal sealed unsafe partial class BlockTranslator
             Checks = cache.NextCheck - firstCheck,
         });
         if (countdown != 0)
+        {
             cache.Record((uint)firstRecord)->Retry = (nint)block;
+            foreach (nint site in linksToSelf)
+                cache.NoteLink(site, block);
+        }
+        linksToSelf.Clear();
         foreach ((ulong next, ulong target, nint site, nint pad) in callSites)
         {
             cache.AddCallSite(block, next, target, site, pad);

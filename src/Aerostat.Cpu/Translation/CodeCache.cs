@@ -440,6 +440,16 @@ internal sealed unsafe partial class CodeCache : IDisposable
         old->SecondGeneration = &old->DecodedGeneration;
     }
 
+    /// <summary>From now on a block is entered further on.</summary>
+    public void MoveEntry(TranslatedBlock* b, nint entry)
+    {
+        // The second table has the old one.
+        Unpublish(b);
+        b->Entry = entry;
+        for (int i = b->Links; i != 0; i = links[i].Next)
+            Link(links[i].Site, entry);
+    }
+
     /// <summary>Forgets the blocks of a physical page whose code has changed.</summary>
     public void DropPage(ulong page)
     {

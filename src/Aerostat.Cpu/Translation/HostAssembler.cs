@@ -220,6 +220,33 @@ internal sealed unsafe class HostAssembler
         Byte(count);
     }
 
+    /// <summary>paddq mm0, [address]: leaves the flags alone.</summary>
+    public void AddToCount(nint address) => WithCount(0xD4, address);
+
+    /// <summary>psubq mm0, [address]</summary>
+    public void TakeFromCount(nint address) => WithCount(0xFB, address);
+
+    /// <summary>movq mm0, gs:[offset]</summary>
+    public void LoadCount(int offset) => RM(0x0F6F, 0, Host.None, Host.None, 0, offset, wide: false, gs: true);
+
+    /// <summary>movq gs:[offset], mm0, and the x87 registers are free again (EMMS).</summary>
+    public void StoreCount(int offset)
+    {
+        RM(0x0F7F, 0, Host.None, Host.None, 0, offset, wide: false, gs: true);
+        Byte(0x0F);
+        Byte(0x77);
+    }
+
+    private void WithCount(int opcode, nint address)
+    {
+        Byte(0x0F);
+        Byte(opcode);
+        // [rip + distance]
+        Byte(0x05);
+        Int32(0);
+        PointTo(Here - 4, address);
+    }
+
     public void Lahf() => Byte(0x9F);
 
     public void Sahf() => Byte(0x9E);

@@ -31,17 +31,14 @@ internal static class VectorLevel
 /// </summary>
 internal static class Frame
 {
-    /// <summary>Guest instructions executed since the entry.</summary>
-    public const int Executed = 32;
-
     /// <summary>A place to keep a register for a moment.</summary>
-    public const int Spill = 40;
+    public const int Spill = 32;
 
     /// <summary>Number of the exit record of the last indirect branch.</summary>
-    public const int IndirectSource = 48;
+    public const int IndirectSource = 40;
 
     /// <summary>Where <see cref="Thunks.Again"/> keeps registers and goes on at.</summary>
-    public const int AgainRax = 56, AgainRcx = 64, AgainRdx = 72, AgainTarget = 80;
+    public const int AgainRax = 48, AgainRcx = 56, AgainRdx = 64, AgainTarget = 72;
 
     /// <summary>Bytes in all.</summary>
     public const int Size = 88;
@@ -58,6 +55,7 @@ internal sealed unsafe partial class Thunks(CpuState* state)
     private readonly nint[] enter = new nint[VectorLevel.Count], exit = new nint[VectorLevel.Count], miss = new nint[VectorLevel.Count];
     private readonly nint[] again = new nint[6];
     private readonly nint[] mismatch = new nint[CodeCache.Variants];
+    private nint amounts;
 
     /// <summary>Enters at <see cref="CpuState.EntryTarget"/> and comes back at the next exit.</summary>
     public void Enter(int level) => ((delegate* unmanaged<void>)enter[level])();
@@ -71,8 +69,18 @@ internal sealed unsafe partial class Thunks(CpuState* state)
     /// <summary>Where code goes that was found in the jump table by mistake: to the second table, with the address wanted in R10.</summary>
     public nint Mismatch(int variant) => mismatch[variant];
 
+    /// <summary>Where a number of instructions, up to <see cref="BlockTranslator.MaxInstructions"/>, is kept for being counted.</summary>
+    public nint Amount(int instructions) => amounts + (instructions * sizeof(long));
+
+    /// <summary>Which amount is kept at an address, -1: none.</summary>
+    public int AmountAt(nint address) => address >= amounts && address <= Amount(BlockTranslator.MaxInstructions) ? (int)(address - amounts) / sizeof(long) : -1;
+
     public void Emit(HostAssembler a, bool smap)
     {
+        a.AlignCode(sizeof(long));
+        amounts = a.Here;
+        for (int n = 0; n <= BlockTranslator.MaxInstructions; n++)
+            a.Int64((ulong)n);
         for (int level = 0; level < (HostStubs.CanRun(CpuidFeature.AVX) ? VectorLevel.Count : VectorLevel.Ymm); level++)
         {
             enter[level] = EmitEnter(a, level);
@@ -192,8 +200,7 @@ internal sealed unsafe partial class Thunks(CpuState* state)
             a.LoadState(Host.R10, 8 * g);
             a.StoreFrame(Frame.OfGuest[g], Host.R10);
         }
-        a.LoadState(Host.R10, Offset(&state->Executed));
-        a.StoreFrame(Frame.Executed, Host.R10);
+        a.LoadCount(Offset(&state->Executed));
         // Whoever comes back without an indirect branch of its own must not have one to blame.
         a.RM(0xC7, 0, Host.Rsp, Host.None, 0, Frame.IndirectSource);
         a.Int32((int)CodeCache.MissRecord);
@@ -257,8 +264,7 @@ internal sealed unsafe partial class Thunks(CpuState* state)
             a.LoadFrame(Host.R10, Frame.OfGuest[g]);
             a.StoreState(8 * g, Host.R10);
         }
-        a.LoadFrame(Host.R10, Frame.Executed);
-        a.StoreState(Offset(&state->Executed), Host.R10);
+        a.StoreCount(Offset(&state->Executed));
         a.LoadFrame(Host.R10, Frame.IndirectSource);
         a.StoreState(Offset(&state->IndirectSource), Host.R10);
         StoreConstant(a, Offset(&state->Level), level);
