@@ -45,7 +45,7 @@ public sealed unsafe partial class GuestMemory
     {
         if (!Contains(source.Value, length) || !Contains(destination.Value, length))
             return false;
-        NoteWriting(destination.Value, length);
+        Claim(destination.Value, length);
         // SAFETY: both ranges were just checked to be mapped RAM.
         Buffer.MemoryCopy(HostBase + source.Value, HostBase + destination.Value, length, length);
         NotifyHostWrite(destination.Value, length);
@@ -64,7 +64,7 @@ public sealed unsafe partial class GuestMemory
         if (!Contains(address.Value, length))
             throw OutOfRange(address, length);
         ulong done = 0;
-        NoteWriting(address.Value, length);
+        Claim(address.Value, length);
         try
         {
             while (done < length)
@@ -128,7 +128,7 @@ public sealed unsafe partial class GuestMemory
 
     private void FillHost(ulong address, ulong length, byte value)
     {
-        NoteWriting(address, length);
+        Claim(address, length);
         for (ulong done = 0; done < length;)
         {
             int count = (int)Math.Min(length - done, 1 << 30);

@@ -40,7 +40,7 @@ public sealed unsafe partial class GuestMemory
             if (fileRuns >= MaxFileRuns)
                 throw new Win32Exception(12, $"guest memory is made of {MaxFileRuns} pieces of files already");
             bool added = false;
-            NoteWriting(address.Value, length);
+            Claim(address.Value, length);
             try
             {
                 file.DangerousAddRef(ref added);

@@ -144,11 +144,12 @@ public sealed unsafe partial class GuestMemory
     {
         if (first >= stop)
             return true;
-        if (!HostMapping.Discard(HostBase + (first << 12), (stop - first) << 12))
+        if (!DiscardHost(first, stop - first))
             return false;
         Forget(first, stop - first);
         lock (trackingLock)
             SetBits(discardedPages, first, stop - first, true);
+        NoteEmptied(first, stop - first);
         return true;
     }
 

@@ -8,6 +8,8 @@ public sealed unsafe partial class GuestMemory
     // Held while memory is given back, so that a pin is either seen or made after. Taken before the tracking lock.
     private readonly Lock discardLock = new();
     private readonly List<MemoryPin> pins = [];
+    // The pages that the host is taking just now: the first, and how many, 0 for none.
+    private ulong punchedFrom, punchedCount;
 
     /// <summary>
     /// Gives a range's memory back to the host; it reads as zeros then. Decoded code in it is invalidated and the pages count as
@@ -27,8 +29,11 @@ public sealed unsafe partial class GuestMemory
             done = Punch(address.Value, length);
             // After the fact: in between a page without memory counts as Zero, which is as true.
             if (done)
+            {
                 lock (trackingLock)
                     SetBits(discardedPages, address.Page, length >> 12, true);
+                NoteEmptied(address.Page, length >> 12);
+            }
         }
         // A host that refuses may have done so half-way.
         NotifyHostWrite(address.Value, length);
@@ -52,7 +57,7 @@ public sealed unsafe partial class GuestMemory
         }
         byte* at = HostBase + (page << 12), limit = HostBase + Math.Min((page | (BlockPages - 1)) + 1, pageCount) * HostMapping.PageSize;
         if (!hostPages.TryNextHeld(at, limit, out byte* start, out byte* stop) || start > at)
-            return true;
+            return !IsBeingPunched(page);
         // Who clears this page clears its neighbours too.
         for (ulong last = (ulong)(stop - HostBase) >> 12; page < last;)
         {
@@ -61,6 +66,24 @@ public sealed unsafe partial class GuestMemory
             page += here;
         }
         return false;
+    }
+
+    // While the host takes pages it says that it does not hold them, and a processor of its own may still read and write what was there.
+    private bool IsBeingPunched(ulong page)
+    {
+        Interlocked.MemoryBarrier();
+        return page - Volatile.Read(ref punchedFrom) < Volatile.Read(ref punchedCount);
+    }
+
+    // Discard lock held.
+    private bool DiscardHost(ulong firstPage, ulong count)
+    {
+        Volatile.Write(ref punchedFrom, firstPage);
+        Volatile.Write(ref punchedCount, count);
+        Interlocked.MemoryBarrier();
+        bool done = HostMapping.Discard(HostBase + (firstPage << 12), count << 12);
+        Volatile.Write(ref punchedCount, 0);
+        return done;
     }
 
     /// <summary>Keeps a range from being discarded until the pin is disposed; null when any byte is not RAM.</summary>
@@ -198,7 +221,7 @@ public sealed unsafe partial class GuestMemory
             {
                 if (!DropFilePages(e, address, length))
                     return false;
-                if (!HostMapping.Discard(HostBase + address, length))
+                if (!DiscardHost(address >> 12, length >> 12))
                     return false;
                 Forget(address >> 12, length >> 12);
                 NoteTorn(address, length);

@@ -221,11 +221,11 @@ public sealed unsafe partial class GuestMemory
         filePages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         awayPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
         waitingPages = (ulong*)HostMapping.AllocateLazy(BitmapBytes);
-        writtenBlocks = HostMapping.AllocateLazy((pageCount + BlockPages - 1) / BlockPages);
+        blockStates = HostMapping.AllocateLazy(BlockCount);
     }
 
     // Whole blocks, which are looked at in one.
-    private ulong BitmapBytes => (pageCount + BlockPages - 1) / BlockPages * (BlockPages / 8);
+    private ulong BitmapBytes => BlockCount * (BlockPages / 8);
 
     private void DisposeTracking()
     {
@@ -238,7 +238,7 @@ public sealed unsafe partial class GuestMemory
         Free(filePages, BitmapBytes);
         Free(awayPages, BitmapBytes);
         Free(waitingPages, BitmapBytes);
-        Free(writtenBlocks, (pageCount + BlockPages - 1) / BlockPages);
+        Free(blockStates, BlockCount);
 
         static void Free(void* address, ulong bytes)
         {

@@ -150,7 +150,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
         if (length < 0 || !Contains(address.Value, (uint)length))
             return false;
         // Whoever only reads does no harm by it.
-        NoteWriting(address.Value, (uint)length);
+        Claim(address.Value, (uint)length);
         // SAFETY: the range was just checked to be mapped RAM, and regions are never unmapped before Dispose.
         span = new Span<byte>(HostBase + address.Value, length);
         return true;
@@ -160,12 +160,17 @@ public sealed unsafe partial class GuestMemory : IDisposable
     /// The host's view of a range, for transfers by the host's kernel; false when any byte is not RAM. After writing, call
     /// <see cref="NotifyHostWrite"/>.
     /// </summary>
-    public bool TryGetBuffer(GuestAddress address, ulong length, out HostBuffer buffer)
+    /// <param name="address">First address.</param>
+    /// <param name="length">Bytes.</param>
+    /// <param name="buffer">Where they are.</param>
+    /// <param name="forWriting">False: nobody writes through it.</param>
+    public bool TryGetBuffer(GuestAddress address, ulong length, out HostBuffer buffer, bool forWriting = true)
     {
         buffer = default;
         if (!Contains(address.Value, length))
             return false;
-        NoteWriting(address.Value, length);
+        if (forWriting)
+            Claim(address.Value, length);
         buffer = new HostBuffer((nint)(HostBase + address.Value), (nuint)length);
         return true;
     }
@@ -185,7 +190,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
     {
         if (!Contains(address.Value, (ulong)source.Length))
             return false;
-        NoteWriting(address.Value, (ulong)source.Length);
+        Claim(address.Value, (ulong)source.Length);
         // SAFETY: as in TryGetSpan.
         source.CopyTo(new Span<byte>(HostBase + address.Value, source.Length));
         NotifyHostWrite(address.Value, (ulong)source.Length);
@@ -217,7 +222,7 @@ public sealed unsafe partial class GuestMemory : IDisposable
     {
         if (!Contains(address.Value, (ulong)sizeof(T)))
             return false;
-        NoteWriting(address.Value, (ulong)sizeof(T));
+        Claim(address.Value, (ulong)sizeof(T));
         // SAFETY: as in TryGetSpan.
         Unsafe.WriteUnaligned(HostBase + address.Value, value);
         NotifyHostWrite(address.Value, (ulong)sizeof(T));

@@ -19,7 +19,7 @@ internal sealed unsafe partial class Interpreter
     private int debug;
 
     internal long instructions;
-    internal long blocksDecoded, jumpMisses, tlbFills, tlbFlushes, mmioReads, mmioWrites, codeWrites, shootdowns, interrupts, exceptions, steps, debugStops, spinYields;
+    internal long blocksDecoded, jumpMisses, tlbFills, tlbFlushes, mmioReads, mmioWrites, codeWrites, shootdowns, blankShootdowns, interrupts, exceptions, steps, debugStops, spinYields;
 
     /// <summary>Runs until there is something to tell; see <see cref="IVirtualProcessor.Run"/>.</summary>
     internal ProcessorExit Run(IExitHandler handler)

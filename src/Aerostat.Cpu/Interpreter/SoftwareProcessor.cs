@@ -41,6 +41,7 @@ internal sealed unsafe class SoftwareProcessor(Interpreter interpreter) : IVirtu
                 counters.Named["mmio-writes"] = interpreter.mmioWrites;
                 counters.Named["code-writes"] = interpreter.codeWrites;
                 counters.Named["code-shootdowns"] = interpreter.shootdowns;
+                counters.Named["blank-shootdowns"] = interpreter.blankShootdowns;
                 counters.Named["spin-yields"] = interpreter.spinYields;
                 counters.Named["interrupts"] = interpreter.interrupts;
                 counters.Named["exceptions"] = interpreter.exceptions;

@@ -2,7 +2,7 @@ using Aerostat.X86;
 
 namespace Aerostat.Cpu;
 
-/// <content>Clearing memory that nobody has written to: <see cref="Memory.GuestMemory.IsBlank"/>.</content>
+/// <content>Clearing memory that is zeros: <see cref="Memory.GuestMemory.IsBlank"/>.</content>
 internal sealed unsafe partial class Interpreter
 {
     /// <summary>No address with the number of a set.</summary>
@@ -21,16 +21,37 @@ internal sealed unsafe partial class Interpreter
         blank = false;
         if ((linear & 4095) + (ulong)size > 4096 || s->TlbSet == EmptySet || watchpoints.Length != 0 || IsDevice(s, linear, write: true, out _))
             return true;
-        if (!CheckLinear(s, linear, Seg.Es, size) || !Translate(s, linear, DataAccess(s) | Access.Write, out Translation t))
-            return false;
-        if (Memory.TryGetPage(t.Gpa) == null)
-            return true;
+        Translation t;
+        bool tried = false;
+        while (true)
+        {
+            if (!CheckLinear(s, linear, Seg.Es, size) || !Translate(s, linear, DataAccess(s) | Access.Write, out t))
+                return false;
+            if (Memory.TryGetPage(t.Gpa) == null)
+                return true;
+            if (tried || !Memory.IsWorthNoting(t.Gpa))
+                break;
+            // Others may flush this processor's TLB meanwhile: what was found does not hold any more.
+            NoteBlank(t.Gpa);
+            tried = true;
+        }
         blank = Memory.Watch[t.Gpa >> 12] == 0 && Memory.IsBlank(t.Gpa);
         if (blank)
             KeepBlank(s, linear, t);
         else
             FillTlb(s, s->TlbSet, linear, t, writeAllowed: true);
         return true;
+    }
+
+    // Memory that balloons have given back may be blank again, once no processor can write to it by itself: all of what waits for that, at the price of one interruption.
+    private void NoteBlank(ulong gpa)
+    {
+        gate.BeginExclusive(this);
+        foreach (Interpreter member in gate.Members)
+            member.DropAllWritePaths();
+        Memory.NoteBlank(gpa);
+        gate.EndExclusive(this);
+        blankShootdowns++;
     }
 
     // A large page of blank memory that nobody watches: generated code goes on by itself, as if the TLB had write paths for all of it, until one of them would be dropped.

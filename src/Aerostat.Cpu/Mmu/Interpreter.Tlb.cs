@@ -166,17 +166,19 @@ internal sealed unsafe partial class Interpreter
         s->Tlb = tlbSets + (s->TlbSet * TlbEntries);
         if (next.WatchStamp != watchStamp)
         {
-            // Pages may have been watched while this space was not in force.
+            // Pages may have been watched while this space was not in force, or noted as blank.
             next.WatchStamp = watchStamp;
             for (int i = 0; i < next.FilledCount; i++)
             {
                 TlbEntry* e = tlbSets + next.Filled[i];
-                if (tlbMemory.IsFilled(e) && Memory.Watch[(ulong)(e->ReadHost - Memory.HostBase) >> 12] != 0)
+                if (tlbMemory.IsFilled(e) && !MayKeepWritePath((ulong)(e->ReadHost - Memory.HostBase)))
                     DropWrites(e, next.Filled[i]);
             }
         }
         translation?.SelectSpace(next);
     }
+
+    private bool MayKeepWritePath(ulong gpa) => Memory.Watch[gpa >> 12] == 0 && Memory.WrittenBlocks[gpa / BlankBytes] != 0;
 
     private void UseSets()
     {

@@ -133,8 +133,9 @@ internal sealed class MemoryWriter
 
     private void AddPage(ulong number, ulong address)
     {
-        if (!memory.TryGetSpan(new GuestAddress(address), PageMap.PageSize, out Span<byte> page))
+        if (!memory.TryGetBuffer(new GuestAddress(address), PageMap.PageSize, out HostBuffer buffer, forWriting: false))
             throw new InvalidOperationException($"there is no guest memory at 0x{address:x}");
+        ReadOnlySpan<byte> page = buffer.AsSpan();
         if (!page.ContainsAnyExcept((byte)0))
         {
             Set(number, 1, PageKind.Zero);

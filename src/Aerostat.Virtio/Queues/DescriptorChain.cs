@@ -131,7 +131,7 @@ public sealed class DescriptorChain
                 continue;
             }
             ulong part = Math.Min(bytes - offset, length - covered);
-            if (!memory.TryGetBuffer(new GuestAddress(address + offset), part, out buffers[filled]))
+            if (!memory.TryGetBuffer(new GuestAddress(address + offset), part, out buffers[filled], forWriting: writable))
                 return filled;
             filled++;
             covered += part;

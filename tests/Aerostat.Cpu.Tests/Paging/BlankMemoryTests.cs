@@ -8,7 +8,7 @@ using static Iced.Intel.AssemblerRegisters;
 namespace Aerostat.Cpu.Tests;
 
 /// <summary>REP STOS of zeros to memory that nobody has written to, which does nothing: whatever anybody writes there before, by any way, has to be gone afterwards.</summary>
-public sealed class BlankMemoryTests
+public sealed partial class BlankMemoryTests
 {
     private const ulong Base = 0x0000_7000_0000_0000, Block = 2 << 20, Free = TestMachine.FreeGpa;
     private const ulong Open = PageTableEntry.P | PageTableEntry.W | PageTableEntry.A | PageTableEntry.D | PageTableEntry.Ps;
@@ -319,7 +319,7 @@ public sealed class BlankMemoryTests
     }
 
     // The same code on both processors, of which R14 is the number.
-    private static ProcessorState[] RunBoth(TestMachine m, Action<Assembler> body)
+    private static ProcessorState[] RunBoth(TestMachine m, Action<Assembler> body, TestExitHandler? handler = null)
     {
         ulong code = m.Assemble(body);
         ExitReason[] reasons = new ExitReason[2];
@@ -330,7 +330,7 @@ public sealed class BlankMemoryTests
             m.State.Gpr[12] = 0;
             m.State.Gpr[4] = TestMachine.CodeStack - ((ulong)n * 0x400);
             m.Processors[n].SetState(m.State);
-            return new Thread(() => reasons[n] = m.Processors[n].Run(new TestExitHandler()).Reason);
+            return new Thread(() => reasons[n] = m.Processors[n].Run(handler ?? new TestExitHandler()).Reason);
         })];
         foreach (Thread thread in threads)
             thread.Start();
