@@ -81,6 +81,9 @@ public sealed unsafe partial class GuestMemory
         // Who stops processors stops those that it knows of, so there must be no others.
         if (Volatile.Read(ref blockStates[address >> BlockShift]) != Emptied || WatchTightened is { HasSingleTarget: false })
             return false;
+        // While the host takes memory nothing is noted, and each page that is cleared meanwhile would interrupt the processors for nothing.
+        if (Volatile.Read(ref punchedCount) != 0)
+            return false;
         (ulong first, ulong last) = NotedWith(address);
         return new ReadOnlySpan<byte>(blockStates + first, (int)(last - first)).Count(Emptied) >= WorthNoting;
     }
@@ -89,11 +92,11 @@ public sealed unsafe partial class GuestMemory
     /// Takes blocks that were given back, around an address that is RAM, for blank again where the host holds nothing for them. To be called while no processor is in
     /// the guest and none has a write path to any page, and none gets back in with one that it has kept for another address space and that leads to a blank block.
     /// </summary>
-    /// <returns>False: memory is being given back just now, and nothing was changed.</returns>
-    public bool NoteBlank(ulong address)
+    /// <remarks>Does nothing while memory is being given back.</remarks>
+    public void NoteBlank(ulong address)
     {
         if (!discardLock.TryEnter())
-            return false;
+            return;
         (ulong block, ulong last) = NotedWith(address);
         for (; block < last; block++)
         {
@@ -104,7 +107,6 @@ public sealed unsafe partial class GuestMemory
             Interlocked.CompareExchange(ref blockStates[block], held ? Written : Blank, Emptied);
         }
         discardLock.Exit();
-        return true;
     }
 
     private (ulong First, ulong Last) NotedWith(ulong address)

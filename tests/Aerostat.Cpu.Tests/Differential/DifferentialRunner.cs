@@ -56,8 +56,7 @@ internal sealed unsafe class DifferentialRunner : IDisposable
 
         TestState native = c.State, guest = c.State;
         _native.Run(ref native, c.Bitness, c.Code.Length);
-        if (native.Vector >= 0)
-            ReduceMask(c, ref native);
+        ProcessorsChoice.LevelMask(c, ref native);
         Count++;
         if (native.Vector >= 0)
             Faults++;
@@ -70,48 +69,9 @@ internal sealed unsafe class DifferentialRunner : IDisposable
             return $"{e.GetType().Name}: {e.Message}";
         }
 
-        if (guest.Vector >= 0)
-            ReduceMask(c, ref guest);
-        LevelShortRepeat(c, native, ref guest);
-        return IsSame(c, native, guest) || IsHostsOwn(c, native, guest) ? null : Compare(c, native, guest);
-    }
-
-    // What a gather that faults leaves in its mask besides the signs is the processor's choice.
-    private static void ReduceMask(TestCase c, ref TestState s)
-    {
-        Instruction i = c.Instructions()[0];
-        if (!i.IsVsib)
-            return;
-        int size = i.MemorySize.GetSize(), n = i.Op2Register.GetNumber();
-        if (i.Op2Register.IsXMM())
-        {
-            // And whether the upper halves are cleared by then.
-            TestState before = c.State;
-            if (s.YmmHigh(i.Op0Register.GetNumber()).SequenceEqual(before.YmmHigh(i.Op0Register.GetNumber())))
-                s.YmmHigh(i.Op0Register.GetNumber()).Clear();
-            s.YmmHigh(n).Clear();
-        }
-        for (int k = 0; k < 32; k++)
-        {
-            ref byte b = ref (k < 16 ? s.Xmm(n) : s.YmmHigh(n))[k & 15];
-            b = (k % size) == size - 1 ? (byte)(b & 0x80) : (byte)0;
-        }
-    }
-
-    // A repeated string instruction with 32-bit addresses that does not get through one iteration clears the upper halves of its registers on some
-    // processors and leaves them on others.
-    private static void LevelShortRepeat(TestCase c, in TestState native, ref TestState guest)
-    {
-        Instruction i = c.Instructions()[0];
-        if (c.Bitness != 64 || !HasRepeat(i) || !(Uses(i, OpKind.MemorySegESI) || Uses(i, OpKind.MemoryESEDI)) || ((uint)c.State.Gpr[1] != 0 && native.Vector < 0))
-            return;
-        foreach (int k in (ReadOnlySpan<int>)[1, 6, 7])
-        {
-            if (native.Gpr[k] == (uint)guest.Gpr[k] && guest.Gpr[k] >> 32 == c.State.Gpr[k] >> 32)
-                guest.Gpr[k] = native.Gpr[k];
-        }
-
-        static bool Uses(in Instruction i, OpKind kind) => i.Op0Kind == kind || (i.OpCount > 1 && i.Op1Kind == kind);
+        ProcessorsChoice.LevelMask(c, ref guest);
+        ProcessorsChoice.LevelShortRepeat(c, native, ref guest);
+        return IsSame(c, native, guest) || ProcessorsChoice.IsOutcome(c, native, guest) ? null : Compare(c, native, guest);
     }
 
     // The usual case, quickly: everything agrees, even what need not.
@@ -129,49 +89,6 @@ internal sealed unsafe class DifferentialRunner : IDisposable
                 && new ReadOnlySpan<byte>(x + TestState.StOffset, 384).SequenceEqual(new ReadOnlySpan<byte>(y + TestState.StOffset, 384))
                 && new ReadOnlySpan<byte>(x + TestState.YmmHighOffset, 256).SequenceEqual(new ReadOnlySpan<byte>(y + TestState.YmmHighOffset, 256))
                 && _native.Window(false).SequenceEqual(_guest.Window(false));
-        }
-    }
-
-    // Outcomes that the manual leaves to the processor.
-    private static bool IsHostsOwn(TestCase c, in TestState native, in TestState guest)
-    {
-        List<Instruction> instructions = c.Instructions();
-        if (instructions.Count != 1)
-            return false;
-        // Whether bytes that are not selected may fault is the processor's choice (Intel SDM vol. 2, MASKMOVQ), and so the address.
-        if (native.Vector == Vector.PageFault && guest.Vector is -1 or Vector.PageFault && instructions[0].Mnemonic is Mnemonic.Maskmovq or Mnemonic.Maskmovdqu or Mnemonic.Vmaskmovdqu)
-            return true;
-        // CVTPI2PS from memory looks at pending x87 exceptions, or not.
-        if (guest.Vector == Vector.FloatingPoint && native.Vector != guest.Vector && instructions[0].Mnemonic == Mnemonic.Cvtpi2ps && instructions[0].Op1Kind == OpKind.Memory)
-            return true;
-        // An x87 store of what an unmasked exception keeps from being stored looks at memory first, or not.
-        if (native.Vector < 0 && (native.Fx[2] & 0x80) != 0 && guest.Vector is Vector.PageFault or Vector.AlignmentCheck
-            && instructions[0].Mnemonic is Mnemonic.Fst or Mnemonic.Fstp or Mnemonic.Fist or Mnemonic.Fistp or Mnemonic.Fisttp or Mnemonic.Fbstp)
-            return true;
-        // A conversion that raises an exception and cannot store its result either.
-        if (native.Vector == Vector.SimdFloatingPoint && guest.Vector is Vector.PageFault or Vector.AlignmentCheck && instructions[0].Mnemonic == Mnemonic.Vcvtps2ph)
-            return true;
-        // Without #AC by the manual (Intel SDM vol. 2, exceptions type 11), with it on some processors.
-        if (guest.Vector == Vector.AlignmentCheck && native.Vector != guest.Vector && instructions[0].Mnemonic is Mnemonic.Vcvtph2ps or Mnemonic.Vcvtps2ph)
-            return true;
-        if (native.Vector != Vector.AlignmentCheck)
-            return false;
-        // VEX forms: #AC is for accesses of 2, 4 and 8 bytes (Intel SDM vol. 2A section 2.4), but some processors check wider ones too.
-        if (instructions[0].Encoding == EncodingKind.VEX && instructions[0].MemorySize.GetSize() >= 16)
-            return guest.Vector is -1 or Vector.PageFault or Vector.SimdFloatingPoint;
-        // Intel SDM vol. 3 section 7.15, #AC: unaligned 128-bit moves may be checked or not; FXSAVE may raise #GP instead.
-        switch (instructions[0].Mnemonic)
-        {
-            case Mnemonic.Movups or Mnemonic.Movupd or Mnemonic.Movdqu or Mnemonic.Lddqu or Mnemonic.Maskmovq or Mnemonic.Maskmovdqu:
-            case Mnemonic.Pcmpestri or Mnemonic.Pcmpestri64 or Mnemonic.Pcmpestrm or Mnemonic.Pcmpestrm64 or Mnemonic.Pcmpistri or Mnemonic.Pcmpistrm:
-                return guest.Vector is -1 or Vector.PageFault;
-            case Mnemonic.Fxsave or Mnemonic.Fxsave64 or Mnemonic.Fxrstor or Mnemonic.Fxrstor64:
-                return guest.Vector == Vector.GeneralProtection;
-            // Reads four bytes on some processors.
-            case Mnemonic.Movsxd when instructions[0].Code == Code.Movsxd_r16_rm16:
-                return guest.Vector == -1;
-            default:
-                return false;
         }
     }
 
@@ -222,10 +139,7 @@ internal sealed unsafe class DifferentialRunner : IDisposable
             text.Append($" fs/gs base {native.FsBase:x}/{native.GsBase:x} is {guest.FsBase:x}/{guest.GsBase:x};");
         if (native.Vector == guest.Vector && native.Vector is Vector.PageFault)
         {
-            // Large images are touched in an order of the processor's own, and so are the elements of a masked move.
-            if (native.Cr2 != guest.Cr2 && !(instructions.Count == 1 && instructions[0].MemorySize.GetSize() is 14 or 28 or 94 or 108 or 512)
-                && !(instructions.Count == 1 && native.Cr2 >> 12 == guest.Cr2 >> 12
-                    && instructions[0].Mnemonic is Mnemonic.Vmaskmovps or Mnemonic.Vmaskmovpd or Mnemonic.Vpmaskmovd or Mnemonic.Vpmaskmovq))
+            if (native.Cr2 != guest.Cr2 && !ProcessorsChoice.IsAddress(instructions, native, guest))
                 text.Append($" cr2 {native.Cr2:x} is {guest.Cr2:x};");
             // The instruction-fetch bit is the host's (NX on or off); reserved bits cannot differ.
             // ARPL may read first and write later.
@@ -250,25 +164,14 @@ internal sealed unsafe class DifferentialRunner : IDisposable
         {
             if (*(ushort*)a != *(ushort*)b)
                 text.Append($" fcw {*(ushort*)a:x} is {*(ushort*)b:x};");
-            // Makers differ in whether CVTPI2PS from memory enters MMX state, and whether the conversions to MMX registers and stores of those do when they
-            // fault.
-            bool entersMmx = instructions.Count == 1 && (instructions[0].Mnemonic is Mnemonic.Cvtpi2ps
-                || (native.Vector >= 0 && instructions[0].Op0Kind == OpKind.Memory && instructions[0].Mnemonic is Mnemonic.Movd or Mnemonic.Movq or Mnemonic.Movntq)
-                || (native.Vector == Vector.SimdFloatingPoint && instructions[0].Mnemonic is Mnemonic.Cvtps2pi or Mnemonic.Cvttps2pi or Mnemonic.Cvtpd2pi or Mnemonic.Cvttpd2pi));
+            bool entersMmx = ProcessorsChoice.EntersMmx(instructions, native);
             int statusMask = entersMmx ? 0xC7FF : 0xFFFF;
             if (((*(ushort*)(a + 2) ^ *(ushort*)(b + 2)) & statusMask) != 0)
                 text.Append($" fsw {*(ushort*)(a + 2):x} is {*(ushort*)(b + 2):x};");
             if (a[4] != b[4] && !entersMmx)
                 text.Append($" ftw {a[4]:x} is {b[4]:x};");
             // The last opcode and pointers are kept differently by different makers.
-            // Whether a result that overflows or underflows unmasked is also inexact depends on a rounding that the interpreter does not see.
-            uint mxcsrMask = native.Vector == Vector.SimdFloatingPoint && (*(uint*)(a + 24) & 0x18) != 0 ? ~0x20u : ~0u;
-            // A dot product that faults reports what its first faulting step saw, which the interpreter does not see either.
-            if (native.Vector == Vector.SimdFloatingPoint && instructions.Exists(i => i.Mnemonic is Mnemonic.Dpps or Mnemonic.Dppd or Mnemonic.Vdpps or Mnemonic.Vdppd))
-                mxcsrMask = ~0x3Fu;
-            // Whether a conversion has been done whose result cannot be stored is the processor's choice too.
-            if (native.Vector is Vector.PageFault or Vector.AlignmentCheck && instructions.Exists(i => i.Mnemonic == Mnemonic.Vcvtps2ph))
-                mxcsrMask = ~0x3Fu;
+            uint mxcsrMask = ProcessorsChoice.MxcsrMask(instructions, native);
             if (((*(uint*)(a + 24) ^ *(uint*)(b + 24)) & mxcsrMask) != 0)
                 text.Append($" mxcsr {*(uint*)(a + 24):x} is {*(uint*)(b + 24):x};");
             for (int k = 0; k < 8; k++)

@@ -290,17 +290,11 @@ public sealed partial class BlankMemoryTests
             a.Label(ref again);
             a.mov(__dword_ptr[rbx + 0x3008], r13d);
             a.mov(__dword_ptr[flag], r13d);
-            a.Label(ref wait);
-            a.pause();
-            a.cmp(__dword_ptr[acknowledged], r13d);
-            a.jne(wait);
+            WaitFor(a, ref wait, acknowledged);
             Next(a, again);
             a.Label(ref clearer);
             Clear(a, 0x8000, 0x1000);
-            a.Label(ref late);
-            a.pause();
-            a.cmp(__dword_ptr[flag], r13d);
-            a.jne(late);
+            WaitFor(a, ref late, flag);
             Clear(a, 0x3000, 0x1000);
             a.add(r12d, __dword_ptr[rbx + 0x3008]);
             a.mov(__dword_ptr[acknowledged], r13d);
@@ -316,6 +310,15 @@ public sealed partial class BlankMemoryTests
             a.jbe(again);
             a.hlt();
         }
+    }
+
+    // Until the dword at an address is R13D.
+    private static void WaitFor(Assembler a, ref Label wait, int address)
+    {
+        a.Label(ref wait);
+        a.pause();
+        a.cmp(__dword_ptr[address], r13d);
+        a.jne(wait);
     }
 
     // The same code on both processors, of which R14 is the number.

@@ -15,17 +15,18 @@ public sealed partial class BlankMemoryTests
     // OUT to this port gives everything back.
     private const byte GiveBack = 0x80;
 
-    private static TestExitHandler HandlerFor(TestMachine m, int blocks)
+    private static TestMachine CreateGivingBack(bool translated, int processors = 1)
     {
-        m.Handler.PortWritten = (_, _) => Assert.Equal(DiscardResult.Done, m.Memory.Discard(new GuestAddress(Free), (ulong)blocks * Block));
-        return m.Handler;
+        TestMachine m = Create(translated, Several, processors);
+        m.Handler.PortWritten = (_, _) => Assert.Equal(DiscardResult.Done, m.Memory.Discard(new GuestAddress(Free), Several * Block));
+        return m;
     }
 
     // From one written page to the next: one in each block, each in an entry of the TLB of its own.
     private const int Stride = (int)Block + 0x1000;
 
     // A qword in one page of each block: the first is at the offset in the first block.
-    private static void WriteAll(Assembler a, int offset, int blocks)
+    private static void WriteAll(Assembler a, int offset, int blocks = Several)
     {
         Label next = a.CreateLabel();
         a.mov(rsi, rbx);
@@ -44,11 +45,10 @@ public sealed partial class BlankMemoryTests
     [InlineData(true)]
     public void WhatWasGivenBackIsBlankAgain(bool translated)
     {
-        using TestMachine m = Create(translated, Several);
-        HandlerFor(m, Several);
+        using TestMachine m = CreateGivingBack(translated);
         TestResult r = m.Run(0, m.Assemble(a =>
         {
-            WriteAll(a, 0x5008, Several);
+            WriteAll(a, 0x5008);
             a.@out(GiveBack, al);
             Clear(a, 0x5000, 0x3000);
             a.hlt();
@@ -67,16 +67,15 @@ public sealed partial class BlankMemoryTests
     {
         foreach (bool clear in (bool[])[false, true])
         {
-            using TestMachine m = Create(translated, Several);
-            HandlerFor(m, Several);
+            using TestMachine m = CreateGivingBack(translated);
             TestResult r = m.Run(0, m.Assemble(a =>
             {
                 // Twice, so that generated code has bound its checks.
-                WriteAll(a, 0x5008, Several);
-                WriteAll(a, 0x5008, Several);
+                WriteAll(a, 0x5008);
+                WriteAll(a, 0x5008);
                 a.@out(GiveBack, al);
                 Clear(a, 0x9000, 0x1000);
-                WriteAll(a, 0x5008, Several);
+                WriteAll(a, 0x5008);
                 // By no path that was left behind either.
                 a.mov(rdx, cr3);
                 a.mov(cr3, rdx);
@@ -97,11 +96,10 @@ public sealed partial class BlankMemoryTests
     [InlineData(true)]
     public void WhatAHostileGuestWritesToMemoryThatItGaveAwayIsCleared(bool translated)
     {
-        using TestMachine m = Create(translated, Several);
-        HandlerFor(m, Several);
+        using TestMachine m = CreateGivingBack(translated);
         TestResult r = m.Run(0, m.Assemble(a =>
         {
-            WriteAll(a, 0x5008, Several);
+            WriteAll(a, 0x5008);
             a.@out(GiveBack, al);
             WriteAll(a, 0x5010, 3);
             // What is noted is all that was given back and that nobody has written to since.
@@ -120,18 +118,17 @@ public sealed partial class BlankMemoryTests
     [InlineData(true)]
     public void ThePathsOfAnotherAddressSpaceAreGoneToo(bool translated)
     {
-        using TestMachine m = Create(translated, Several);
-        HandlerFor(m, Several);
+        using TestMachine m = CreateGivingBack(translated);
         m.State.Cr4 |= Cr4.Pcide;
         TestResult r = m.Run(0, m.Assemble(a =>
         {
             SwitchTo(a, m.Tables.Root | 1);
-            WriteAll(a, 0x5008, Several);
+            WriteAll(a, 0x5008);
             SwitchTo(a, m.Tables.Root | 2);
             a.@out(GiveBack, al);
             Clear(a, 0x9000, 0x1000);
             SwitchTo(a, m.Tables.Root | 1);
-            WriteAll(a, 0x5008, Several);
+            WriteAll(a, 0x5008);
             SwitchTo(a, m.Tables.Root | 2);
             for (ulong b = 0; b < Several; b++)
                 Clear(a, (b * Stride) + 0x5000, 0x1000);
@@ -155,12 +152,11 @@ public sealed partial class BlankMemoryTests
     [InlineData(true)]
     public void WhatTheHostWroteToOnceIsNeverBlank(bool translated)
     {
-        using TestMachine m = Create(translated, Several);
-        HandlerFor(m, Several);
+        using TestMachine m = CreateGivingBack(translated);
         m.Memory.Write(new GuestAddress(Free + (2 * Block) + 0x7000), 1UL);
         TestResult r = m.Run(0, m.Assemble(a =>
         {
-            WriteAll(a, 0x5008, Several);
+            WriteAll(a, 0x5008);
             a.@out(GiveBack, al);
             Clear(a, 0x9000, 0x1000);
             Clear(a, (2 * Block) + 0x9000, 0x1000);
@@ -176,11 +172,10 @@ public sealed partial class BlankMemoryTests
     [InlineData(true)]
     public void ALogOfWritesHasWhatIsClearedInMemoryThatWasGivenBack(bool translated)
     {
-        using TestMachine m = Create(translated, Several);
-        HandlerFor(m, Several);
+        using TestMachine m = CreateGivingBack(translated);
         m.Run(0, m.Assemble(a =>
         {
-            WriteAll(a, 0x1008, Several);
+            WriteAll(a, 0x1008);
             a.@out(GiveBack, al);
             Clear(a, 0x5000, 0x1000);
             a.hlt();
@@ -205,8 +200,7 @@ public sealed partial class BlankMemoryTests
     {
         const int rounds = 100;
         const int flag = (int)TestMachine.Data, acknowledged = flag + 0x100;
-        using TestMachine m = Create(translated, Several, processors: 2);
-        HandlerFor(m, Several);
+        using TestMachine m = CreateGivingBack(translated, processors: 2);
         ProcessorState[] ends = RunBoth(m, a =>
         {
             Label again = a.CreateLabel(), wait = a.CreateLabel(), writer = a.CreateLabel(), late = a.CreateLabel(), last = a.CreateLabel(), next = a.CreateLabel();
@@ -240,7 +234,7 @@ public sealed partial class BlankMemoryTests
             a.Label(ref writer);
             a.nop();
             WaitFor(a, ref late, flag);
-            WriteAll(a, 0x5008, Several);
+            WriteAll(a, 0x5008);
             a.mov(__dword_ptr[acknowledged], r13d);
             a.inc(r13d);
             a.cmp(r13d, 2 * rounds);
@@ -250,14 +244,6 @@ public sealed partial class BlankMemoryTests
         Assert.Equal(0UL, ends[0].Gpr[12]);
         // Once for each time that all was given back.
         Assert.Equal(rounds, m.Processors.Sum(p => p.Counters.Named["blank-shootdowns"]));
-
-        static void WaitFor(Assembler a, ref Label wait, int what)
-        {
-            a.Label(ref wait);
-            a.pause();
-            a.cmp(__dword_ptr[what], r13d);
-            a.jne(wait);
-        }
     }
 
     /// <summary>Two processors write and clear in all blocks, each in pages of its own, while the host takes memory away: what was cleared is clear.</summary>
