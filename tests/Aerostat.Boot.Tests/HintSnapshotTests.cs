@@ -22,7 +22,7 @@ public sealed class HintSnapshotTests
                 i=$((i+1)); f=/data/$1.$((i%4))
                 check $f $i
                 rm -f $f $f.sum
-                dd if=/dev/urandom of=$f bs=64k count=$((8 + i % 5 * 16)) 2>/dev/null
+                dd if=/dev/urandom of=$f bs=UNIT count=$((8 + i % 5 * 16)) 2>/dev/null
                 sha256sum < $f > $f.sum
                 echo "ROUND $1 $i"
             done
@@ -76,6 +76,7 @@ public sealed class HintSnapshotTests
     {
         string image = Guest.Image(kernel), busybox = Guest.Busybox();
         const int Rounds = 9;
+        string unit = accelerator == "interpreter" ? "16k" : "64k";
         const ulong Target = 48UL << 20;
         DirectoryInfo folder = Directory.CreateTempSubdirectory("aerostat-hints-boot-");
         try
@@ -93,7 +94,7 @@ public sealed class HintSnapshotTests
                 DeviceLog = new TranscriptLog(console),
                 Boot = new KernelBootOptions(image)
                 {
-                    InitrdBytes = Guest.Initramfs(kernel, busybox, Work.Replace("ROUNDS", $"{Rounds}", StringComparison.Ordinal), ["virtio_pci", "virtio_balloon", "virtio_blk"]),
+                    InitrdBytes = Guest.Initramfs(kernel, busybox, Work.Replace("ROUNDS", $"{Rounds}", StringComparison.Ordinal).Replace("UNIT", unit, StringComparison.Ordinal), ["virtio_pci", "virtio_balloon", "virtio_blk"]),
                     CommandLine = $"console=ttyS0 panic=-1 {append}",
                 },
             };

@@ -80,9 +80,17 @@ internal sealed unsafe partial class BlockTranslator
         for (int k = 0; k < count; k++)
         {
             ref Instruction i = ref code[k];
+            if (stackMoves != 0 && k + 1 < count && live[k + 1] == 0 && MovesStack(k, out int move))
+            {
+                marks[k] = a.Here;
+                stackMoves += move;
+                continue;
+            }
             if (!LeavesStack(k))
                 SettleStack();
             nint start = marks[k] = a.Here;
+            if (IsBeforePop(k))
+                continue;
             source = sources[k];
             int records = cache.RecordCount, colds = cold.Count;
             bool done = treatments[k] switch
@@ -130,6 +138,7 @@ internal sealed unsafe partial class BlockTranslator
             if (treatments[k] == Treatment.ConditionalBranch && done)
                 EmitCount(k + 1);
         }
+        SettleStack();
         marks[count] = a.Here;
         if (fallsThrough)
         {
@@ -141,11 +150,12 @@ internal sealed unsafe partial class BlockTranslator
         }
     }
 
-    /// <summary>Moves RSP by so many bytes: at once, or with what follows in the group, none of which leaves or looks at RSP.</summary>
+    /// <summary>Moves RSP by so many bytes: at once, or with what follows and neither leaves nor looks at RSP.</summary>
     private void MoveStack(int k, int bytes)
     {
         stackMoves += bytes;
-        if (!uses[k].InGroup)
+        // Where an exit goes on behind the instruction, RSP has been moved.
+        if (!uses[k].InGroup && !(uses[k].Role == 2 && treatments[k] is Treatment.Push or Treatment.Pop))
             SettleStack();
     }
 
@@ -164,12 +174,30 @@ internal sealed unsafe partial class BlockTranslator
         _ => false,
     };
 
+    // Whether an instruction adds a constant to RSP or takes one from it.
+    private bool MovesStack(int k, out int move)
+    {
+        ref Instruction i = ref code[k];
+        bool adds = i.Code is Code.Add_rm64_imm8 or Code.Add_rm64_imm32;
+        bool moves = treatments[k] == Treatment.Integer && (adds || i.Code is Code.Sub_rm64_imm8 or Code.Sub_rm64_imm32) && i.Op0Register == Register.RSP;
+        long value = moves ? (long)i.GetImmediate(1) : 0;
+        move = (int)(adds ? value : -value);
+        return moves && Math.Abs(value) <= 1 << 20;
+    }
+
+    /// <summary>
+    /// Whether RSP is moved before something is popped, with flags that may be live: then it is moved behind the check, which would overwrite them (<see cref="Reach(int, nint, int, bool, bool, int, bool, bool)"/>).
+    /// </summary>
+    private bool IsBeforePop(int k) =>
+        !ungrouped && k + 1 < count && live[k + 1] != 0 && !uses[k].InGroup && MovesStack(k, out _)
+        && ((treatments[k + 1] == Treatment.Pop && uses[k + 1].Role == 1) || treatments[k + 1] == Treatment.Return);
+
     // Exits that repeat an instruction are told how many have been counted that have not run.
     private void NoteAhead(int first, int ahead)
     {
         for (int r = first; r < cache.RecordCount; r++)
             if (cache.Record((uint)r)->Kind is ExitKind.Memory or ExitKind.Interpret or ExitKind.Division or ExitKind.NeedsVectors)
-                cache.Record((uint)r)->Ahead = ahead;
+                cache.Record((uint)r)->Ahead += ahead;
     }
 
     private void EmitExit(int record)
@@ -472,6 +500,8 @@ internal sealed unsafe partial class BlockTranslator
             if (Homes.OfGuest[guest] == Host.None && !guests[..used].Contains(guest))
                 guests[used++] = guest;
         }
+        if (used != 0 && memory < 0 && high < 0 && EmitInFrame(i))
+            return true;
         bool grouped = uses[k].PointerLive || uses[k].InGroup;
         ReadOnlySpan<int> free = memory < 0 ? [Host.R10, Host.R11, Host.R14]
             : uses[k].Role != 0 ? [Host.R11, Host.R10]

@@ -290,6 +290,13 @@ internal sealed unsafe partial class BlockTranslator
             a.Lea(Host.R10, Host.R15, Host.None, 0, displacement);
     }
 
+    // ADD or SUB of a constant, with their flags.
+    private void EmitStackMove(int k)
+    {
+        ref Instruction i = ref code[k];
+        EmitImmediate(i.Mnemonic == Mnemonic.Add ? 0 : 5, Host.R15, (int)(long)i.GetImmediate(1), wide: true);
+    }
+
     /// <summary>
     /// Makes the memory operand of instruction <paramref name="k"/> reachable: the answer is the host register to address it by and the distance from
     /// there. Stack accesses are at RSP + <paramref name="displacement"/>.
@@ -329,20 +336,36 @@ internal sealed unsafe partial class BlockTranslator
         }
         else
         {
+            // What is before the check: this instruction, or the one before it too.
+            bool late = stack && k > 0 && IsBeforePop(k - 1);
+            int from = late ? k - 1 : k;
+            if (late)
+            {
+                MovesStack(from, out int before);
+                displacement += before;
+                source = sources[from];
+            }
             if (stack)
                 EmitStackAddress(displacement + move);
             else
                 EmitAddress(i, move: move);
             // Where R11 is needed for the flags, it is not free.
-            bool free = live[k] == 0 || source.Origin == FlagOrigin.None;
+            bool free = live[from] == 0 || source.Origin == FlagOrigin.None;
             int check = AddCheck(i);
             relative = free && check != 0 && segment < 0 && (mayIndex || u.Role == 1) && (stack ? u.Role == 1 : HasOneRegister(i));
             bool indexed = relative || (free && mayIndex && u.Role == 0);
-            EmitCheck(i.IP, start, bytes, writes, alignment, live[k], segment, spill, indexed, check, relative);
+            EmitCheck(i.IP, start, bytes, writes, alignment, live[from], segment, spill, indexed, check, relative);
             if (u.Role == 0)
                 form = relative ? Reached.Relative : indexed ? Reached.Indexed : Reached.Direct;
             else if (relative)
                 EmitGroupPointer(i, stack, stack ? displacement + move : (int)i.MemoryDisplacement64 + move);
+            if (late)
+            {
+                ExitRecord* exit = cache.Record((uint)cache.RecordCount - 1);
+                exit->Rip = code[from].IP;
+                exit->Ahead = 1;
+                EmitStackMove(from);
+            }
         }
         if (u.Role == 0)
             return (Host.R10, distance);

@@ -25,6 +25,10 @@ public sealed class GoldenListingTests
         ),
         ["push-pop-group"] = (0, 0, a => { a.xor(eax, eax); a.push(rbx); a.push(rbp); a.mov(rbx, __[rsp + 0x20]); a.pop(rbp); a.pop(rbx); a.ret(); }
         ),
+        ["function-begin"] = (0, 0, a => { a.push(rbp); a.push(rbx); a.sub(rsp, 8); a.mov(ebx, r10d); a.cmp(r14, rbx); a.int3(); }
+        ),
+        ["function-end"] = (0, 0, a => { a.add(rsp, 8); a.pop(rbx); a.pop(rbp); a.ret(); }
+        ),
         ["call"] = (0, 0, a => { Label f = a.CreateLabel(); a.call(f); a.int3(); a.nop(); a.Label(ref f); a.ret(); }
         ),
         ["loop-with-poll"] = (0, 0, a => { Label l = a.CreateLabel(); a.mov(ecx, 3); a.Label(ref l); a.add(eax, ecx); a.dec(ecx); a.jne(l); a.xor(eax, eax); a.int3(); }
