@@ -476,9 +476,17 @@ internal sealed unsafe partial class BlockTranslator
 
     // Instructions ---------------------------------------------------------------------------------------------------
 
+    // What an instruction does with an operand. Iced knows it of all; of the most frequent ones it takes less time to see.
+    private OpAccess AccessOf(in Instruction i, int operand) => i.Mnemonic switch
+    {
+        Mnemonic.Cmp or Mnemonic.Test => OpAccess.Read,
+        Mnemonic.Mov or Mnemonic.Movzx or Mnemonic.Movsx or Mnemonic.Movsxd => operand == 0 ? OpAccess.Write : OpAccess.Read,
+        Mnemonic.Add or Mnemonic.Sub or Mnemonic.And or Mnemonic.Or or Mnemonic.Xor => operand == 0 ? OpAccess.ReadWrite : OpAccess.Read,
+        _ => infos.GetInfo(i, InstructionInfoOptions.NoRegisterUsage).GetOpAccess(operand),
+    };
+
     private bool EmitPlain(in Instruction i, int k, nint start)
     {
-        InstructionInfo info = infos.GetInfo(i, InstructionInfoOptions.NoRegisterUsage);
         int first = cache.RecordCount, memory = -1;
         Span<int> guests = stackalloc int[4], scratches = stackalloc int[4];
         int used = 0, high = -1;
@@ -515,7 +523,7 @@ internal sealed unsafe partial class BlockTranslator
         copy.SegmentPrefix = Register.None;
         if (memory >= 0)
         {
-            OpAccess access = info.GetOpAccess(memory);
+            OpAccess access = AccessOf(i, memory);
             bool write = access is OpAccess.Write or OpAccess.ReadWrite or OpAccess.CondWrite or OpAccess.ReadCondWrite;
             if (!write && access is not (OpAccess.Read or OpAccess.CondRead))
                 return false;
@@ -552,7 +560,7 @@ internal sealed unsafe partial class BlockTranslator
         {
             if (!Bmi2.IsSupported || used != 0)
                 return false;
-            if (info.GetOpAccess(high) != OpAccess.Write)
+            if (AccessOf(i, high) != OpAccess.Write)
                 a.RotateRight(Host.R11, highHost, 8);
             copy.SetOpRegister(high, Register.R11L);
         }
@@ -567,7 +575,7 @@ internal sealed unsafe partial class BlockTranslator
             {
                 int slot = guests[..used].IndexOf(guest);
                 host = scratches[slot];
-                OpAccess access = info.GetOpAccess(n);
+                OpAccess access = AccessOf(i, n);
                 if ((access != OpAccess.Write || r.GetSize() < 4) && (loaded & 1 << slot) == 0)
                 {
                     a.LoadFrame(host, Frame.OfGuest[guest]);
@@ -580,7 +588,7 @@ internal sealed unsafe partial class BlockTranslator
         }
         if (!encoder.TryEncode(copy, (ulong)a.Here, out _, out _))
             return false;
-        if (highHost >= 0 && info.GetOpAccess(high) is not (OpAccess.Read or OpAccess.CondRead))
+        if (highHost >= 0 && AccessOf(i, high) is not (OpAccess.Read or OpAccess.CondRead))
         {
             a.RotateRight(highHost, highHost, 8, wide: true);
             a.RR(0x8A, highHost, Host.R11, wide: false);

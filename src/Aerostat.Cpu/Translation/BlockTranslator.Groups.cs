@@ -134,7 +134,7 @@ internal sealed unsafe partial class BlockTranslator
                     if (i.GetOpKind(n) == OpKind.Memory)
                     {
                         memory = true;
-                        OpAccess access = infos.GetInfo(i, InstructionInfoOptions.NoRegisterUsage).GetOpAccess(n);
+                        OpAccess access = AccessOf(i, n);
                         u.Write = access is OpAccess.Write or OpAccess.ReadWrite or OpAccess.CondWrite or OpAccess.ReadCondWrite;
                     }
                     else if (i.GetOpKind(n) == OpKind.Register && IsHighByte(i.GetOpRegister(n)))
@@ -270,6 +270,14 @@ internal sealed unsafe partial class BlockTranslator
                 return;
             default:
                 break;
+        }
+        if (t == Treatment.Integer && i.Mnemonic is Mnemonic.Cmp or Mnemonic.Test)
+            return;
+        if (t == Treatment.Integer && i.Mnemonic is Mnemonic.Mov or Mnemonic.Movzx or Mnemonic.Movsx or Mnemonic.Movsxd or Mnemonic.Add or Mnemonic.Sub or Mnemonic.And or Mnemonic.Or or Mnemonic.Xor)
+        {
+            if (i.Op0Kind == OpKind.Register)
+                Renew(GuestNumber(i.Op0Register));
+            return;
         }
         foreach (UsedRegister r in infos.GetInfo(i).GetUsedRegisters())
             if (r.Access is not (OpAccess.Read or OpAccess.CondRead) && r.Register.IsGPR())

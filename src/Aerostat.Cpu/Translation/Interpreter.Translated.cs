@@ -202,26 +202,20 @@ internal sealed unsafe partial class Interpreter
         // The interpreter looks for breakpoints; nothing leads past it to where one is.
         if (stops.Count != 0 && stops.ContainsKey(rip))
             return null;
+        // What has never been warm no block was ever made of.
+        byte* heat = t.Heat + ((rip ^ (rip >> 16)) & (TranslationState.HeatEntries - 1));
+        if (*heat < t.Threshold)
+        {
+            ++*heat;
+            t.Counters.Blocks[(int)InterpretedBlock.Cold]++;
+            return null;
+        }
         int variant = Variant(s);
         LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1));
-        byte* heat = t.Heat + ((rip ^ (rip >> 16)) & (TranslationState.HeatEntries - 1));
-        if (e->Linear == rip && IsCurrent(e->Epoch) && e->Variant == variant + 1 && e->Age == t.Cache.Age)
+        if (e->Linear == rip && IsCurrent(e->Epoch) && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
         {
-            if (e->Block == null)
-            {
-                // Cold when last looked at.
-                if (*heat < t.Threshold)
-                {
-                    ++*heat;
-                    t.Counters.Blocks[(int)InterpretedBlock.Cold]++;
-                    return null;
-                }
-            }
-            else if (e->Block->IsValid)
-            {
-                t.Cache.Publish(e->Block, space.Number, e->Epoch == globalEpoch);
-                return e->Block;
-            }
+            t.Cache.Publish(e->Block, space.Number, e->Epoch == globalEpoch);
+            return e->Block;
         }
         if (!IsCanonical(s, rip) || !TranslateFetch(s, rip, out ulong gpa, out bool global) || Memory.TryGetPage(gpa) == null)
         {
@@ -243,13 +237,6 @@ internal sealed unsafe partial class Interpreter
         TranslatedBlock* block = t.Cache.Find(rip, gpa, variant, second);
         if (block == null)
         {
-            if (*heat < t.Threshold)
-            {
-                ++*heat;
-                t.Counters.Blocks[(int)InterpretedBlock.Cold]++;
-                *e = new LookasideEntry { Linear = rip, Epoch = madeIn, Variant = variant + 1, Age = t.Cache.Age };
-                return null;
-            }
             t.Cache.Reserve();
             block = t.Translator.Translate(Memory, watchCode!, rip, gpa, variant, second);
         }
