@@ -7,7 +7,7 @@ namespace Aerostat.Cpu;
 internal sealed unsafe partial class Interpreter
 {
     /// <summary>Entries of one TLB set.</summary>
-    internal const int TlbEntries = 4096;
+    internal const int TlbEntries = 8192;
 
     /// <summary>
     /// A linear address that no TLB entry matches: stands for a segment violation, which the slow path turns into #GP or #SS.

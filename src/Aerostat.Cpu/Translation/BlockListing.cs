@@ -17,7 +17,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
 
     private readonly NasmFormatter formatter;
     private readonly StringOutput text = new();
-    private nint start, end;
+    private nint start, end, slow, slowEnd;
     private CodeCache? cache;
     private Dictionary<int, string> fields = [];
 
@@ -38,7 +38,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
     /// <summary>Writes a block; <paramref name="header"/>: with a line that tells where it lies.</summary>
     public void Write(TextWriter output, in BlockView block, bool header)
     {
-        (start, end, cache) = (block.Start, block.End, block.Cache);
+        (start, end, slow, slowEnd, cache) = (block.Start, block.End, block.SlowPaths, block.SlowPathsEnd, block.Cache);
         if (fields.Count == 0)
             fields = NameFields(block.State);
         if (header)
@@ -46,7 +46,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             string level = (block.Variant % 3) switch { 0 => "user", 1 => "supervisor without user pages", _ => "supervisor" };
             output.WriteLine(
                 $"block 0x{block.Linear:x}, physical 0x{block.Gpa:x}, {level}{(VectorLevel.Of(block.Variant) is var vectors and > VectorLevel.None ? $", {s_levels[vectors]} loaded" : "")}{(block.Ungrouped ? ", each access alone" : "")}: "
-                + $"{block.Guest.Length} instructions, host code of {block.End - block.Start} bytes at 0x{block.Start:x}");
+                + $"{block.Guest.Length} instructions, host code of {end - start + slowEnd - slow} bytes at 0x{block.Start:x}");
         }
         Section(output, block, "(entry from a table)", block.Start, block.Entry);
         Section(output, block, "(counts)", block.Entry, block.Marks[0]);
@@ -55,8 +55,8 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             Instruction i = block.Guest[k];
             Section(output, block, $"{i.IP:x}  {Format(i)}", block.Marks[k], block.Marks[k + 1]);
         }
-        Section(output, block, "(goes on)", block.Marks[block.Guest.Length], block.Marks[block.Guest.Length + 1]);
-        Section(output, block, "(slow paths)", block.Marks[block.Guest.Length + 1], block.End);
+        Section(output, block, "(goes on)", block.Marks[^1], end);
+        Section(output, block, "(slow paths)", slow, slowEnd);
         output.WriteLine();
     }
 
@@ -103,11 +103,11 @@ internal sealed unsafe class BlockListing : ISymbolResolver
     }
 
     // Whether a jump follows to where a wrong prediction is set right.
-    private bool GoesAgain(byte* next) => (nint)next + 5 <= end && *next == 0xE9 && NameTarget((nint)next + 5 + *(int*)(next + 1)) == Again;
+    private bool GoesAgain(byte* next) => Inside((nint)next + 4) && *next == 0xE9 && NameTarget((nint)next + 5 + *(int*)(next + 1)) == Again;
 
     private static bool IsFrame(in Instruction i) => i.MemoryBase == Register.RSP && i.MemoryIndex == Register.None;
 
-    private bool Inside(nint address) => address >= start && address <= end;
+    private bool Inside(nint address) => (address >= start && address < end) || (address >= slow && address < slowEnd);
 
     private string Format(in Instruction i)
     {
@@ -119,7 +119,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
     {
         symbol = default;
         // Guest instructions are shown as they are.
-        if (instruction.IP < (ulong)start || instruction.IP >= (ulong)end || instructionOperand < 0)
+        if (!Inside((nint)instruction.IP) || instructionOperand < 0)
             return false;
         OpKind kind = instruction.GetOpKind(instructionOperand);
         if (kind is OpKind.NearBranch64 or OpKind.NearBranch32)

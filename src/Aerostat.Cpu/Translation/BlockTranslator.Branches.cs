@@ -36,7 +36,7 @@ internal sealed unsafe partial class BlockTranslator
 
     private void EmitLink(nint site, ulong target, int toVariant)
     {
-        if (target == linear && !ungrouped && toVariant == variant)
+        if (entry != 0 && target == linear && !ungrouped && toVariant == variant)
         {
             a.PointTo(site, entry);
             linksToSelf.Add(site);
@@ -54,10 +54,14 @@ internal sealed unsafe partial class BlockTranslator
     }
 
     /// <summary>An unconditional transfer; flags pass.</summary>
-    private bool EmitGoto(ulong target, ulong from)
+    private bool EmitGoto(ulong target, ulong from) => EmitGoto(target, backward: target <= from, GoesByTable(target, from));
+
+    // Where flags are live there is no room for a poll.
+    private bool GoesByTable(ulong target, ulong from) => !IsLinkable(target) || (target <= from && LiveAt(target, LookAheadDepth) != 0);
+
+    private bool EmitGoto(ulong target, bool backward, bool byTable)
     {
-        bool backward = target <= from;
-        if (!IsLinkable(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
+        if (byTable)
         {
             EmitTableJump(target);
             return true;
@@ -77,7 +81,7 @@ internal sealed unsafe partial class BlockTranslator
         ulong target = i.NearBranchTarget;
         int condition = (int)i.ConditionCode - 1;
         bool backward = target <= i.IP;
-        if (!IsLinkable(target) || (backward && LiveAt(target, LookAheadDepth) != 0))
+        if (GoesByTable(target, i.IP))
         {
             cold.Add(new Cold { Kind = ColdKind.Table, Site = a.Jcc(condition), Target = target });
             return true;
@@ -125,9 +129,13 @@ internal sealed unsafe partial class BlockTranslator
     {
         EmitPushReturn(i, k, start, keepR14: false);
         ulong target = i.NearBranchTarget;
-        if (!BeginCallSite(i.NextIP, target))
+        if (!BeginCallSite(i.NextIP, target, out nint call))
             return true;
-        return EmitGoto(target, i.IP);
+        bool backward = target <= i.IP, byTable = GoesByTable(target, i.IP);
+        if (follower == 0)
+            return EmitGoto(target, backward, byTable);
+        cold.Add(new Cold { Kind = ColdKind.Call, Site = call, Target = target, Backward = backward, ByTable = byTable });
+        return true;
     }
 
     /// <summary>
@@ -135,11 +143,15 @@ internal sealed unsafe partial class BlockTranslator
     /// it will predict is the landing pad behind the call, which therefore is what the jump table has for the return address. Nothing else depends on it.
     /// False: there is the like for this call already, and a jump to it has been emitted.
     /// </summary>
-    private bool BeginCallSite(ulong next, ulong target)
+    /// <param name="next">The return address. Where the code there is about as warm as this, it becomes the <see cref="follower"/>: it follows the host's call.</param>
+    /// <param name="target">What tells calls apart that return there.</param>
+    /// <param name="call">With a follower, the call, which goes to one of the slow paths.</param>
+    private bool BeginCallSite(ulong next, ulong target, out nint call)
     {
+        call = 0;
         if (!IsLinkable(next) || ungrouped || crossing)
             return true;
-        nint site = cache.FindCallSite(next, gpa, variant, target, replaced);
+        nint site = cache.FindCallSite(next, gpa, variant, target, replaced, temperature);
         if (site != 0)
         {
             a.Jmp(site);
@@ -147,15 +159,30 @@ internal sealed unsafe partial class BlockTranslator
         }
         site = a.Here;
         nint over = a.Call();
-        nint pad = a.Here;
+        callSite = new CallSite { Next = next, Target = target, Start = site, Pad = a.Here };
+        if (!Interpreter.EndsBlocks(BlockEnds, next) && (cache.Find(next, Physical(next), variant) == null ? isWarm(next) : temperature != Temperature.Warm))
+        {
+            follower = next;
+            call = over;
+            return true;
+        }
+        EmitLandingPad(next);
+        a.Bind(over);
+        EmitPopReturn();
+        return true;
+    }
+
+    private void EmitLandingPad(ulong next)
+    {
         EmitEntryCheck(next);
         EmitLink(a.Jmp(), next);
-        a.Bind(over);
-        // pop r11: cheaper than an addition, for processors follow pushes and pops by themselves.
+    }
+
+    // pop r11: cheaper than an addition, for processors follow pushes and pops by themselves.
+    private void EmitPopReturn()
+    {
         a.Byte(0x41);
         a.Byte(0x5B);
-        callSites.Add((next, target, site, pad));
-        return true;
     }
 
     private bool EmitIndirect(in Instruction i, int k, nint start, bool call)
@@ -190,8 +217,13 @@ internal sealed unsafe partial class BlockTranslator
             a.Move(Host.R10, host);
         }
         int record = cache.AddRecord(new ExitRecord { Kind = ExitKind.Interpret, Rip = i.IP, StackUndo = call ? 8 : 0 });
-        if (!call || BeginCallSite(i.NextIP, i.IP))
+        nint site = 0;
+        if (call && !BeginCallSite(i.NextIP, i.IP, out site))
+            return true;
+        if (site == 0)
             EmitIndirectJump(record);
+        else
+            cold.Add(new Cold { Kind = ColdKind.IndirectCall, Site = site, Record = record });
         return true;
     }
 

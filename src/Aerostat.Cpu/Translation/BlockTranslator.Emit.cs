@@ -19,6 +19,10 @@ internal sealed unsafe partial class BlockTranslator
         Link,
         /// <summary>Go to another page by the jump table.</summary>
         Table,
+        /// <summary>What a call goes to whose follower is behind it.</summary>
+        Call,
+        /// <summary>The same for the address in R10.</summary>
+        IndirectCall,
     }
 
     /// <summary>Code that is emitted behind the block.</summary>
@@ -27,7 +31,7 @@ internal sealed unsafe partial class BlockTranslator
         public ColdKind Kind;
         public nint Site, Site2;
         public int Record, TagOffset, Live, Check;
-        public bool SpillToMemory, Write;
+        public bool SpillToMemory, Write, Backward, ByTable;
         public FlagSource Source;
         public ulong Target;
     }
@@ -257,6 +261,16 @@ internal sealed unsafe partial class BlockTranslator
                 if (c.Site2 != 0)
                     a.Bind(c.Site2);
                 EmitExit(c.Record);
+                break;
+            case ColdKind.Call:
+                a.Bind(c.Site);
+                EmitPopReturn();
+                EmitGoto(c.Target, c.Backward, c.ByTable);
+                break;
+            case ColdKind.IndirectCall:
+                a.Bind(c.Site);
+                EmitPopReturn();
+                EmitIndirectJump(c.Record);
                 break;
             default:
                 a.Bind(c.Site);

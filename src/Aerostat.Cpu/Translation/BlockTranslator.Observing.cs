@@ -22,15 +22,19 @@ internal readonly unsafe ref struct BlockView
     /// <summary>Its instructions, in the order of execution.</summary>
     public required ReadOnlySpan<Instruction> Guest { get; init; }
 
-    /// <summary>Where the code of each instruction begins, then where what follows the last one does, then where the slow paths do.</summary>
+    /// <summary>Where the code of each instruction begins, then where what follows the last one does.</summary>
     public required ReadOnlySpan<nint> Marks { get; init; }
 
-    /// <summary>The block's host code: the entry that checks its address, the body from the second mark on, the slow paths.</summary>
+    /// <summary>The block's host code: the entry that checks its address, the body, and somewhere behind it the slow paths.</summary>
     public required nint Start { get; init; }
 
     public required nint Entry { get; init; }
 
     public required nint End { get; init; }
+
+    public required nint SlowPaths { get; init; }
+
+    public required nint SlowPathsEnd { get; init; }
 
     public required int FirstRecord { get; init; }
 
@@ -51,24 +55,52 @@ internal readonly unsafe ref struct BlockView
 /// <content>What observers are told.</content>
 internal sealed unsafe partial class BlockTranslator
 {
-    private readonly nint[] marks = new nint[MaxInstructions + 2];
+    private readonly nint[] marks = new nint[MaxInstructions + 1];
+    private readonly List<Part> parts = [];
+
+    // A block whose slow paths are not there yet.
+    private sealed record Part(ulong Linear, ulong Gpa, Instruction[] Guest, nint[] Marks, nint Start, nint Entry, nint End, int FirstRecord, int FirstCold)
+    {
+        public nint SlowPaths { get; set; }
+    }
 
     /// <summary>Who looks on; null: nobody.</summary>
     public IBlockObserver? Observer { get; set; }
 
-    private void Observe(nint start, int firstRecord) => Observer!.Translated(new BlockView
+    private void NotePart(nint start, int firstRecord, int firstCold) =>
+        parts.Add(new Part(linear, gpa, code.AsSpan(0, count).ToArray(), marks.AsSpan(0, count + 1).ToArray(), start, entry, a.Here, firstRecord, firstCold));
+
+    // Slow path i comes next. Those that belong to none, for they were added by others, are the last block's.
+    private int NoteSlowPaths(int part, int i)
     {
-        Linear = linear,
-        Gpa = gpa,
-        Variant = variant,
-        Ungrouped = ungrouped,
-        Guest = code.AsSpan(0, count),
-        Marks = marks.AsSpan(0, count + 2),
-        Start = start,
-        Entry = entry,
-        End = a.Here,
-        FirstRecord = firstRecord,
-        Cache = cache,
-        State = state,
-    });
+        for (; part < parts.Count && parts[part].FirstCold <= i; part++)
+            parts[part].SlowPaths = a.Here;
+        return part;
+    }
+
+    private void Observe()
+    {
+        for (int n = 0; n < parts.Count; n++)
+        {
+            Part p = parts[n];
+            Observer!.Translated(new BlockView
+            {
+                Linear = p.Linear,
+                Gpa = p.Gpa,
+                Variant = variant,
+                Ungrouped = ungrouped,
+                Guest = p.Guest,
+                Marks = p.Marks,
+                Start = p.Start,
+                Entry = p.Entry,
+                End = p.End,
+                SlowPaths = p.SlowPaths,
+                SlowPathsEnd = n + 1 < parts.Count ? parts[n + 1].SlowPaths : a.Here,
+                FirstRecord = p.FirstRecord,
+                Cache = cache,
+                State = state,
+            });
+        }
+        parts.Clear();
+    }
 }

@@ -14,6 +14,8 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Longest block, in instructions.</summary>
     public const int MaxInstructions = 48;
     private const int LongestInstruction = 15, LookAheadInstructions = 16, LookAheadDepth = 3;
+    // How much is made at once of code with calls: blocks behind the first, and bytes, of which a slow path takes about so many.
+    private const int MostFollowers = 7, MostBytes = 16 << 10, ColdBytes = 64;
 
     private readonly CpuState* state;
     private readonly CodeCache cache;
@@ -33,7 +35,13 @@ internal sealed unsafe partial class BlockTranslator
     private readonly List<(int Start, int Length)> ranges = [];
     private readonly List<Cold> cold = [];
     private readonly List<nint> linksToSelf = [];
-    private readonly List<(ulong Next, ulong Target, nint Site, nint Pad)> callSites = [];
+    // Blocks that others take the place of.
+    private readonly List<(nint Old, nint Other)> superseded = [];
+    private readonly Func<ulong, bool> isWarm;
+    // The call that the block ends with, if it has a landing pad of its own.
+    private CallSite callSite;
+    // Where that call returns to, if the code there comes next; else 0.
+    private ulong follower;
     private int count;
     // What follows the last instruction: an address to go on at, or nothing (it was a branch).
     private bool fallsThrough, loops;
@@ -46,8 +54,13 @@ internal sealed unsafe partial class BlockTranslator
     private Temperature temperature;
     private TranslatedBlock* replaced;
 
-    public BlockTranslator(CpuState* state, CodeCache cache, FeatureGate features)
+    /// <param name="state">The processor's registers.</param>
+    /// <param name="cache">Where code is put.</param>
+    /// <param name="features">Which instructions it has.</param>
+    /// <param name="isWarm">Whether code at an address will soon have run often enough to be translated, if it is not.</param>
+    public BlockTranslator(CpuState* state, CodeCache cache, FeatureGate features, Func<ulong, bool> isWarm)
     {
+        this.isWarm = isWarm;
         this.state = state;
         this.cache = cache;
         this.features = features;
@@ -81,15 +94,14 @@ internal sealed unsafe partial class BlockTranslator
         Searching.Add(instruction);
     }
 
-    /// <summary>Another block takes the place of one that is still in use.</summary>
-    public void Replace(TranslatedBlock* old, TranslatedBlock* other) => cache.Replace(a, old, other);
-
     public long InstructionsTranslated { get; private set; }
 
     /// <summary>Time spent in <see cref="Translate"/>, in units of <see cref="Stopwatch.Frequency"/>.</summary>
     public long Ticks { get; private set; }
 
-    /// <summary>Translates the block at an address whose page has been found. The caller has made room in the cache.</summary>
+    /// <summary>
+    /// Translates the block at an address whose page has been found, and what its last instruction, if that is a call, returns to. The caller has made room in the cache.
+    /// </summary>
     /// <param name="memory">Guest memory.</param>
     /// <param name="watch">Makes sure that writes to bytes of code are noticed.</param>
     /// <param name="linearAddress">Where the guest sees the code.</param>
@@ -98,20 +110,46 @@ internal sealed unsafe partial class BlockTranslator
     /// <param name="second">Where the page behind lies, if the first instruction goes on there: then it is translated alone.</param>
     /// <param name="withoutGroups">Each access on its own: for where a group's check has failed.</param>
     /// <param name="temperature">How often it runs.</param>
-    /// <param name="replacing">The block whose place it will take.</param>
+    /// <param name="replacing">The block whose place it takes: who comes to that goes on to the new one.</param>
     public TranslatedBlock* Translate(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, int codeVariant, ulong second = TranslatedBlock.OnePage, bool withoutGroups = false,
         Temperature temperature = Temperature.Warm, TranslatedBlock* replacing = null)
     {
         long begin = Stopwatch.GetTimestamp();
         ungrouped = withoutGroups;
+        variant = codeVariant;
+        vectors = VectorLevel.Of(variant) >= VectorLevel.Xmm;
         this.temperature = temperature;
         replaced = replacing;
+        cache.BeginCode(a);
+        nint start = a.Here;
+        TranslatedBlock* block = TranslatePart(memory, watch, linearAddress, physicalAddress, second);
+        for (int n = 0; n < MostFollowers && follower != 0 && a.Here - start + (cold.Count * ColdBytes) < MostBytes; n++)
+        {
+            replaced = cache.Find(follower, Physical(follower), variant);
+            // What has been found out about its checks stays.
+            this.temperature = replaced != null && replaced->Temperature > temperature ? replaced->Temperature : temperature;
+            TranslatePart(memory, watch, follower, Physical(follower), TranslatedBlock.OnePage);
+        }
+        if (follower != 0)
+            EmitLandingPad(follower);
+        EmitCold();
+        cache.EndCode(a);
+        foreach ((nint old, nint other) in superseded)
+            cache.Replace(a, (TranslatedBlock*)old, (TranslatedBlock*)other);
+        superseded.Clear();
+        Ticks += Stopwatch.GetTimestamp() - begin;
+        return block;
+    }
+
+    // The next block, right behind what has been emitted; if it is not the first, it follows the call that returns to it.
+    private TranslatedBlock* TranslatePart(GuestMemory memory, Action<ulong, uint> watch, ulong linearAddress, ulong physicalAddress, ulong second)
+    {
+        bool follows = follower != 0;
+        follower = 0;
         linear = linearAddress;
         gpa = physicalAddress;
         pageLinear = linear & ~4095UL;
         crossing = second != TranslatedBlock.OnePage;
-        variant = codeVariant;
-        vectors = VectorLevel.Of(variant) >= VectorLevel.Xmm;
         exact = SelfModifying.Count != 0 && SelfModifying.Contains(gpa >> 12);
         ulong gpaPage = gpa & ~4095UL;
         var source = new ReadOnlySpan<byte>(memory.HostBase + gpaPage, 4096);
@@ -142,22 +180,18 @@ internal sealed unsafe partial class BlockTranslator
         BlocksTranslated++;
         InstructionsTranslated += count;
         PlanGroups();
-        cache.BeginCode(a);
         nint checkedEntry = a.Here;
-        int firstRecord = cache.RecordCount, firstCheck = cache.NextCheck;
+        int firstRecord = cache.RecordCount, firstCheck = cache.NextCheck, firstCold = cold.Count;
         EmitEntryCheck(linear);
-        a.AlignCode(16);
+        // Calls return right into it, so no-operations would be executed.
+        if (!follows)
+            a.AlignCode(16);
         entry = a.Here;
         int countdown = EmitCountdown(), countdownBytes = (int)(a.Here - entry);
         EmitCount(0);
         EmitBody();
-        marks[count + 1] = a.Here;
-        for (int i = 0; i < cold.Count; i++)
-            EmitCold(cold[i]);
-        cold.Clear();
         if (Observer != null)
-            Observe(checkedEntry, firstRecord);
-        cache.EndCode(a);
+            NotePart(checkedEntry, firstRecord, firstCold);
         TranslatedBlock* block = cache.AddBlock(new TranslatedBlock
         {
             Linear = linear,
@@ -183,15 +217,34 @@ internal sealed unsafe partial class BlockTranslator
                 cache.NoteLink(site, block);
         }
         linksToSelf.Clear();
-        foreach ((ulong next, ulong target, nint site, nint pad) in callSites)
+        // From now on it is found like any other.
+        entry = 0;
+        if (callSite.Pad != 0)
         {
-            cache.AddCallSite(block, next, target, site, pad);
-            if (replaced != null)
-                cache.ChangePad(next, gpa, variant);
+            callSite.Block = block;
+            cache.AddCallSite(callSite);
         }
-        callSites.Clear();
-        Ticks += Stopwatch.GetTimestamp() - begin;
+        callSite = default;
+        if (replaced != null)
+            superseded.Add(((nint)replaced, (nint)block));
         return block;
+    }
+
+    private void EmitCold()
+    {
+        int part = 0;
+        for (int i = 0; i < cold.Count; i++)
+        {
+            if (Observer != null)
+                part = NoteSlowPaths(part, i);
+            EmitCold(cold[i]);
+        }
+        if (Observer != null)
+        {
+            NoteSlowPaths(part, cold.Count);
+            Observe();
+        }
+        cold.Clear();
     }
 
     private void Decode()

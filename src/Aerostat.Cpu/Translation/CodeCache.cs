@@ -257,7 +257,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
 
     public ExitRecord* Record(ulong number) => records + (uint)number;
 
-    /// <summary>Room for the largest block; false: everything was forgotten first.</summary>
+    /// <summary>Room for the largest block with what follows it; false: everything was forgotten first.</summary>
     public bool Reserve()
     {
         if (HasRoom)
@@ -388,19 +388,22 @@ internal sealed unsafe partial class CodeCache : IDisposable
     public void Link(nint site, nint target) => *(int*)(writable + (site - memory.Base)) = (int)(target - (site + 4));
 
     /// <summary>Notes a call, so that what it returns to is published with its landing pad.</summary>
-    public void AddCallSite(TranslatedBlock* block, ulong next, ulong target, nint start, nint pad) =>
-        *CallSiteOf(next) = new CallSite { Block = block, Next = next, Target = target, Start = start, Pad = pad };
+    public void AddCallSite(in CallSite site)
+    {
+        *CallSiteOf(site.Next) = site;
+        ChangePad(site.Next, site.Block->Gpa, site.Block->Variant);
+    }
 
-    /// <summary>The host code of a call that is translated already, 0: there is none.</summary>
-    public nint FindCallSite(ulong next, ulong gpa, int variant, ulong target, TranslatedBlock* butIn)
+    /// <summary>The host code of a call that is translated already, in a block that runs as often as the one that asks; 0: there is none.</summary>
+    public nint FindCallSite(ulong next, ulong gpa, int variant, ulong target, TranslatedBlock* butIn, Temperature temperature)
     {
         CallSite* c = CallSiteOf(next);
         return c->Block != null && c->Block != butIn && c->Next == next && c->Target == target && c->Block->Gpa >> 12 == gpa >> 12 && c->Block->Variant == variant && c->Block->IsValid
-            ? c->Start : 0;
+            && c->Block->Temperature >= temperature ? c->Start : 0;
     }
 
-    /// <summary>A call that returns to a block has been translated again: the host's returns will be predicted to go to another landing pad.</summary>
-    public void ChangePad(ulong next, ulong gpa, int variant)
+    // A call that returns to a block may have been translated again: then the host's returns will be predicted to go to another landing pad.
+    private void ChangePad(ulong next, ulong gpa, int variant)
     {
         TranslatedBlock* b = Find(next, (gpa & ~4095UL) | (next & 4095), variant);
         if (b == null || b->Pad == 0)
@@ -418,8 +421,8 @@ internal sealed unsafe partial class CodeCache : IDisposable
 
     private CallSite* CallSiteOf(ulong next) => callSites + (((uint)next ^ (uint)(next >> 13)) & (CallSites - 1));
 
-    /// <summary>Whether another block can be added without forgetting anything.</summary>
-    public bool HasRoom => limit - next >= WorstBlock && blockCount < MaxBlocks - 1 && recordCount < MaxRecords - 4096;
+    /// <summary>Whether another block, with what follows it, can be added without forgetting anything.</summary>
+    public bool HasRoom => limit - next >= WorstBlock && blockCount < MaxBlocks - 16 && recordCount < MaxRecords - 4096;
 
     /// <summary>Another block takes the place of one that is still in use: who comes to it goes on to the other.</summary>
     public void Replace(HostAssembler a, TranslatedBlock* old, TranslatedBlock* other)

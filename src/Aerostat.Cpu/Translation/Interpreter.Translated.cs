@@ -203,10 +203,10 @@ internal sealed unsafe partial class Interpreter
         if (stops.Count != 0 && stops.ContainsKey(rip))
             return null;
         // What has never been warm no block was ever made of.
-        byte* heat = t.Heat + ((rip ^ (rip >> 16)) & (TranslationState.HeatEntries - 1));
-        if (*heat < t.Threshold)
+        ref byte heat = ref t.HeatOf(rip);
+        if (heat < t.Threshold)
         {
-            ++*heat;
+            heat++;
             t.Counters.Blocks[(int)InterpretedBlock.Cold]++;
             return null;
         }
@@ -448,12 +448,8 @@ internal sealed unsafe partial class Interpreter
         return block;
     }
 
-    private TranslatedBlock* MakeAgain(TranslationState t, TranslatedBlock* block, Temperature temperature)
-    {
-        TranslatedBlock* other = t.Translator.Translate(Memory, watchCode!, block->Linear, block->Gpa, block->Variant, temperature: temperature, replacing: block);
-        t.Translator.Replace(block, other);
-        return other;
-    }
+    private TranslatedBlock* MakeAgain(TranslationState t, TranslatedBlock* block, Temperature temperature) =>
+        t.Translator.Translate(Memory, watchCode!, block->Linear, block->Gpa, block->Variant, temperature: temperature, replacing: block);
 
     /// <summary>Fills the TLB for an access that failed; false: the interpreter has to do it.</summary>
     private bool Refill(CpuState* s, ExitRecord* record, out SlowAccess reason)

@@ -45,7 +45,10 @@ internal sealed class TranslationRecorder : IBlockObserver, IDisposable
         {
             try
             {
-                map?.WriteLine($"{block.Start:x} {block.End - block.Start:x} guest:{NameOf(symbols, block.Linear)}");
+                bool together = block.SlowPaths == block.End;
+                map?.WriteLine($"{block.Start:x} {(together ? block.SlowPathsEnd : block.End) - block.Start:x} guest:{NameOf(symbols, block.Linear)}");
+                if (!together && block.SlowPathsEnd != block.SlowPaths)
+                    map?.WriteLine($"{block.SlowPaths:x} {block.SlowPathsEnd - block.SlowPaths:x} guest:{NameOf(symbols, block.Linear)}");
                 Bound(ref map);
             }
             catch (IOException)

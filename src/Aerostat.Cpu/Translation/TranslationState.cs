@@ -10,11 +10,13 @@ internal sealed unsafe class TranslationState : IDisposable
     // Executions of translated code before it is made again with slots, and then until it is known which of them pay.
     public const int DefaultHotThreshold = 1 << 14;
     private const int LongestTrial = 48;
-    public const int HeatEntries = 1 << 16, LookasideEntries = 1 << 12;
+    private const int HeatEntries = 1 << 16;
+    public const int LookasideEntries = 1 << 12;
 
     private const int MostSelfModifyingPages = 4096;
 
     private readonly CpuState* state;
+    private readonly byte* heat;
     private readonly Lock gate = new();
     private readonly List<ulong> changedPages = [];
 
@@ -24,8 +26,8 @@ internal sealed unsafe class TranslationState : IDisposable
         Threshold = threshold;
         HotThreshold = hotThreshold;
         Cache = new CodeCache(state, codeBytes, visibleToProfilers: observer != null, interpreter.Model.Vendor == Vendor.Intel);
-        Translator = new BlockTranslator(state, Cache, interpreter.Features) { Observer = observer, HotThreshold = hotThreshold, Trial = Trial };
-        Heat = HostMapping.AllocateLazy(HeatEntries);
+        Translator = new BlockTranslator(state, Cache, interpreter.Features, linear => HeatOf(linear) >= (Threshold + 1) / 2) { Observer = observer, HotThreshold = hotThreshold, Trial = Trial };
+        heat = HostMapping.AllocateLazy(HeatEntries);
         Lookaside = (LookasideEntry*)HostMapping.AllocateLazy(2 * LookasideEntries * (ulong)sizeof(LookasideEntry));
     }
 
@@ -43,7 +45,7 @@ internal sealed unsafe class TranslationState : IDisposable
     public BlockTranslator Translator { get; }
 
     /// <summary>How often code at an address (by its hash) was interpreted.</summary>
-    public byte* Heat { get; }
+    public ref byte HeatOf(ulong linear) => ref heat[(linear ^ (linear >> 16)) & (HeatEntries - 1)];
 
     /// <summary>From linear address and variant to block, within an epoch; the second half for blocks without groups.</summary>
     public LookasideEntry* Lookaside { get; }
@@ -106,7 +108,7 @@ internal sealed unsafe class TranslationState : IDisposable
     {
         Cache.Dispose();
         Counters.Dispose();
-        HostMapping.Unmap(Heat, HeatEntries);
+        HostMapping.Unmap(heat, HeatEntries);
         HostMapping.Unmap((byte*)Lookaside, 2 * LookasideEntries * (ulong)sizeof(LookasideEntry));
     }
 }
