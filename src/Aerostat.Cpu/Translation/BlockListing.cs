@@ -36,7 +36,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
     }
 
     /// <summary>Writes a block; <paramref name="header"/>: with a line that tells where it lies.</summary>
-    public void Write(TextWriter output, in BlockView block, bool header)
+    public void Write(TextWriter output, BlockView block, bool header)
     {
         (start, end, slow, slowEnd, cache) = (block.Start, block.End, block.SlowPaths, block.SlowPathsEnd, block.Cache);
         if (fields.Count == 0)
@@ -60,7 +60,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         output.WriteLine();
     }
 
-    private void Section(TextWriter output, in BlockView block, string left, nint from, nint to)
+    private void Section(TextWriter output, BlockView block, string left, nint from, nint to)
     {
         if (from == to)
         {
@@ -80,7 +80,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         }
     }
 
-    private string FormatHost(in Instruction i, in BlockView block)
+    private string FormatHost(in Instruction i, BlockView block)
     {
         string line = Format(i);
         bool number = i.Code == Code.Mov_r32_imm32 && i.Op0Register == Register.R11D;

@@ -132,7 +132,7 @@ internal sealed unsafe partial class BlockTranslator
         if (!BeginCallSite(i.NextIP, target, out nint call))
             return true;
         bool backward = target <= i.IP, byTable = GoesByTable(target, i.IP);
-        if (follower == 0)
+        if (call == 0)
             return EmitGoto(target, backward, byTable);
         cold.Add(new Cold { Kind = ColdKind.Call, Site = call, Target = target, Backward = backward, ByTable = byTable });
         return true;
@@ -145,7 +145,7 @@ internal sealed unsafe partial class BlockTranslator
     /// </summary>
     /// <param name="next">The return address. Where the code there is about as warm as this, it becomes the <see cref="follower"/>: it follows the host's call.</param>
     /// <param name="target">What tells calls apart that return there.</param>
-    /// <param name="call">With a follower, the call, which goes to one of the slow paths.</param>
+    /// <param name="call">With a follower, the call, which goes to one of the slow paths; else 0.</param>
     private bool BeginCallSite(ulong next, ulong target, out nint call)
     {
         call = 0;

@@ -5,11 +5,11 @@ namespace Aerostat.Cpu;
 /// <summary>Is told of every block when its code is complete, on the vCPU's thread.</summary>
 internal interface IBlockObserver
 {
-    void Translated(in BlockView block);
+    void Translated(BlockView block);
 }
 
-/// <summary>A block that has just been translated, as an observer sees it during the call.</summary>
-internal readonly unsafe ref struct BlockView
+/// <summary>A block that has just been translated, as an observer sees it.</summary>
+internal sealed unsafe class BlockView
 {
     public required ulong Linear { get; init; }
 
@@ -20,10 +20,10 @@ internal readonly unsafe ref struct BlockView
     public required bool Ungrouped { get; init; }
 
     /// <summary>Its instructions, in the order of execution.</summary>
-    public required ReadOnlySpan<Instruction> Guest { get; init; }
+    public required Instruction[] Guest { get; init; }
 
     /// <summary>Where the code of each instruction begins, then where what follows the last one does.</summary>
-    public required ReadOnlySpan<nint> Marks { get; init; }
+    public required nint[] Marks { get; init; }
 
     /// <summary>The block's host code: the entry that checks its address, the body, and somewhere behind it the slow paths.</summary>
     public required nint Start { get; init; }
@@ -32,9 +32,12 @@ internal readonly unsafe ref struct BlockView
 
     public required nint End { get; init; }
 
-    public required nint SlowPaths { get; init; }
+    public nint SlowPaths { get; set; }
 
-    public required nint SlowPathsEnd { get; init; }
+    public nint SlowPathsEnd { get; set; }
+
+    /// <summary>Number of its first slow path among those of all blocks that are made with it.</summary>
+    public required int FirstCold { get; init; }
 
     public required int FirstRecord { get; init; }
 
@@ -45,7 +48,7 @@ internal readonly unsafe ref struct BlockView
     /// <summary>Whether the instruction at an address is part of it.</summary>
     public bool Contains(ulong address)
     {
-        foreach (ref readonly Instruction i in Guest)
+        foreach (Instruction i in Guest)
             if (i.IP == address)
                 return true;
         return false;
@@ -56,51 +59,49 @@ internal readonly unsafe ref struct BlockView
 internal sealed unsafe partial class BlockTranslator
 {
     private readonly nint[] marks = new nint[MaxInstructions + 1];
-    private readonly List<Part> parts = [];
-
-    // A block whose slow paths are not there yet.
-    private sealed record Part(ulong Linear, ulong Gpa, Instruction[] Guest, nint[] Marks, nint Start, nint Entry, nint End, int FirstRecord, int FirstCold)
-    {
-        public nint SlowPaths { get; set; }
-    }
+    // Blocks whose slow paths are not there yet; none without an observer.
+    private readonly List<BlockView> observed = [];
 
     /// <summary>Who looks on; null: nobody.</summary>
     public IBlockObserver? Observer { get; set; }
 
-    private void NotePart(nint start, int firstRecord, int firstCold) =>
-        parts.Add(new Part(linear, gpa, code.AsSpan(0, count).ToArray(), marks.AsSpan(0, count + 1).ToArray(), start, entry, a.Here, firstRecord, firstCold));
-
-    // Slow path i comes next. Those that belong to none, for they were added by others, are the last block's.
-    private int NoteSlowPaths(int part, int i)
+    private void NoteBlock(nint start, int firstRecord, int firstCold)
     {
-        for (; part < parts.Count && parts[part].FirstCold <= i; part++)
-            parts[part].SlowPaths = a.Here;
-        return part;
+        if (Observer == null)
+            return;
+        observed.Add(new BlockView
+        {
+            Linear = linear,
+            Gpa = gpa,
+            Variant = variant,
+            Ungrouped = ungrouped,
+            Guest = code[..count],
+            Marks = marks[..(count + 1)],
+            Start = start,
+            Entry = entry,
+            End = a.Here,
+            FirstRecord = firstRecord,
+            FirstCold = firstCold,
+            Cache = cache,
+            State = state,
+        });
+    }
+
+    // Slow path i comes next, or the end. Those that others have added are the last block's.
+    private void NoteSlowPath(int i)
+    {
+        foreach (BlockView block in observed)
+            if (block.SlowPaths == 0 && block.FirstCold <= i)
+                block.SlowPaths = a.Here;
     }
 
     private void Observe()
     {
-        for (int n = 0; n < parts.Count; n++)
+        for (int n = 0; n < observed.Count; n++)
         {
-            Part p = parts[n];
-            Observer!.Translated(new BlockView
-            {
-                Linear = p.Linear,
-                Gpa = p.Gpa,
-                Variant = variant,
-                Ungrouped = ungrouped,
-                Guest = p.Guest,
-                Marks = p.Marks,
-                Start = p.Start,
-                Entry = p.Entry,
-                End = p.End,
-                SlowPaths = p.SlowPaths,
-                SlowPathsEnd = n + 1 < parts.Count ? parts[n + 1].SlowPaths : a.Here,
-                FirstRecord = p.FirstRecord,
-                Cache = cache,
-                State = state,
-            });
+            observed[n].SlowPathsEnd = n + 1 < observed.Count ? observed[n + 1].SlowPaths : a.Here;
+            Observer!.Translated(observed[n]);
         }
-        parts.Clear();
+        observed.Clear();
     }
 }

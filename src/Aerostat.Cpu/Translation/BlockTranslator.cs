@@ -14,8 +14,10 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>Longest block, in instructions.</summary>
     public const int MaxInstructions = 48;
     private const int LongestInstruction = 15, LookAheadInstructions = 16, LookAheadDepth = 3;
-    // How much is made at once of code with calls: blocks behind the first, and bytes, of which a slow path takes about so many.
-    private const int MostFollowers = 7, MostBytes = 16 << 10, ColdBytes = 64;
+    /// <summary>How many blocks are made at once at most: the first, and what calls return to.</summary>
+    public const int MostInARow = 8;
+    // Past so many bytes no other follows, each slow path counted as so many.
+    private const int MostBytes = 16 << 10, ColdBytes = 64;
 
     private readonly CpuState* state;
     private readonly CodeCache cache;
@@ -123,7 +125,7 @@ internal sealed unsafe partial class BlockTranslator
         cache.BeginCode(a);
         nint start = a.Here;
         TranslatedBlock* block = TranslatePart(memory, watch, linearAddress, physicalAddress, second);
-        for (int n = 0; n < MostFollowers && follower != 0 && a.Here - start + (cold.Count * ColdBytes) < MostBytes; n++)
+        for (int n = 1; n < MostInARow && follower != 0 && a.Here - start + (cold.Count * ColdBytes) < MostBytes; n++)
         {
             replaced = cache.Find(follower, Physical(follower), variant);
             // What has been found out about its checks stays.
@@ -190,8 +192,7 @@ internal sealed unsafe partial class BlockTranslator
         int countdown = EmitCountdown(), countdownBytes = (int)(a.Here - entry);
         EmitCount(0);
         EmitBody();
-        if (Observer != null)
-            NotePart(checkedEntry, firstRecord, firstCold);
+        NoteBlock(checkedEntry, firstRecord, firstCold);
         TranslatedBlock* block = cache.AddBlock(new TranslatedBlock
         {
             Linear = linear,
@@ -232,19 +233,14 @@ internal sealed unsafe partial class BlockTranslator
 
     private void EmitCold()
     {
-        int part = 0;
         for (int i = 0; i < cold.Count; i++)
         {
-            if (Observer != null)
-                part = NoteSlowPaths(part, i);
+            NoteSlowPath(i);
             EmitCold(cold[i]);
         }
-        if (Observer != null)
-        {
-            NoteSlowPaths(part, cold.Count);
-            Observe();
-        }
+        NoteSlowPath(cold.Count);
         cold.Clear();
+        Observe();
     }
 
     private void Decode()

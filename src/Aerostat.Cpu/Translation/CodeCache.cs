@@ -422,7 +422,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private CallSite* CallSiteOf(ulong next) => callSites + (((uint)next ^ (uint)(next >> 13)) & (CallSites - 1));
 
     /// <summary>Whether another block, with what follows it, can be added without forgetting anything.</summary>
-    public bool HasRoom => limit - next >= WorstBlock && blockCount < MaxBlocks - 16 && recordCount < MaxRecords - 4096;
+    public bool HasRoom => limit - next >= WorstBlock && blockCount <= MaxBlocks - BlockTranslator.MostInARow && recordCount < MaxRecords - 4096;
 
     /// <summary>Another block takes the place of one that is still in use: who comes to it goes on to the other.</summary>
     public void Replace(HostAssembler a, TranslatedBlock* old, TranslatedBlock* other)

@@ -39,7 +39,7 @@ internal sealed class TranslationRecorder : IBlockObserver, IDisposable
     }
 
     /// <inheritdoc/>
-    public void Translated(in BlockView block)
+    public void Translated(BlockView block)
     {
         lock (gate)
         {
@@ -103,7 +103,7 @@ internal sealed class TranslationRecorder : IBlockObserver, IDisposable
         return [.. found.OrderBy(s => s.Address)];
     }
 
-    private bool ContainsListed(in BlockView block)
+    private bool ContainsListed(BlockView block)
     {
         foreach (ulong address in listed)
             if (block.Contains(address))

@@ -117,7 +117,7 @@ public sealed class ShadowTests
 
         public int Sent { get; private set; }
 
-        public void Translated(in BlockView block)
+        public void Translated(BlockView block)
         {
             if (block.Linear < From || Sent++ != 0)
                 return;

@@ -92,7 +92,7 @@ public sealed class FollowerTests
         /// <summary>By return address, where the code of blocks ends that end with a call.</summary>
         public Dictionary<ulong, List<nint>> Calls { get; } = [];
 
-        public void Translated(in BlockView block)
+        public void Translated(BlockView block)
         {
             // Where a group's check has failed, the same again.
             if (block.Ungrouped)

@@ -140,7 +140,7 @@ public sealed class GoldenListingTests
 
         public string Text { get; private set; } = "";
 
-        public void Translated(in BlockView block)
+        public void Translated(BlockView block)
         {
             if (block.Linear != Address || Text.Length != 0)
                 return;

@@ -46,7 +46,7 @@ public sealed class RequestTests
 
         public int Kicks { get; private set; }
 
-        public void Translated(in BlockView block)
+        public void Translated(BlockView block)
         {
             Kicks++;
             Processor!.Kick();
