@@ -16,7 +16,7 @@ internal sealed unsafe partial class BlockTranslator
     {
         a.LoadState(Host.R14, Offset(&state->JumpTable[toVariant]));
         a.Constant(Host.R10, target);
-        a.RM(0xFF, 4, Host.R14, Host.None, 0, CodeCache.TableIndex(target) * 8, wide: false);
+        a.RM(0xFF, 4, Host.R14, Host.None, 0, cache.AddPlace(target, toVariant) * 8, wide: false);
     }
 
     /// <summary>To the address in R10.</summary>

@@ -8,7 +8,8 @@ namespace Aerostat.Cpu;
 /// <content>
 /// Jump tables: from 16 bits of an address (<see cref="TableIndex"/>) to code. The supervisor has one for each variant; user code one for each variant and
 /// address space (<see cref="TlbSpace"/>). What the supervisor runs from pages that are not global goes when the space changes. One entry serves one address;
-/// what finds another's there looks in the second table, which all of them share.
+/// what finds another's there looks in the second table, which all of them share. Behind these entries each table has <em>places</em>: each belongs to one address
+/// that jumps lead to which know it beforehand, so what they find there is not asked whether it is the right one.
 /// </content>
 internal sealed unsafe partial class CodeCache
 {
@@ -16,9 +17,15 @@ internal sealed unsafe partial class CodeCache
     public const int SecondHash = unchecked((int)0x9E37_79B1), SecondBits = 16, SecondEntryShift = 5;
     private const int SecondEntries = 1 << SecondBits;
 
-    // Each list names what was put into tables since they were emptied: variant * 65536 + index, or this + index for the second table.
+    /// <summary>Places are numbered from 1 on, those of all variants together. Further addresses have to do without.</summary>
+    public const int MaxPlaces = 1 << 16;
+    private const int PlaceBits = 14;
+    // Of which what lies behind the places that have been given out was never touched.
+    private const ulong TableBytes = (TableEntries + MaxPlaces) * 8UL;
+
+    // Each list names what was put into tables since they were emptied: variant and index, or this + index for the second table.
     // Past this length all is emptied.
-    private const int InSecond = 1 << 24, MostListed = 2 * TableEntries;
+    private const int IndexBits = 17, InSecond = 1 << 24, MostListed = 2 * TableEntries;
 
     // Blocks of a page that are looked at when the page is entered: it may hold many at other addresses.
     private const int MostPublished = 256;
@@ -27,8 +34,10 @@ internal sealed unsafe partial class CodeCache
     private readonly nint*[] missTables = new nint*[VectorLevel.Count];
     private readonly List<int>[] listed = new List<int>[TlbMemory.SpaceCount];
     private readonly List<int> listedGlobal = [], listedLocal = [];
+    private readonly Place* places;
+    private readonly int* placesByHash;
     private SecondEntry* second;
-    private int space;
+    private int space, placeCount;
 
     // Key 0: empty.
     [StructLayout(LayoutKind.Sequential, Size = 1 << SecondEntryShift)]
@@ -36,6 +45,12 @@ internal sealed unsafe partial class CodeCache
     {
         public ulong Linear, Key;
         public nint Entry;
+    }
+
+    private struct Place
+    {
+        public ulong Linear;
+        public int Variant, NextByHash;
     }
 
     private static bool IsUser(int variant) => variant % 3 == Interpreter.UserSet;
@@ -64,6 +79,42 @@ internal sealed unsafe partial class CodeCache
     // Tells variants and address spaces apart, and is never 0.
     private static ulong Key(int variant, int inSpace) => (ulong)(1 + variant + (IsUser(variant) ? inSpace * Variants : 0)) << 20;
 
+    /// <summary>Where in the tables of a variant a jump to a constant address looks.</summary>
+    public int AddPlace(ulong linear, int variant)
+    {
+        int place = PlaceOf(linear, variant);
+        if (place != 0)
+            return place;
+        if (placeCount == MaxPlaces)
+            return TableIndex(linear);
+        ref int first = ref placesByHash[PlaceBucket(linear)];
+        places[placeCount] = new Place { Linear = linear, Variant = variant, NextByHash = first };
+        first = placeCount;
+        place = TableEntries + placeCount++;
+        missTables[VectorLevel.Of(variant)][place] = MissThunk(variant);
+        for (int i = 0; i < (IsUser(variant) ? tables.Length : 1); i++)
+            if (tables[i][variant] != null)
+                tables[i][variant][place] = MissThunk(variant);
+        return place;
+    }
+
+    // 0: it has none.
+    private int PlaceOf(ulong linear, int variant)
+    {
+        for (int i = placesByHash[PlaceBucket(linear)]; i != 0; i = places[i].NextByHash)
+            if (places[i].Linear == linear && places[i].Variant == variant)
+                return TableEntries + i;
+        return 0;
+    }
+
+    private static int PlaceBucket(ulong linear) => (int)((uint)((linear >> 32) ^ linear) * unchecked((uint)SecondHash) >> (32 - PlaceBits));
+
+    private void ForgetPlaces()
+    {
+        new Span<int>(placesByHash, 1 << PlaceBits).Clear();
+        placeCount = 1;
+    }
+
     private SecondEntry* SecondSlot(ulong linear, ulong key) => second + ((uint)(linear + key) * unchecked((uint)SecondHash) >> (32 - SecondBits));
 
     /// <summary>Lets indirect and cross-page jumps find a block.</summary>
@@ -76,24 +127,31 @@ internal sealed unsafe partial class CodeCache
         if (table == null)
         {
             table = AllocateTable();
-            new Span<nint>(table, TableEntries).Fill(MissThunk(b->Variant));
+            new Span<nint>(table, TableEntries + placeCount).Fill(MissThunk(b->Variant));
             ArmTablesUnasked();
         }
         bool user = IsUser(b->Variant);
         List<int> list = user ? listed[inSpace] : global ? listedGlobal : listedLocal;
         if (list.Count >= MostListed)
             FlushTables();
-        int index = TableIndex(b->Linear);
-        FindPad(b);
-        nint before = table[index], entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
+        // Who came by its place needs no more than that; who did not comes once more.
+        int index = PlaceOf(b->Linear, b->Variant);
+        nint entry = b->Entry;
+        if (index == 0 || table[index] == entry)
+        {
+            index = TableIndex(b->Linear);
+            FindPad(b);
+            entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
+        }
+        nint before = table[index];
         if (before == entry)
             return;
         // One list is enough, unless the entry stood in the list of what lives longer.
         bool free = before == MissThunk(b->Variant);
         if (free || (!user && !global))
-            list.Add(b->Variant << 16 | index);
+            list.Add(b->Variant << IndexBits | index);
         table[index] = entry;
-        if (free)
+        if (free || index >= TableEntries)
             return;
         // Whom it supplants will come this way once more, and supplant it.
         ulong key = Key(b->Variant, inSpace);
@@ -143,7 +201,7 @@ internal sealed unsafe partial class CodeCache
             if (slot >= InSecond)
                 second[slot - InSecond] = default;
             else
-                Table(slot >> 16, inSpace)[slot & (TableEntries - 1)] = MissThunk(slot >> 16);
+                Table(slot >> IndexBits, inSpace)[slot & ((1 << IndexBits) - 1)] = MissThunk(slot >> IndexBits);
         }
         list.Clear();
     }
@@ -153,6 +211,7 @@ internal sealed unsafe partial class CodeCache
         if ((b->Variant & Ungrouped) != 0)
             return;
         int index = TableIndex(b->Linear);
+        ChangePlace(b, MissThunk(b->Variant));
         for (int i = 0; i < (IsUser(b->Variant) ? tables.Length : 1); i++)
         {
             nint* table = tables[i][b->Variant];
@@ -162,6 +221,17 @@ internal sealed unsafe partial class CodeCache
             if (e->Entry == b->Entry)
                 *e = default;
         }
+    }
+
+    // Where jumps go on that have found a block by its place.
+    private void ChangePlace(TranslatedBlock* b, nint entry)
+    {
+        int place = PlaceOf(b->Linear, b->Variant);
+        if (place == 0)
+            return;
+        for (int i = 0; i < (IsUser(b->Variant) ? tables.Length : 1); i++)
+            if (tables[i][b->Variant] != null && tables[i][b->Variant][place] == b->Entry)
+                tables[i][b->Variant][place] = entry;
     }
 
     /// <summary>Sends every table jump to the dispatcher until <see cref="ArmTables"/>; any thread.</summary>
@@ -219,9 +289,11 @@ internal sealed unsafe partial class CodeCache
         foreach (nint*[] ofSpace in tables)
             foreach (nint* table in ofSpace)
                 if (table != null)
-                    HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
+                    HostMapping.Unmap((byte*)table, TableBytes);
         foreach (nint* table in missTables)
-            HostMapping.Unmap((byte*)table, TableEntries * (ulong)sizeof(nint));
+            HostMapping.Unmap((byte*)table, TableBytes);
+        HostMapping.Unmap((byte*)places, MaxPlaces * (ulong)sizeof(Place));
+        HostMapping.Unmap((byte*)placesByHash, (1 << PlaceBits) * sizeof(int));
     }
 
     /// <summary>What the table in force has for an address: code that compares R10 with its own; 0: nothing, or a request has exchanged the table.</summary>
@@ -233,5 +305,5 @@ internal sealed unsafe partial class CodeCache
 
     private nint MissThunk(int variant) => Thunks.Miss(VectorLevel.Of(variant));
 
-    private static nint* AllocateTable() => (nint*)HostMapping.AllocateLazy(TableEntries * (ulong)sizeof(nint));
+    private static nint* AllocateTable() => (nint*)HostMapping.AllocateLazy(TableBytes);
 }

@@ -223,6 +223,8 @@ internal sealed unsafe partial class CodeCache : IDisposable
         links = (LinkSite*)HostMapping.AllocateLazy(MaxLinks * (ulong)sizeof(LinkSite));
         second = (SecondEntry*)HostMapping.AllocateLazy(SecondEntries * (ulong)sizeof(SecondEntry));
         state->SecondTable = (ulong)second;
+        places = (Place*)HostMapping.AllocateLazy(MaxPlaces * (ulong)sizeof(Place));
+        placesByHash = (int*)HostMapping.AllocateLazy((1 << PlaceBits) * sizeof(int));
         Thunks = new Thunks(state);
         TakeMemory();
         MakeMissTables();
@@ -438,6 +440,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
             i = after;
         }
         old->Links = 0;
+        ChangePlace(old, other->Entry);
         Forget(old);
         old->SecondDecodedGeneration = ~old->DecodedGeneration;
         old->SecondGeneration = &old->DecodedGeneration;
@@ -446,6 +449,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>From now on a block is entered further on.</summary>
     public void MoveEntry(TranslatedBlock* b, nint entry)
     {
+        ChangePlace(b, entry);
         // The second table has the old one.
         Unpublish(b);
         b->Entry = entry;
@@ -520,6 +524,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         checkCount = 1;
         linkCount = 1;
         countdownCount = 1;
+        ForgetPlaces();
         records[0] = new ExitRecord { Kind = ExitKind.Miss };
         var a = new HostAssembler();
         BeginCode(a);

@@ -291,7 +291,8 @@ internal sealed unsafe partial class Interpreter
                     s->Gpr[4] += (ulong)record->StackUndo;
                     return InterpretOne(s, out exit, out _);
                 case ExitKind.Link:
-                    return FollowLink(s, t, record, variant, ref entry, out exit);
+                    FollowLink(s, t, record, variant);
+                    return false;
                 case ExitKind.Poll:
                     return false;
                 case ExitKind.Countdown:
@@ -362,19 +363,17 @@ internal sealed unsafe partial class Interpreter
     }
 
     // A direct branch within a page, taken for the first time: from now on it goes straight to its target.
-    private bool FollowLink(CpuState* s, TranslationState t, ExitRecord* record, int variant, ref nint entry, out ProcessorExit exit)
+    private void FollowLink(CpuState* s, TranslationState t, ExitRecord* record, int variant)
     {
-        exit = default;
         nint site = record->Retry;
         int age = t.Cache.Age;
         if (s->Poll != 0)
-            return false;
+            return;
         TranslatedBlock* block = FindTranslation(s, t);
         // A breakpoint that is set here again must be met, so no jump goes straight to where one has been.
         if (block != null && !EndsBlocks(blockEnds, block->Linear) && age == t.Cache.Age && block->Variant == variant && s->Poll == 0
             && block->Second == TranslatedBlock.OnePage)
             t.Cache.Link(site, block);
-        return false;
     }
 
     /// <summary>Code for RIP in which each access is checked on its own.</summary>
