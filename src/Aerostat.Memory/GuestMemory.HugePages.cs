@@ -14,7 +14,7 @@ namespace Aerostat.Memory;
 /// </content>
 public sealed unsafe partial class GuestMemory
 {
-    private const ulong BlockBytes = 2UL << 20, BlockPages = BlockBytes / HostMapping.PageSize;
+    private const ulong BlockBytes = HostMapping.HugePageSize, BlockPages = BlockBytes / HostMapping.PageSize;
     private const int MostTorn = 64;
     // Each run of blocks that are made of small pages is a mapping and ends one before it: see MaxFileRuns.
     private const int MaxSmallRuns = 8192;

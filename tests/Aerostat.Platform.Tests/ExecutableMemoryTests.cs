@@ -52,6 +52,36 @@ public sealed unsafe class ExecutableMemoryTests
         Assert.Equal(6, Call(memory.Write(Return(6))));
     }
 
+    /// <summary>Huge pages or not, which is the host's to say.</summary>
+    [Theory]
+    [InlineData(CodePlacement.Anywhere, false)]
+    [InlineData(CodePlacement.Below2GiB, false)]
+    [InlineData(CodePlacement.Anywhere, true)]
+    public void Settled_code_runs_and_changes_as_before(CodePlacement placement, bool visibleToProfilers)
+    {
+        using ExecutableMemory memory = new(6 << 20, placement, visibleToProfilers);
+        for (int round = 0; round < 2; round++)
+        {
+            List<nint> code = [];
+            while (memory.TryWrite(Return(code.Count + round), 4096, out nint address))
+            {
+                code.Add(address);
+                memory.Settle(address);
+            }
+            Assert.Equal(6 << 8, code.Count);
+            Assert.Equal("r-xs", Rights(code[0]));
+            Assert.Equal("rw-s", Rights((nint)memory.ToWritable(code[0])));
+            for (int i = 0; i < code.Count; i++)
+                Assert.Equal(i + round, Call(code[i]));
+            *memory.ToWritable(code[3] + 1) = 77;
+            Assert.Equal(77, Call(code[3]));
+            memory.Clear();
+            Assert.Equal(0, *memory.ToWritable(code[3]));
+        }
+        memory.Write(Return(1));
+        Assert.Throws<ArgumentOutOfRangeException>(() => memory.Settle(memory.Base + (4 << 20)));
+    }
+
     [Fact]
     public void Blocks_are_aligned_apart_and_bounded()
     {

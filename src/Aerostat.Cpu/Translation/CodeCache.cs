@@ -281,7 +281,11 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>Lets bytes be written that were emitted before. Only this vCPU runs this code, and it is outside now.</summary>
     public void Rewrite(HostAssembler a, nint address, int bytes) => a.Start(writable + (address - memory.Base), address, bytes);
 
-    public void EndCode(HostAssembler a) => next = a.Here;
+    public void EndCode(HostAssembler a)
+    {
+        next = a.Here;
+        memory.Settle(next);
+    }
 
     public int AddRecord(in ExitRecord record)
     {

@@ -36,7 +36,7 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
     private readonly MemoryFile? file;
     private readonly byte* writable;
     private readonly byte* executable;
-    private nint used;
+    private nint used, settled;
     private bool disposed;
 
     /// <summary>Reserves code memory; host memory is only used for what has been written.</summary>
@@ -160,6 +160,26 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
         Serialize();
     }
 
+    /// <summary>
+    /// Has the host put what lies before an address, and will not grow any more, into huge pages if it can: large programs spread over more pages of code than a
+    /// processor has places for. Whoever executes from there does not notice.
+    /// </summary>
+    public void Settle(nint end)
+    {
+        if (end - Base - settled < HostMapping.HugePageSize)
+            return;
+        lock (gate)
+        {
+            ObjectDisposedException.ThrowIf(disposed, this);
+            ArgumentOutOfRangeException.ThrowIfGreaterThan(end, Base + Used);
+            for (; end - Base - settled >= HostMapping.HugePageSize; settled += HostMapping.HugePageSize)
+            {
+                _ = HostMapping.Collapse(executable + settled, HostMapping.HugePageSize);
+                _ = HostMapping.Collapse(writable + settled, HostMapping.HugePageSize);
+            }
+        }
+    }
+
     /// <summary>Forgets all code and gives its memory back to the host. Nobody may be executing from here.</summary>
     public void Clear()
     {
@@ -171,6 +191,7 @@ public sealed unsafe partial class ExecutableMemory : IDisposable
             else
                 HostMapping.DiscardShared(writable, (ulong)Capacity);
             Volatile.Write(ref used, 0);
+            settled = 0;
         }
         Serialize();
     }

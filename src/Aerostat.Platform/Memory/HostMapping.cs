@@ -9,11 +9,14 @@ public static unsafe partial class HostMapping
     /// <summary>Size of a host page.</summary>
     public const int PageSize = 4096;
 
+    /// <summary>Size of a huge page.</summary>
+    public const int HugePageSize = 2 << 20;
+
     internal const int ProtNone = 0, ProtRead = 1, ProtWrite = 2, ProtExecute = 4;
     private const int MapShared = 1, MapPrivate = 2, MapFixed = 0x10, MapAnonymous = 0x20, MapNoReserve = 0x4000;
     private const int RemapMayMove = 1;
     private const int MapFixedNoReplace = 0x100000;
-    private const int AdviceDontNeed = 4, AdviceRemove = 9, AdviceDontFork = 10, AdviceHugePage = 14, AdviceNoHugePage = 15, AdviceDontDump = 16, AdviceCold = 20;
+    private const int AdviceDontNeed = 4, AdviceRemove = 9, AdviceDontFork = 10, AdviceHugePage = 14, AdviceNoHugePage = 15, AdviceDontDump = 16, AdviceCold = 20, AdviceCollapse = 25;
 
     /// <summary>Reserves address space without access rights and without memory behind it.</summary>
     /// <exception cref="Win32Exception">The host refuses.</exception>
@@ -54,6 +57,12 @@ public static unsafe partial class HostMapping
     /// <returns>False when the host refuses, for instance because it was built without them.</returns>
     public static bool AdviseHugePages(byte* address, ulong bytes, bool wanted) =>
         madvise(address, (nuint)bytes, wanted ? AdviceHugePage : AdviceNoHugePage) == 0;
+
+    /// <summary>
+    /// Puts what lies in whole huge pages of a range into such at once, whatever the host's settings for them say, also if it is shared memory (Linux 6.1 and later).
+    /// </summary>
+    /// <returns>False when the host cannot, for instance because its memory is in pieces.</returns>
+    public static bool Collapse(byte* address, ulong bytes) => madvise(address, (nuint)bytes, AdviceCollapse) == 0;
 
     /// <summary>
     /// Says that a range is not wanted soon (Linux 5.4 and later). Of a huge page of which the process has let go in part, the host takes the rest
@@ -104,11 +113,16 @@ public static unsafe partial class HostMapping
     /// <summary>As <see cref="Discard"/> for shared memory, in every mapping of it.</summary>
     internal static void DiscardShared(byte* address, ulong bytes) => _ = madvise(address, (nuint)bytes, AdviceRemove);
 
-    /// <summary>Maps a file shared with the given rights; <paramref name="below2GiB"/> asks for an address under 2^31.</summary>
+    /// <summary>Maps a file shared with the given rights, at the beginning of a huge page; <paramref name="below2GiB"/> asks for an address under 2^31.</summary>
     internal static byte* MapFile(int fd, ulong bytes, int protection, bool below2GiB)
     {
         if (!below2GiB)
-            return Map(null, bytes, protection, MapShared, fd, 0);
+        {
+            byte* reserved = Reserve(bytes + HugePageSize), aligned = (byte*)(((nuint)reserved + HugePageSize - 1) & ~(nuint)(HugePageSize - 1));
+            Unmap(reserved, (ulong)(aligned - reserved));
+            Unmap(aligned + bytes, HugePageSize - (ulong)(aligned - reserved));
+            return Map(aligned, bytes, protection, MapShared | MapFixed, fd, 0);
+        }
         // MAP_32BIT exists on x86 only and searches a quarter of the space; walking the low addresses works everywhere.
         for (ulong candidate = 1UL << 28; candidate + bytes < 1UL << 31; candidate += 1UL << 22)
         {
