@@ -17,15 +17,17 @@ internal sealed unsafe partial class CodeCache
     public const int SecondHash = unchecked((int)0x9E37_79B1), SecondBits = 16, SecondEntryShift = 5;
     private const int SecondEntries = 1 << SecondBits;
 
-    /// <summary>Places are numbered from 1 on, those of all variants together. Further addresses have to do without.</summary>
-    public const int MaxPlaces = 1 << 16;
+    /// <summary>
+    /// Places are numbered from 1 on, those of all variants together: more than code memory has room for jumps that need one. Further addresses have to do without.
+    /// </summary>
+    public const int MaxPlaces = 1 << 17;
     private const int PlaceBits = 14;
     // Of which what lies behind the places that have been given out was never touched.
     private const ulong TableBytes = (TableEntries + MaxPlaces) * 8UL;
 
     // Each list names what was put into tables since they were emptied: variant and index, or this + index for the second table.
     // Past this length all is emptied.
-    private const int IndexBits = 17, InSecond = 1 << 24, MostListed = 2 * TableEntries;
+    private const int IndexBits = 18, InSecond = 1 << 24, MostListed = 4 * TableEntries;
 
     // Blocks of a page that are looked at when the page is entered: it may hold many at other addresses.
     private const int MostPublished = 256;
@@ -117,57 +119,93 @@ internal sealed unsafe partial class CodeCache
 
     private SecondEntry* SecondSlot(ulong linear, ulong key) => second + ((uint)(linear + key) * unchecked((uint)SecondHash) >> (32 - SecondBits));
 
-    /// <summary>Lets indirect and cross-page jumps find a block.</summary>
+    /// <summary>
+    /// Lets jumps find a block that one has just looked for in vain: by its place, or, if it can be found there, by its address' sum, by which it is known from then on.
+    /// </summary>
     /// <param name="b">The block.</param>
     /// <param name="inSpace">Address space in force.</param>
     /// <param name="global">Its page is in every address space.</param>
     public void Publish(TranslatedBlock* b, int inSpace, bool global)
     {
-        ref nint* table = ref Table(b->Variant, inSpace);
-        if (table == null)
-        {
-            table = AllocateTable();
-            new Span<nint>(table, TableEntries + placeCount).Fill(MissThunk(b->Variant));
-            ArmTablesUnasked();
-        }
-        bool user = IsUser(b->Variant);
-        List<int> list = user ? listed[inSpace] : global ? listedGlobal : listedLocal;
-        if (list.Count >= MostListed)
-            FlushTables();
-        // Who came by its place needs no more than that; who did not comes once more.
-        int index = PlaceOf(b->Linear, b->Variant);
-        nint entry = b->Entry;
-        if (index == 0 || table[index] == entry)
-        {
-            index = TableIndex(b->Linear);
-            FindPad(b);
-            entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
-        }
-        nint before = table[index];
-        if (before == entry)
-            return;
-        // One list is enough, unless the entry stood in the list of what lives longer.
-        bool free = before == MissThunk(b->Variant);
-        if (free || (!user && !global))
-            list.Add(b->Variant << IndexBits | index);
-        table[index] = entry;
-        if (free || index >= TableEntries)
-            return;
-        // Whom it supplants will come this way once more, and supplant it.
-        ulong key = Key(b->Variant, inSpace);
-        SecondEntry* e = SecondSlot(b->Linear, key);
-        if (e->Key != key || (!user && !global))
-            list.Add(InSecond + (int)(e - second));
-        *e = new SecondEntry { Linear = b->Linear, Key = key, Entry = b->Entry };
+        if (!PutInPlace(b, inSpace, global))
+            b->KnownBySum = true;
+        if (b->KnownBySum)
+            PutBySum(b, inSpace, global);
     }
 
-    /// <summary>Does that for the blocks of the same page and variant, too.</summary>
+    /// <summary>Does that for blocks of the same page and variant as another, each in the ways by which it was found before.</summary>
     public void PublishPage(TranslatedBlock* like, int inSpace, bool global)
     {
         int looked = 0;
         for (TranslatedBlock* b = pages[PageBucket(like->Gpa >> 12)]; b != null && looked < MostPublished; b = b->NextInPage, looked++)
-            if (((b->Linear ^ like->Linear) | (b->Gpa ^ like->Gpa)) < 4096 && b->Variant == like->Variant && b->Second == TranslatedBlock.OnePage && b->IsValid)
-                Publish(b, inSpace, global);
+        {
+            if (((b->Linear ^ like->Linear) | (b->Gpa ^ like->Gpa)) >= 4096 || b->Variant != like->Variant || b->Second != TranslatedBlock.OnePage || !b->IsValid)
+                continue;
+            PutInPlace(b, inSpace, global);
+            if (b->KnownBySum)
+                PutBySum(b, inSpace, global);
+        }
+    }
+
+    // Whether it has a place and was not there.
+    private bool PutInPlace(TranslatedBlock* b, int inSpace, bool global)
+    {
+        int place = PlaceOf(b->Linear, b->Variant);
+        if (place == 0)
+            return false;
+        nint* table = WritableTable(b->Variant, inSpace);
+        if (table[place] == b->Entry)
+            return false;
+        Put(table, place, b->Entry, b->Variant, ListFor(b->Variant, inSpace, global));
+        return true;
+    }
+
+    private void PutBySum(TranslatedBlock* b, int inSpace, bool global)
+    {
+        nint* table = WritableTable(b->Variant, inSpace);
+        FindPad(b);
+        int index = TableIndex(b->Linear);
+        nint entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
+        List<int> list = ListFor(b->Variant, inSpace, global);
+        if (table[index] == entry || Put(table, index, entry, b->Variant, list))
+            return;
+        // Whom it supplants will come this way once more, and supplant it.
+        ulong key = Key(b->Variant, inSpace);
+        SecondEntry* e = SecondSlot(b->Linear, key);
+        if (e->Key != key || list == listedLocal)
+            list.Add(InSecond + (int)(e - second));
+        *e = new SecondEntry { Linear = b->Linear, Key = key, Entry = b->Entry };
+    }
+
+    private nint* WritableTable(int variant, int inSpace)
+    {
+        ref nint* table = ref Table(variant, inSpace);
+        if (table == null)
+        {
+            table = AllocateTable();
+            new Span<nint>(table, TableEntries + placeCount).Fill(MissThunk(variant));
+            ArmTablesUnasked();
+        }
+        return table;
+    }
+
+    private List<int> ListFor(int variant, int inSpace, bool global)
+    {
+        List<int> list = IsUser(variant) ? listed[inSpace] : global ? listedGlobal : listedLocal;
+        if (list.Count >= MostListed)
+            FlushTables();
+        return list;
+    }
+
+    // Whether nothing was there.
+    private bool Put(nint* table, int index, nint entry, int variant, List<int> list)
+    {
+        // One list is enough, unless the entry stood in the list of what lives longer.
+        bool free = table[index] == MissThunk(variant);
+        if (free || list == listedLocal)
+            list.Add(variant << IndexBits | index);
+        table[index] = entry;
+        return free;
     }
 
     /// <summary>Forgets which linear address leads where.</summary>

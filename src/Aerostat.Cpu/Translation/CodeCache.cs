@@ -28,6 +28,8 @@ internal unsafe struct TranslatedBlock
     /// <summary>First of the direct jumps that lead to <see cref="Entry"/>, 0: none is known.</summary>
     public int Links;
     public Temperature Temperature;
+    /// <summary>Whether jumps have looked for it by its address' sum (<see cref="CodeCache.TableIndex"/>).</summary>
+    public bool KnownBySum;
     public uint DecodedGeneration, SecondDecodedGeneration;
     /// <summary>Generations of the code in its page and in the second one (the same, if there is none).</summary>
     public uint* Generation, SecondGeneration;
@@ -445,6 +447,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         }
         old->Links = 0;
         ChangePlace(old, other->Entry);
+        other->KnownBySum |= old->KnownBySum;
         Forget(old);
         old->SecondDecodedGeneration = ~old->DecodedGeneration;
         old->SecondGeneration = &old->DecodedGeneration;

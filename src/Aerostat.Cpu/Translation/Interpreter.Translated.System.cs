@@ -21,6 +21,7 @@ internal sealed unsafe partial class Interpreter
         entry = t.Cache.Target(variant, s->Rip);
         // What the table has checks R10.
         s->ExitAddress = s->Rip;
+        t.Sought = entry == 0;
         return entry != 0;
     }
 }

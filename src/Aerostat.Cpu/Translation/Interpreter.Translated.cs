@@ -67,6 +67,7 @@ internal sealed unsafe partial class Interpreter
             if (s->Bitness == 64 && s->TlbSet != EmptySet)
             {
                 TranslatedBlock* block = FindTranslation(s, t);
+                t.Sought = false;
                 // A table that was made for it may have been armed after a request had disarmed the others.
                 if (s->Poll != 0)
                     continue;
@@ -214,7 +215,8 @@ internal sealed unsafe partial class Interpreter
         LookasideEntry* e = t.Lookaside + ((rip ^ (rip >> 12)) & (TranslationState.LookasideEntries - 1));
         if (e->Linear == rip && IsCurrent(e->Epoch) && e->Variant == variant + 1 && e->Age == t.Cache.Age && e->Block->IsValid)
         {
-            t.Cache.Publish(e->Block, space.Number, e->Epoch == globalEpoch);
+            if (t.Sought)
+                t.Cache.Publish(e->Block, space.Number, e->Epoch == globalEpoch);
             return e->Block;
         }
         if (!IsCanonical(s, rip) || !TranslateFetch(s, rip, out ulong gpa, out bool global) || Memory.TryGetPage(gpa) == null)
@@ -251,7 +253,8 @@ internal sealed unsafe partial class Interpreter
             }
         }
         *e = new LookasideEntry { Linear = rip, Epoch = madeIn, Variant = variant + 1, Age = t.Cache.Age, Block = block };
-        t.Cache.Publish(block, space.Number, global);
+        if (t.Sought)
+            t.Cache.Publish(block, space.Number, global);
         return block;
     }
 
@@ -281,6 +284,7 @@ internal sealed unsafe partial class Interpreter
             {
                 case ExitKind.Miss:
                     s->Rip = s->ExitAddress;
+                    t.Sought = s->Poll == 0;
                     // With no branch to blame this is where the interpreter has left off.
                     if (IsCanonical(s, s->Rip) || s->IndirectSource == CodeCache.MissRecord)
                         return false;

@@ -47,6 +47,9 @@ internal sealed unsafe class TranslationState : IDisposable
     /// <summary>How often code at an address (by its hash) was interpreted.</summary>
     public ref byte HeatOf(ulong linear) => ref heat[(linear ^ (linear >> 16)) & (HeatEntries - 1)];
 
+    /// <summary>Whether the jump table has just been asked for RIP in vain, and not for a request's sake.</summary>
+    public bool Sought { get; set; }
+
     /// <summary>From linear address and variant to block, within an epoch; the second half for blocks without groups.</summary>
     public LookasideEntry* Lookaside { get; }
 

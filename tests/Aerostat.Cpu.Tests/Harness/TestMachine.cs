@@ -128,13 +128,21 @@ internal sealed unsafe class TestMachine : IDisposable
     /// <summary>Assembles code at <see cref="KernelCode"/> (or the user's view of the same) + offset.</summary>
     public ulong Assemble(Action<Iced.Intel.Assembler> body, int offset = 0, bool user = false)
     {
+        ulong at = (user ? UserCode : KernelCode) + (ulong)offset;
+        Code(offset, Bytes(at, body));
+        return at;
+    }
+
+    /// <summary>Assembles code in a page that is mapped elsewhere.</summary>
+    public void Assemble(ulong gpa, ulong linear, Action<Iced.Intel.Assembler> body) => Memory.Write(new GuestAddress(gpa), Bytes(linear, body));
+
+    private byte[] Bytes(ulong linear, Action<Iced.Intel.Assembler> body)
+    {
         var a = new Iced.Intel.Assembler(IsLong ? 64 : Mode == TestMode.Real ? 16 : 32);
         body(a);
         using var stream = new MemoryStream();
-        ulong at = (user ? UserCode : KernelCode) + (ulong)offset;
-        a.Assemble(new Iced.Intel.StreamCodeWriter(stream), at);
-        Code(offset, stream.ToArray());
-        return at;
+        a.Assemble(new Iced.Intel.StreamCodeWriter(stream), linear);
+        return stream.ToArray();
     }
 
     /// <summary>Points CS, SS, RIP and the data segments at code of a privilege level.</summary>

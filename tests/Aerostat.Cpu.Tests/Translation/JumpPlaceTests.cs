@@ -16,16 +16,7 @@ public sealed class JumpPlaceTests
     private const ulong Flags = PageTableEntry.P | PageTableEntry.W | PageTableEntry.A | PageTableEntry.D, Keep = 1UL << 63;
     private const int Rounds = 100;
 
-    private static void Put(TestMachine m, ulong gpa, ulong linear, Action<Assembler> body)
-    {
-        var a = new Assembler(64);
-        body(a);
-        using var stream = new MemoryStream();
-        a.Assemble(new StreamCodeWriter(stream), linear);
-        m.Memory.Write(new Memory.GuestAddress(gpa), stream.ToArray());
-    }
-
-    // ECX times across the page: a call, a jump back that a condition takes or not, and the end of the page.
+    // ECX times across the page: a call, a jump, and a jump back with a condition.
     private static TestMachine Create(int hotThreshold, ulong global)
     {
         Assert.SkipUnless(TranslatorHypervisor.IsSupported, "the host is not x86-64");
@@ -33,7 +24,7 @@ public sealed class JumpPlaceTests
         m.Tables.Map(Caller, CallerGpa, 0x2000, Flags | global);
         m.Tables.Map(Alias, TargetGpa, 0x1000, Flags);
         m.State.Cr4 |= Cr4.Pge | Cr4.Pcide;
-        Put(m, CallerGpa, Caller, a =>
+        m.Assemble(CallerGpa, Caller, a =>
         {
             Label loop = a.CreateLabel();
             a.Label(ref loop);
@@ -43,14 +34,14 @@ public sealed class JumpPlaceTests
         });
         foreach ((ulong gpa, int number) in ((ulong, int)[])[(TargetGpa, 1), (OtherGpa, 0x1_0000)])
         {
-            Put(m, gpa, Target, a =>
+            m.Assemble(gpa, Target, a =>
             {
                 a.add(eax, number);
                 a.dec(ecx);
                 a.jne(Caller);
                 a.ret();
             });
-            Put(m, gpa + 0x40, Target + 0x40, a =>
+            m.Assemble(gpa + 0x40, Target + 0x40, a =>
             {
                 a.mov(rdx, __qword_ptr[rsp]);
                 a.add(eax, 0x10 * number);
@@ -164,7 +155,7 @@ public sealed class JumpPlaceTests
     public void FurtherTargetsDoWithout()
     {
         Assert.SkipUnless(TranslatorHypervisor.IsSupported, "the host is not x86-64");
-        const int Pages = 100, JumpBytes = 5, Jumps = Pages * (4096 / JumpBytes);
+        const int Pages = 180, JumpBytes = 5, Jumps = Pages * (4096 / JumpBytes);
         Assert.True(Jumps > CodeCache.MaxPlaces + 10_000);
         using TestMachine m = new(TestMode.Long, hypervisor: memory => new TranslatorHypervisor(memory, threshold: 0));
         m.Tables.Map(Caller, CallerGpa, Pages * 4096, Flags);

@@ -25,14 +25,14 @@ public sealed class JumpTableTests
         m.Tables.Map(killer, TestMachine.FreeGpa, 0x1000, PageTableEntry.W);
         m.Tables.Map(reader - 0x1000, TestMachine.FreeGpa + 0x1000, 0x2000, PageTableEntry.W);
         // Needs no flags.
-        Put(m, TestMachine.FreeGpa, killer, a =>
+        m.Assemble(TestMachine.FreeGpa, killer, a =>
         {
             a.xor(eax, eax);
             a.ret();
         });
         // The last instruction of a page sets flags, the first of the next one reads them.
-        Put(m, TestMachine.FreeGpa + 0x1FFE, reader - 2, a => a.cmp(edx, esi));
-        Put(m, TestMachine.FreeGpa + 0x2000, reader, a =>
+        m.Assemble(TestMachine.FreeGpa + 0x1FFE, reader - 2, a => a.cmp(edx, esi));
+        m.Assemble(TestMachine.FreeGpa + 0x2000, reader, a =>
         {
             a.setb(cl);
             a.sete(ch);
@@ -62,14 +62,5 @@ public sealed class JumpTableTests
         // CL, CH and BL for 1 - 5 (borrow), 5 - 5 (equal), 0x80000000 - 5 (overflow).
         Assert.Equal(0x0001_0100_0000UL, r.State.Gpr[10]);
         Assert.Equal(0x00_00_01UL, r.State.Gpr[11]);
-    }
-
-    private static void Put(TestMachine m, ulong gpa, ulong linear, Action<Assembler> body)
-    {
-        var a = new Assembler(64);
-        body(a);
-        using var stream = new MemoryStream();
-        a.Assemble(new StreamCodeWriter(stream), linear);
-        m.Memory.Write(new Memory.GuestAddress(gpa), stream.ToArray());
     }
 }

@@ -26,7 +26,7 @@ public sealed class PageCrossingCodeTests
         m.Tables.Map(Loop, FirstGpa, 0x2000, Flags);
         m.Tables.Map(Patch, FirstGpa, 0x3000, Flags);
         // ECX times: EAX += imm32, then return.
-        Put(m, FirstGpa + (ulong)s_addAt, Loop + (ulong)s_addAt, a =>
+        m.Assemble(FirstGpa + (ulong)s_addAt, Loop + (ulong)s_addAt, a =>
         {
             Label again = a.CreateLabel();
             a.Label(ref again);
@@ -41,15 +41,6 @@ public sealed class PageCrossingCodeTests
         page[2] = 0x20;
         m.Memory.Write(new Memory.GuestAddress(OtherGpa), page);
         return m;
-    }
-
-    private static void Put(TestMachine m, ulong gpa, ulong linear, Action<Assembler> body)
-    {
-        var a = new Assembler(64);
-        body(a);
-        using var stream = new MemoryStream();
-        a.Assemble(new StreamCodeWriter(stream), linear);
-        m.Memory.Write(new Memory.GuestAddress(gpa), stream.ToArray());
     }
 
     private static long Count(TestMachine m, string name) => m.Processor.Counters.Named.GetValueOrDefault(name);
