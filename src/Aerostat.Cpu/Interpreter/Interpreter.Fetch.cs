@@ -51,6 +51,8 @@ internal sealed unsafe partial class Interpreter
         if (Memory.TryGetPage(gpa) != null)
         {
             NoteCodePage(linear);
+            if (t.PageSize > 4096)
+                largeCode.Note(linear, t.PageSize);
             m = new FetchMapping { Key = key, Epoch = global ? globalEpoch : epoch, Gpa = gpa & ~4095UL };
         }
         return true;

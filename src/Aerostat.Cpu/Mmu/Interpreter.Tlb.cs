@@ -46,6 +46,8 @@ internal sealed unsafe partial class Interpreter
     // The same for 2 MiB at once: INVLPG of a large page asks about all of it.
     private const int CodeRegionBits = 1 << 12, RegionShift = 21;
     private readonly ulong[] codeRegions = new ulong[CodeRegionBits / 64];
+    // Where code was fetched from large pages, in whatever space, since mappings of code were forgotten.
+    private readonly LargePageFilter largeCode = new();
 
     // A device's page that was accessed lately: such pages are not in the TLB. Holds as long as the epoch does, and until INVLPG.
     private ulong devicePage = ulong.MaxValue, deviceGpa, deviceEpoch;
@@ -245,6 +247,7 @@ internal sealed unsafe partial class Interpreter
         epoch = space.Epoch;
         Array.Clear(codePages);
         Array.Clear(codeRegions);
+        largeCode.Clear();
         translation?.Cache.FlushTables();
     }
 
@@ -268,7 +271,7 @@ internal sealed unsafe partial class Interpreter
     {
         UnbindChecks();
         devicePage = ulong.MaxValue;
-        ulong size = tlbMemory.StrictLarge.SizeAt(linear);
+        ulong size = Math.Max(tlbMemory.StrictLarge.SizeAt(linear), largeCode.SizeAt(linear));
         foreach (TlbSpace other in tlbMemory.Spaces)
             if (other.IsPrepared)
                 size = Math.Max(size, other.Large.SizeAt(linear));

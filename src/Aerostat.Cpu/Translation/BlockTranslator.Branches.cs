@@ -3,8 +3,8 @@ using Iced.Intel;
 namespace Aerostat.Cpu;
 
 /// <content>
-/// Branches. Within a page blocks are linked directly: they become stale together. Everything else goes through the jump table, whose entries
-/// the target checks. Every loop contains a backward branch within a page (which looks at <see cref="CpuState.Poll"/>) or a jump through
+/// Branches. Within a page blocks are linked directly: they become stale together. Everything else goes through the jump table, what
+/// is found there by a sum of its address checks whether it is meant. Every loop contains a backward branch within a page (which looks at <see cref="CpuState.Poll"/>) or a jump through
 /// the table (which is exchanged for one full of exits), so a request is seen within one page of straight code.
 /// </content>
 internal sealed unsafe partial class BlockTranslator
@@ -14,6 +14,12 @@ internal sealed unsafe partial class BlockTranslator
 
     private void EmitTableJump(ulong target, int toVariant)
     {
+        // Code may run on to there. The dispatcher would blame the last indirect branch.
+        if (!IsCanonical(target))
+        {
+            EmitLeave(ExitKind.Interpret, target, 0);
+            return;
+        }
         a.LoadState(Host.R14, Offset(&state->JumpTable[toVariant]));
         a.Constant(Host.R10, target);
         a.RM(0xFF, 4, Host.R14, Host.None, 0, cache.AddPlace(target, toVariant) * 8, wide: false);
@@ -36,13 +42,15 @@ internal sealed unsafe partial class BlockTranslator
 
     private void EmitLink(nint site, ulong target, int toVariant)
     {
-        if (entry != 0 && target == linear && !ungrouped && toVariant == variant)
+        // A breakpoint that is set here again must be met.
+        bool stop = Interpreter.EndsBlocks(BlockEnds, target);
+        if (!stop && entry != 0 && target == linear && !ungrouped && toVariant == variant)
         {
             a.PointTo(site, entry);
             linksToSelf.Add(site);
             return;
         }
-        TranslatedBlock* block = cache.Find(target, (gpa & ~4095UL) | (target & 4095), toVariant);
+        TranslatedBlock* block = stop ? null : cache.Find(target, (gpa & ~4095UL) | (target & 4095), toVariant);
         if (block != null)
         {
             a.PointTo(site, block->Entry);

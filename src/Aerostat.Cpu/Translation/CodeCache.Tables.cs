@@ -17,12 +17,11 @@ internal sealed unsafe partial class CodeCache
     public const int SecondHash = unchecked((int)0x9E37_79B1), SecondBits = 16, SecondEntryShift = 5;
     private const int SecondEntries = 1 << SecondBits;
 
-    /// <summary>
-    /// Places are numbered from 1 on, those of all variants together: more than code memory has room for jumps that need one. Further addresses have to do without.
-    /// </summary>
+    /// <summary>Places are numbered from 1 on, those of all variants together, more than large programs need. Further addresses have to do without.</summary>
     public const int MaxPlaces = 1 << 17;
-    private const int PlaceBits = 14;
-    // Of which what lies behind the places that have been given out was never touched.
+    // So that a guest that chooses addresses by their hash gains nothing, further ones of a hash do without, too.
+    private const int PlaceBits = 14, MostOfHash = 64;
+    // Behind the places that have been given out it takes no memory.
     private const ulong TableBytes = (TableEntries + MaxPlaces) * 8UL;
 
     // Each list names what was put into tables since they were emptied: variant and index, or this + index for the second table.
@@ -60,14 +59,14 @@ internal sealed unsafe partial class CodeCache
     private ref nint* Table(int variant, int inSpace) => ref tables[IsUser(variant) ? inSpace : 0][variant];
 
     /// <summary>
-    /// Place of an address in a jump table. Its low bits alone would not do: functions begin at multiples of 16, and so would share 4096 places.
+    /// Where an address' entry in a jump table is. Its low bits alone would not do: functions begin at multiples of 16, and so would share 4096 entries.
     /// Generated code computes the same without touching flags, which takes RORX.
     /// </summary>
     public static int TableIndex(ulong linear) => (int)(Bmi2.IsSupported ? (uint)linear + BitOperations.RotateRight((uint)linear, TableFold) : (uint)linear) & (TableEntries - 1);
 
     private const int TableFold = 12;
 
-    /// <summary>R11 = the place of the address in R10; flags pass.</summary>
+    /// <summary>R11 = where the entry of the address in R10 is; flags pass.</summary>
     public static void EmitTableIndex(HostAssembler a)
     {
         if (Bmi2.IsSupported)
@@ -87,7 +86,10 @@ internal sealed unsafe partial class CodeCache
         int place = PlaceOf(linear, variant);
         if (place != 0)
             return place;
-        if (placeCount == MaxPlaces)
+        int ofHash = 0;
+        for (int i = placesByHash[PlaceBucket(linear)]; i != 0; i = places[i].NextByHash)
+            ofHash++;
+        if (placeCount == MaxPlaces || ofHash == MostOfHash)
             return TableIndex(linear);
         ref int first = ref placesByHash[PlaceBucket(linear)];
         places[placeCount] = new Place { Linear = linear, Variant = variant, NextByHash = first };

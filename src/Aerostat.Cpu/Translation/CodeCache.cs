@@ -37,7 +37,7 @@ internal unsafe struct TranslatedBlock
     public nint Entry;
     /// <summary>Entry that compares R10 with <see cref="Linear"/> first.</summary>
     public nint CheckedEntry;
-    /// <summary>The landing pad of a call that returns here, which takes the place of <see cref="CheckedEntry"/> in jump tables; or 0. Set once.</summary>
+    /// <summary>The landing pad of a call that returns here, which takes the place of <see cref="CheckedEntry"/> in jump tables; or 0.</summary>
     public nint Pad;
     public TranslatedBlock* NextInBucket;
     public TranslatedBlock* NextInPage, NextInSecondPage;
@@ -414,7 +414,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private void ChangePad(ulong next, ulong gpa, int variant)
     {
         TranslatedBlock* b = Find(next, (gpa & ~4095UL) | (next & 4095), variant);
-        if (b == null || b->Pad == 0)
+        if (b == null || (b->Pad == 0 && !b->KnownBySum))
             return;
         Unpublish(b);
         b->Pad = 0;
@@ -456,8 +456,8 @@ internal sealed unsafe partial class CodeCache : IDisposable
     /// <summary>From now on a block is entered further on.</summary>
     public void MoveEntry(TranslatedBlock* b, nint entry)
     {
+        // While it can be told by the old one, which the second table has, too.
         ChangePlace(b, entry);
-        // The second table has the old one.
         Unpublish(b);
         b->Entry = entry;
         for (int i = b->Links; i != 0; i = links[i].Next)

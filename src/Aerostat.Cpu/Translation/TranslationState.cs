@@ -65,7 +65,7 @@ internal sealed unsafe class TranslationState : IDisposable
 
     public const int PublishedEntries = 4096;
 
-    /// <summary>For which pages, epochs and variants all blocks have been put into the jump table.</summary>
+    /// <summary>For which pages, epochs and variants <see cref="CodeCache.PublishPage"/> has been done.</summary>
     public readonly (ulong Linear, ulong Epoch, int Variant)[] PublishedPages = new (ulong Linear, ulong Epoch, int Variant)[PublishedEntries];
 
     /// <summary>Makes generated code leave at its next check; any thread, after the request is set.</summary>

@@ -121,7 +121,15 @@ public static unsafe partial class HostMapping
             byte* reserved = Reserve(bytes + HugePageSize), aligned = (byte*)(((nuint)reserved + HugePageSize - 1) & ~(nuint)(HugePageSize - 1));
             Unmap(reserved, (ulong)(aligned - reserved));
             Unmap(aligned + bytes, HugePageSize - (ulong)(aligned - reserved));
-            return Map(aligned, bytes, protection, MapShared | MapFixed, fd, 0);
+            try
+            {
+                return Map(aligned, bytes, protection, MapShared | MapFixed, fd, 0);
+            }
+            catch
+            {
+                Unmap(aligned, bytes);
+                throw;
+            }
         }
         // MAP_32BIT exists on x86 only and searches a quarter of the space; walking the low addresses works everywhere.
         for (ulong candidate = 1UL << 28; candidate + bytes < 1UL << 31; candidate += 1UL << 22)

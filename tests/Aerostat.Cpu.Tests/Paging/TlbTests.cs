@@ -77,6 +77,40 @@ public class TlbTests : ProcessorTests
         Assert.Equal(2UL, r.State.Gpr[1]);
     }
 
+    /// <summary>The same for a large page from which nothing was read, but code was fetched.</summary>
+    [Fact]
+    public void InvlpgForgetsTheCodeOfTheWholeLargePage()
+    {
+        using TestMachine m = Machine(TestMode.Long);
+        const ulong flags = Open | PageTableEntry.Ps | PageTableEntry.A | PageTableEntry.D;
+        m.Tables.Write(m.Tables.EntryAddress(Page, 2), FreeA | flags);
+        ulong table = m.Tables.EntryAddress(Page, 2);
+        m.Tables.Map(0x50000, table & ~4095UL, 0x1000, PageTableEntry.W);
+        foreach ((ulong gpa, int number) in ((ulong, int)[])[(FreeA, 1), (0, 2)])
+        {
+            m.Assemble(gpa + 0x3000, Page + 0x3000, a =>
+            {
+                a.mov(eax, number);
+                a.ret();
+            });
+        }
+
+        TestResult r = m.Run(0, m.Assemble(a =>
+        {
+            a.mov(rbx, Page + 0x3000);
+            a.mov(esi, 0x50000 + (uint)(table & 4095));
+            a.mov(edx, (uint)flags);
+            a.call(rbx);
+            a.mov(r8d, eax);
+            a.mov(__qword_ptr[rsi], rdx);
+            // Another address of the same large page.
+            a.invlpg(__[rbx + 0x10000]);
+            a.call(rbx);
+            a.hlt();
+        }));
+        Assert.Equal((1UL, 2UL), (r.State.Gpr[8], r.State.Gpr[0]));
+    }
+
     [Fact]
     public void MovToCr3ForgetsAllButGlobalPages()
     {

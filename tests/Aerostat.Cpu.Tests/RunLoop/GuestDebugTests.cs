@@ -66,6 +66,36 @@ public sealed class GuestDebugTests
         Assert.Equal((Vector.Breakpoint, 5UL, 10UL), (r.Vector, r.State.Gpr[2], r.State.Gpr[3]));
     }
 
+    /// <summary>A breakpoint that is taken out, while another stays, and set again when there is code that goes on to it.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void ABreakpointThatIsSetAgainIsMet(bool translated)
+    {
+        using TestMachine m = Create(translated);
+        ulong start = m.Assemble(a =>
+        {
+            Label over = a.CreateLabel();
+            a.add(ebx, 1);
+            a.cmp(ebx, ebx);
+            a.je(over);
+            a.nop();
+            a.Label(ref over);
+            a.add(edx, 1);
+            a.int3();
+        });
+        ulong at = start + 8, elsewhere = start + 0x800;
+        m.Processor.SetGuestDebug(At(at, elsewhere));
+        m.Processor.SetGuestDebug(At(elsewhere));
+        Assert.Equal(Vector.Breakpoint, m.Run(0, at).Vector);
+        Assert.Equal(Vector.Breakpoint, m.Run(0, start).Vector);
+        m.State.Gpr[3] = 0;
+        m.Processor.SetGuestDebug(At(at, elsewhere));
+        TestResult r = m.Run(0, start);
+        Assert.Equal(new ProcessorExit(ExitReason.Debug, GuestDebugBits.Code, at), r.Exit);
+        Assert.Equal((at, 1UL), (r.State.Rip, r.State.Gpr[3]));
+    }
+
     /// <summary>Taking a breakpoint out while stopped at it and putting it in again later, as debuggers do at every stop.</summary>
     [Theory]
     [InlineData(false)]

@@ -63,4 +63,35 @@ public sealed class JumpTableTests
         Assert.Equal(0x0001_0100_0000UL, r.State.Gpr[10]);
         Assert.Equal(0x00_00_01UL, r.State.Gpr[11]);
     }
+
+    /// <summary>Code that runs on to an address that is none faults there: the last indirect branch, which led to it, is not to blame.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void RunningOnPastTheLowerHalfFaultsThere(bool translated)
+    {
+        Assert.SkipWhen(translated && !TranslatorHypervisor.IsSupported, "the host is not x86-64");
+        const ulong End = 0x8000_0000_0000;
+        using var m = new TestMachine(TestMode.Long, hypervisor: translated ? memory => new TranslatorHypervisor(memory, threshold: 0) : null);
+        m.Tables.Map(End - 0x1000, TestMachine.FreeGpa, 0x1000, PageTableEntry.W);
+        m.Assemble(TestMachine.FreeGpa + 0xFF0, End - 16, a => a.jmp(r9));
+        m.Assemble(TestMachine.FreeGpa + 0xFF9, End - 7, a =>
+        {
+            a.add(edx, 1);
+            a.dec(ecx);
+            a.jne(End - 16);
+        });
+        TestResult r = m.Run(0, m.Assemble(a =>
+        {
+            Label again = a.CreateLabel();
+            a.mov(ecx, 4);
+            a.xor(edx, edx);
+            a.mov(r8, End - 7);
+            a.lea(r9, __[again]);
+            a.Label(ref again);
+            a.jmp(r8);
+        }));
+        Assert.Equal((Vector.GeneralProtection, End), (r.Vector, r.Rip));
+        Assert.Equal((0UL, 4UL), (r.State.Gpr[1], r.State.Gpr[2]));
+    }
 }
