@@ -4,7 +4,7 @@ using Iced.Intel;
 namespace Aerostat.Cpu;
 
 /// <summary>
-/// Guest and host code of a block side by side. Host addresses are distances from the block's start, and whatever else depends on where things
+/// Guest and host code of a block side by side. Host addresses are distances from the block's start or that of its slow paths, and whatever else depends on where things
 /// lie has a name, so that two listings of the same translation are the same text.
 /// </summary>
 internal sealed unsafe class BlockListing : ISymbolResolver
@@ -17,7 +17,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
 
     private readonly NasmFormatter formatter;
     private readonly StringOutput text = new();
-    private nint start, end, slow, slowEnd;
+    private nint start, end, near, nearEnd, slow, slowEnd;
     private CodeCache? cache;
     private Dictionary<int, string> fields = [];
 
@@ -38,7 +38,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
     /// <summary>Writes a block; <paramref name="header"/>: with a line that tells where it lies.</summary>
     public void Write(TextWriter output, BlockView block, bool header)
     {
-        (start, end, slow, slowEnd, cache) = (block.Start, block.End, block.SlowPaths, block.SlowPathsEnd, block.Cache);
+        (start, end, near, nearEnd, slow, slowEnd, cache) = (block.Start, block.End, block.Near, block.NearEnd, block.SlowPaths, block.SlowPathsEnd, block.Cache);
         if (fields.Count == 0)
             fields = NameFields(block.State);
         if (header)
@@ -46,7 +46,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             string level = (block.Variant % 3) switch { 0 => "user", 1 => "supervisor without user pages", _ => "supervisor" };
             output.WriteLine(
                 $"block 0x{block.Linear:x}, physical 0x{block.Gpa:x}, {level}{(VectorLevel.Of(block.Variant) is var vectors and > VectorLevel.None ? $", {s_levels[vectors]} loaded" : "")}{(block.Ungrouped ? ", each access alone" : "")}: "
-                + $"{block.Guest.Length} instructions, host code of {end - start + slowEnd - slow} bytes at 0x{block.Start:x}");
+                + $"{block.Guest.Length} instructions, host code of {end - start + nearEnd - near + slowEnd - slow} bytes at 0x{block.Start:x}");
         }
         Section(output, block, "(entry from a table)", block.Start, block.Entry);
         Section(output, block, "(counts)", block.Entry, block.Marks[0]);
@@ -56,6 +56,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
             Section(output, block, $"{i.IP:x}  {Format(i)}", block.Marks[k], block.Marks[k + 1]);
         }
         Section(output, block, "(goes on)", block.Marks[^1], end);
+        Section(output, block, "(calls and jumps go on)", near, nearEnd);
         Section(output, block, "(slow paths)", slow, slowEnd);
         output.WriteLine();
     }
@@ -75,7 +76,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         {
             nint at = (nint)decoder.IP;
             decoder.Decode(out Instruction i);
-            output.WriteLine($"{left.PadRight(GuestColumn)} | +{at - start:x3}  {FormatHost(i, block)}");
+            output.WriteLine($"{left.PadRight(GuestColumn)} | {PlaceOf(at)}  {FormatHost(i, block)}");
             left = "";
         }
     }
@@ -96,9 +97,9 @@ internal sealed unsafe class BlockListing : ISymbolResolver
         if (r->Kind == ExitKind.Memory)
             comment += $" {(r->Write ? "write" : "read")} {r->Size}{(r->Group ? " group" : "")}";
         if (Inside(r->Retry) && r->Kind != ExitKind.Link)
-            comment += $", again +{r->Retry - start:x3}";
+            comment += $", again {PlaceOf(r->Retry)}";
         if (!r->Group && Inside(r->Next))
-            comment += $", next +{r->Next - start:x3}";
+            comment += $", next {PlaceOf(r->Next)}";
         return $"{line.PadRight(40)} ; {comment}";
     }
 
@@ -107,7 +108,11 @@ internal sealed unsafe class BlockListing : ISymbolResolver
 
     private static bool IsFrame(in Instruction i) => i.MemoryBase == Register.RSP && i.MemoryIndex == Register.None;
 
-    private bool Inside(nint address) => (address >= start && address < end) || (address >= slow && address < slowEnd);
+    private bool Inside(nint address) => (address >= start && address < end) || (address >= near && address < nearEnd) || IsSlow(address);
+
+    private bool IsSlow(nint address) => address >= slow && address < slowEnd;
+
+    private string PlaceOf(nint address) => string.Create(CultureInfo.InvariantCulture, $"{(IsSlow(address) ? "slow" : "")}+{address - (IsSlow(address) ? slow : start):x3}");
 
     private string Format(in Instruction i)
     {
@@ -166,7 +171,7 @@ internal sealed unsafe class BlockListing : ISymbolResolver
     private string NameTarget(nint target)
     {
         if (Inside(target))
-            return string.Create(CultureInfo.InvariantCulture, $"+{target - start:x3}");
+            return PlaceOf(target);
         Thunks thunks = cache!.Thunks;
         for (int level = 0; level < VectorLevel.Count; level++)
         {

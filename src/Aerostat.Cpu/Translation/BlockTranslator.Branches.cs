@@ -182,7 +182,7 @@ internal sealed unsafe partial class BlockTranslator
 
     private void EmitLandingPad(ulong next)
     {
-        EmitEntryCheck(next);
+        cache.EmitEntryCheck(a, next, variant);
         EmitLink(a.Jmp(), next);
     }
 

@@ -25,7 +25,10 @@ internal sealed unsafe partial class BlockTranslator
         IndirectCall,
     }
 
-    /// <summary>Code that is emitted behind the block.</summary>
+    // What is executed as often as the rest; all else is put elsewhere.
+    private static bool IsNear(ColdKind kind) => kind is ColdKind.Table or ColdKind.Call or ColdKind.IndirectCall;
+
+    /// <summary>Code that is emitted behind the block, or elsewhere.</summary>
     private struct Cold
     {
         public ColdKind Kind;
@@ -37,30 +40,6 @@ internal sealed unsafe partial class BlockTranslator
     }
 
     private int TlbOffset => Interpreter.StateBytes + (variant % 3 * Interpreter.TlbEntries * sizeof(TlbEntry));
-
-    /// <summary>
-    /// Goes on if R10 is the address expected here. Keeps the flags whether or not this code needs them: whoever comes here by mistake, because
-    /// its target shares the low bits of the address, may need them where it is sent on to.
-    /// </summary>
-    private void EmitEntryCheck(ulong address)
-    {
-        a.Move(Host.R11, Host.Rcx);
-        if ((long)address == (int)address && (int)address != int.MinValue)
-        {
-            a.Lea(Host.Rcx, Host.R10, Host.None, 0, -(int)address);
-        }
-        else
-        {
-            a.Constant(Host.Rcx, 0 - address);
-            a.Lea(Host.Rcx, Host.Rcx, Host.R10, 0, 0);
-        }
-        // jrcxz over the way out
-        a.Byte(0xE3);
-        a.Byte(3 + 5);
-        a.Move(Host.Rcx, Host.R11);
-        a.Jmp(cache.Thunks.Mismatch(variant));
-        a.Move(Host.Rcx, Host.R11);
-    }
 
     // The instruction behind the next conditional branch from k on, or the block's end: what is counted together, for it runs together.
     private int SegmentEnd(int k)

@@ -25,12 +25,16 @@ internal sealed unsafe class BlockView
     /// <summary>Where the code of each instruction begins, then where what follows the last one does.</summary>
     public required nint[] Marks { get; init; }
 
-    /// <summary>The block's host code: the entry that checks its address, the body, and somewhere behind it the slow paths.</summary>
+    /// <summary>The block's host code: the entry that checks its address if it has one, the body, somewhere behind it where its calls and far branches go on, and elsewhere the slow paths.</summary>
     public required nint Start { get; init; }
 
     public required nint Entry { get; init; }
 
     public required nint End { get; init; }
+
+    public nint Near { get; set; }
+
+    public nint NearEnd { get; set; }
 
     public nint SlowPaths { get; set; }
 
@@ -87,21 +91,34 @@ internal sealed unsafe partial class BlockTranslator
         });
     }
 
-    // Slow path i comes next, or the end. Those that others have added are the last block's.
-    private void NoteSlowPath(int i)
+    // Code of cold[i] comes next, or the end of its kind. What others have added is the last block's.
+    private void NoteCold(int i, bool near)
     {
         foreach (BlockView block in observed)
-            if (block.SlowPaths == 0 && block.FirstCold <= i)
+        {
+            if (block.FirstCold > i)
+                continue;
+            if (near && block.Near == 0)
+                block.Near = a.Here;
+            else if (!near && block.SlowPaths == 0)
                 block.SlowPaths = a.Here;
+        }
+        if (i < cold.Count || observed.Count == 0)
+            return;
+        for (int n = 0; n < observed.Count; n++)
+        {
+            BlockView? after = n + 1 < observed.Count ? observed[n + 1] : null;
+            if (near)
+                observed[n].NearEnd = after?.Near ?? a.Here;
+            else
+                observed[n].SlowPathsEnd = after?.SlowPaths ?? a.Here;
+        }
     }
 
     private void Observe()
     {
-        for (int n = 0; n < observed.Count; n++)
-        {
-            observed[n].SlowPathsEnd = n + 1 < observed.Count ? observed[n + 1].SlowPaths : a.Here;
-            Observer!.Translated(observed[n]);
-        }
+        foreach (BlockView block in observed)
+            Observer!.Translated(block);
         observed.Clear();
     }
 }

@@ -134,8 +134,12 @@ internal sealed unsafe partial class BlockTranslator
         }
         if (follower != 0)
             EmitLandingPad(follower);
-        EmitCold();
-        cache.EndCode(a);
+        EmitColds(near: true);
+        cache.BeginSlowPaths(a);
+        EmitColds(near: false);
+        cold.Clear();
+        cache.EndSlowPaths(a);
+        Observe();
         foreach ((nint old, nint other) in superseded)
             cache.Replace(a, (TranslatedBlock*)old, (TranslatedBlock*)other);
         superseded.Clear();
@@ -182,9 +186,11 @@ internal sealed unsafe partial class BlockTranslator
         BlocksTranslated++;
         InstructionsTranslated += count;
         PlanGroups();
-        nint checkedEntry = a.Here;
+        nint begin = a.Here;
         int firstRecord = cache.RecordCount, firstCheck = cache.NextCheck, firstCold = cold.Count;
-        EmitEntryCheck(linear);
+        bool check = follows || (replaced != null && replaced->KnownBySum);
+        if (check)
+            cache.EmitEntryCheck(a, linear, variant);
         // Calls return right into it, so no-operations would be executed.
         if (!follows)
             a.AlignCode(16);
@@ -192,7 +198,7 @@ internal sealed unsafe partial class BlockTranslator
         int countdown = EmitCountdown(), countdownBytes = (int)(a.Here - entry);
         EmitCount(0);
         EmitBody();
-        NoteBlock(checkedEntry, firstRecord, firstCold);
+        NoteBlock(begin, firstRecord, firstCold);
         TranslatedBlock* block = cache.AddBlock(new TranslatedBlock
         {
             Linear = linear,
@@ -204,7 +210,7 @@ internal sealed unsafe partial class BlockTranslator
             SecondGeneration = secondGeneration,
             SecondDecodedGeneration = secondDecoded,
             Entry = entry,
-            CheckedEntry = checkedEntry,
+            CheckedEntry = check ? begin : 0,
             Temperature = temperature,
             Countdown = countdown,
             CountdownBytes = countdownBytes,
@@ -231,16 +237,16 @@ internal sealed unsafe partial class BlockTranslator
         return block;
     }
 
-    private void EmitCold()
+    private void EmitColds(bool near)
     {
         for (int i = 0; i < cold.Count; i++)
         {
-            NoteSlowPath(i);
+            if (IsNear(cold[i].Kind) != near)
+                continue;
+            NoteCold(i, near);
             EmitCold(cold[i]);
         }
-        NoteSlowPath(cold.Count);
-        cold.Clear();
-        Observe();
+        NoteCold(cold.Count, near);
     }
 
     private void Decode()

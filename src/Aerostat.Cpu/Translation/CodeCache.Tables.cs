@@ -167,7 +167,9 @@ internal sealed unsafe partial class CodeCache
         nint* table = WritableTable(b->Variant, inSpace);
         FindPad(b);
         int index = TableIndex(b->Linear);
-        nint entry = b->Pad != 0 ? b->Pad : b->CheckedEntry;
+        nint entry = b->Pad != 0 ? b->Pad : CheckedEntry(b);
+        if (entry == 0)
+            return;
         List<int> list = ListFor(b->Variant, inSpace, global);
         if (table[index] == entry || Put(table, index, entry, b->Variant, list))
             return;
@@ -177,6 +179,20 @@ internal sealed unsafe partial class CodeCache
         if (e->Key != key || list == listedLocal)
             list.Add(InSecond + (int)(e - second));
         *e = new SecondEntry { Linear = b->Linear, Key = key, Entry = b->Entry };
+    }
+
+    // Most blocks are never looked for by their address' sum, so they begin without a check. 0: there is no room.
+    private nint CheckedEntry(TranslatedBlock* b)
+    {
+        if (b->CheckedEntry == 0 && HasRoomForStub)
+        {
+            BeginCode(stubs);
+            b->CheckedEntry = stubs.Here;
+            EmitEntryCheck(stubs, b->Linear, b->Variant);
+            stubs.Jmp(b->Entry);
+            EndCode(stubs);
+        }
+        return b->CheckedEntry;
     }
 
     private nint* WritableTable(int variant, int inSpace)

@@ -35,7 +35,7 @@ internal unsafe struct TranslatedBlock
     public uint* Generation, SecondGeneration;
     /// <summary>Entry for jumps that know this is the right block.</summary>
     public nint Entry;
-    /// <summary>Entry that compares R10 with <see cref="Linear"/> first.</summary>
+    /// <summary>Entry that compares R10 with <see cref="Linear"/> first; 0: there is none yet.</summary>
     public nint CheckedEntry;
     /// <summary>The landing pad of a call that returns here, which takes the place of <see cref="CheckedEntry"/> in jump tables; or 0.</summary>
     public nint Pad;
@@ -190,7 +190,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private const int BucketBits = 16, Buckets = 1 << BucketBits;
     private const int CallSites = 1 << 13;
     private const int MaxBlocks = 1 << 19, MaxRecords = 1 << 21, MaxLinks = 1 << 20;
-    private const int WorstBlock = 64 << 10;
+    private const int WorstBlock = 64 << 10, WorstStub = 256;
+    // Slow paths are put into pieces of this size, taken from the end of the memory: what is executed all the time lies together, and fewer of the host's cache lines hold it.
+    private const int SlowPiece = 256 << 10;
 
     private readonly ExecutableMemory memory;
     private readonly CpuState* state;
@@ -205,7 +207,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private readonly LinkSite* links;
     private byte* writable;
     private int blockCount, recordCount, checkCount, linkCount, countdownCount;
-    private nint next, limit;
+    private readonly HostAssembler stubs = new();
+    // Code goes up to the lowest piece of slow paths.
+    private nint next, limit, nextSlow, slowLimit;
 
     public CodeCache(CpuState* state, int bytes, bool visibleToProfilers, bool translatesSysret = false)
     {
@@ -257,7 +261,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
 
     public int BlockCount => blockCount;
 
-    public long BytesUsed => next - memory.Base;
+    public long BytesUsed => next - memory.Base + (memory.Base + memory.Capacity - limit) - (slowLimit - nextSlow);
 
     public ExitRecord* Record(ulong number) => records + (uint)number;
 
@@ -272,7 +276,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     }
 
     /// <summary>Whether a few instructions can be added without forgetting anything.</summary>
-    public bool HasRoomForStub => limit - next >= 256;
+    public bool HasRoomForStub => limit - next >= WorstStub;
 
     public void BeginCode(HostAssembler a)
     {
@@ -287,6 +291,44 @@ internal sealed unsafe partial class CodeCache : IDisposable
     {
         next = a.Here;
         memory.Settle(next);
+    }
+
+    /// <summary>Ends the code; what comes now is executed seldom.</summary>
+    public void BeginSlowPaths(HostAssembler a)
+    {
+        EndCode(a);
+        if (slowLimit - nextSlow < WorstBlock)
+        {
+            limit -= SlowPiece;
+            (nextSlow, slowLimit) = (limit, limit + SlowPiece);
+        }
+        a.Start(writable + (nextSlow - memory.Base), nextSlow, WorstBlock);
+    }
+
+    public void EndSlowPaths(HostAssembler a) => nextSlow = a.Here;
+
+    /// <summary>
+    /// Goes on if R10 is the address expected here. Keeps the flags whether or not this code needs them: whoever comes here by mistake, because
+    /// its target shares the sum of the address, may need them where it is sent on to.
+    /// </summary>
+    public void EmitEntryCheck(HostAssembler a, ulong address, int variant)
+    {
+        a.Move(Host.R11, Host.Rcx);
+        if ((long)address == (int)address && (int)address != int.MinValue)
+        {
+            a.Lea(Host.Rcx, Host.R10, Host.None, 0, -(int)address);
+        }
+        else
+        {
+            a.Constant(Host.Rcx, 0 - address);
+            a.Lea(Host.Rcx, Host.Rcx, Host.R10, 0, 0);
+        }
+        // jrcxz over the way out
+        a.Byte(0xE3);
+        a.Byte(3 + 5);
+        a.Move(Host.Rcx, Host.R11);
+        a.Jmp(Thunks.Mismatch(variant));
+        a.Move(Host.Rcx, Host.R11);
     }
 
     public int AddRecord(in ExitRecord record)
@@ -430,7 +472,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private CallSite* CallSiteOf(ulong next) => callSites + (((uint)next ^ (uint)(next >> 13)) & (CallSites - 1));
 
     /// <summary>Whether another block, with what follows it, can be added without forgetting anything.</summary>
-    public bool HasRoom => limit - next >= WorstBlock && blockCount <= MaxBlocks - BlockTranslator.MostInARow && recordCount < MaxRecords - 4096;
+    public bool HasRoom => limit - next >= WorstBlock + SlowPiece && blockCount <= MaxBlocks - BlockTranslator.MostInARow && recordCount < MaxRecords - 4096;
 
     /// <summary>Another block takes the place of one that is still in use: who comes to it goes on to the other.</summary>
     public void Replace(HostAssembler a, TranslatedBlock* old, TranslatedBlock* other)
@@ -524,7 +566,7 @@ internal sealed unsafe partial class CodeCache : IDisposable
         memory.TryAllocate(memory.Capacity, 1, out nint address);
         writable = memory.ToWritable(address);
         next = address;
-        limit = address + memory.Capacity;
+        limit = nextSlow = slowLimit = address + memory.Capacity;
         blockCount = 0;
         recordCount = 1;
         UnbindChecks();

@@ -45,10 +45,11 @@ internal sealed class TranslationRecorder : IBlockObserver, IDisposable
         {
             try
             {
-                bool together = block.SlowPaths == block.End;
-                map?.WriteLine($"{block.Start:x} {(together ? block.SlowPathsEnd : block.End) - block.Start:x} guest:{NameOf(symbols, block.Linear)}");
-                if (!together && block.SlowPathsEnd != block.SlowPaths)
-                    map?.WriteLine($"{block.SlowPaths:x} {block.SlowPathsEnd - block.SlowPaths:x} guest:{NameOf(symbols, block.Linear)}");
+                bool together = block.Near == block.End;
+                WriteLine(block, block.Start, together ? block.NearEnd : block.End);
+                if (!together)
+                    WriteLine(block, block.Near, block.NearEnd);
+                WriteLine(block, block.SlowPaths, block.SlowPathsEnd);
                 Bound(ref map);
             }
             catch (IOException)
@@ -67,6 +68,12 @@ internal sealed class TranslationRecorder : IBlockObserver, IDisposable
                 listings = null;
             }
         }
+    }
+
+    private void WriteLine(BlockView block, nint start, nint end)
+    {
+        if (start != end)
+            map?.WriteLine($"{start:x} {end - start:x} guest:{NameOf(symbols, block.Linear)}");
     }
 
     /// <summary>The symbol at or before an address with the distance from it, or the address.</summary>
