@@ -168,7 +168,7 @@ internal sealed unsafe partial class BlockTranslator
         site = a.Here;
         nint over = a.Call();
         callSite = new CallSite { Next = next, Target = target, Start = site, Pad = a.Here };
-        if (!Interpreter.EndsBlocks(BlockEnds, next) && (cache.Find(next, Physical(next), variant) == null ? isWarm(next) : temperature != Temperature.Warm))
+        if (!Interpreter.EndsBlocks(BlockEnds, next) && (cache.Find(next, Physical(next), variant) == null ? isWarm(next) : temperature > Temperature.Settled))
         {
             follower = next;
             call = over;

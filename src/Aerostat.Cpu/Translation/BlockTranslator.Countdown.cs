@@ -9,7 +9,7 @@ internal sealed unsafe partial class BlockTranslator
     /// <summary>At a block's entry, its first exit: counts down and leaves at zero. Answers the countdown's number, 0: there is none.</summary>
     private int EmitCountdown()
     {
-        if (ungrouped || crossing || HotThreshold == 0 || temperature == Temperature.Hot || (loops && temperature == Temperature.Warm) || !Accesses())
+        if (ungrouped || crossing || HotThreshold == 0 || temperature is Temperature.Hot or Temperature.Settled || (loops && temperature == Temperature.Warm) || !Accesses())
             return 0;
         int number = cache.AddCountdown();
         if (number == 0)
@@ -43,12 +43,12 @@ internal sealed unsafe partial class BlockTranslator
     }
 
     /// <summary>From now on a block does not count.</summary>
-    public void EndCountdown(TranslatedBlock* block)
+    public void EndCountdown(TranslatedBlock* block, Temperature temperature)
     {
         cache.Rewrite(a, block->Entry, block->CountdownBytes);
         a.NoOperations(block->CountdownBytes);
         cache.MoveEntry(block, block->Entry + block->CountdownBytes);
-        block->Temperature = Temperature.Hot;
+        block->Temperature = temperature;
         block->Countdown = 0;
     }
 

@@ -410,7 +410,7 @@ internal sealed unsafe partial class BlockTranslator
     }
 
     /// <summary>For an access in a loop or of a block that runs often, a check that keeps its page to itself; 0: it searches.</summary>
-    private int AddCheck(in Instruction i) => (loops || temperature != Temperature.Warm) && !ungrouped && !(Searching.Count != 0 && Searching.Contains(Physical(i.IP))) ? cache.AddCheck() : 0;
+    private int AddCheck(in Instruction i) => (loops || temperature > Temperature.Settled) && !ungrouped && !(Searching.Count != 0 && Searching.Contains(Physical(i.IP))) ? cache.AddCheck() : 0;
 
     private ulong Physical(ulong ip) => (gpa & ~4095UL) | (ip & 4095);
 

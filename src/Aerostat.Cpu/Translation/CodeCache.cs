@@ -28,6 +28,9 @@ internal unsafe struct TranslatedBlock
     /// <summary>First of the direct jumps that lead to <see cref="Entry"/>, 0: none is known.</summary>
     public int Links;
     public Temperature Temperature;
+    /// <summary>Whether it is being found out how often it runs, and since when: guest instructions in units of 1024.</summary>
+    public bool Timed;
+    public uint TimedSince;
     /// <summary>Whether jumps have looked for it by its address' sum (<see cref="CodeCache.TableIndex"/>).</summary>
     public bool KnownBySum;
     public uint DecodedGeneration, SecondDecodedGeneration;
@@ -48,8 +51,10 @@ internal unsafe struct TranslatedBlock
 /// <summary>How much is known about how often a block runs.</summary>
 internal enum Temperature : byte
 {
-    /// <summary>Little: its checks search, and it counts down to when it is worth more.</summary>
+    /// <summary>Not much: its checks search, and it counts down to when it may be worth more.</summary>
     Warm,
+    /// <summary>Many times, but seldom among others, so that it is worth no more.</summary>
+    Settled,
     /// <summary>It runs often: its checks have slots, and for some executions it is found out which of them pay.</summary>
     OnTrial,
     /// <summary>Nothing more has to be found out.</summary>

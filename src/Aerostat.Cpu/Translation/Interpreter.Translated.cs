@@ -301,11 +301,11 @@ internal sealed unsafe partial class Interpreter
                     return false;
                 case ExitKind.Countdown:
                     // Nothing else is looked at here, so the flags that this block does not need are nobody's.
-                    entry = CountedDown(t, (TranslatedBlock*)record->Retry)->Entry;
+                    entry = CountedDown(t, (TranslatedBlock*)record->Retry, Now(s))->Entry;
                     continue;
                 case ExitKind.Memory:
                     if (record->Check != 0 && t.Cache.Site(record->Check)->Misses < 0)
-                        ReviewCheck(t, t.Cache.Site(record->Check), (uint)((instructions + s->Executed) >> 10));
+                        ReviewCheck(t, t.Cache.Site(record->Check), Now(s));
                     if (Refill(s, record, out SlowAccess reason))
                     {
                         t.Counters.TlbRefills++;
@@ -408,6 +408,9 @@ internal sealed unsafe partial class Interpreter
         return block;
     }
 
+    // Guest instructions in units of 1024.
+    private uint Now(CpuState* s) => (uint)((instructions + s->Executed) >> 10);
+
     // A check has found other pages so often that it is time to ask whether a slot pays: the way to another page costs about twenty cycles.
     private void ReviewCheck(TranslationState t, CheckSite* site, uint now)
     {
@@ -422,12 +425,25 @@ internal sealed unsafe partial class Interpreter
         MakeAgain(t, block, Temperature.Hot);
     }
 
-    /// <summary>A block has counted down: from warm to one on trial, or the trial is over. Answers what takes its place, or itself.</summary>
-    private TranslatedBlock* CountedDown(TranslationState t, TranslatedBlock* block)
+    /// <summary>
+    /// A block has counted down: from now on it is timed, that is over and it is settled or on trial, or the trial is over. Answers what takes its place, or itself.
+    /// </summary>
+    private TranslatedBlock* CountedDown(TranslationState t, TranslatedBlock* block, uint now)
     {
         if (!block->IsValid || !t.Cache.HasRoom)
         {
             t.Cache.Countdown(block->Countdown) = t.HotThreshold;
+            return block;
+        }
+        if (block->Temperature == Temperature.Warm && !block->Timed)
+        {
+            (block->Timed, block->TimedSince) = (true, now);
+            t.Cache.Countdown(block->Countdown) = t.Timing;
+            return block;
+        }
+        if (block->Temperature == Temperature.Warm && now - block->TimedSince > (uint)t.Timing * TranslationState.HotWithin >> 10)
+        {
+            t.Translator.EndCountdown(block, Temperature.Settled);
             return block;
         }
         if (block->Temperature == Temperature.Warm)
@@ -447,7 +463,7 @@ internal sealed unsafe partial class Interpreter
         t.Counters.Searches += searching;
         if (searching != 0)
             return MakeAgain(t, block, Temperature.Hot);
-        t.Translator.EndCountdown(block);
+        t.Translator.EndCountdown(block, Temperature.Hot);
         return block;
     }
 

@@ -7,9 +7,11 @@ internal sealed unsafe class TranslationState : IDisposable
 {
     // Executions of a block by the interpreter before it is translated, counted by address.
     public const int DefaultThreshold = 32;
-    // Executions of translated code before it is made again with slots, and then until it is known which of them pay.
+    // Executions of translated code before it is asked how often it runs, those by which that is told, and those on trial.
     public const int DefaultHotThreshold = 1 << 14;
-    private const int LongestTrial = 48;
+    private const int LongestTiming = 1024, LongestTrial = 48;
+    /// <summary>Code that runs once in so many guest instructions is worth slots.</summary>
+    public const int HotWithin = 1024;
     private const int HeatEntries = 1 << 16;
     public const int LookasideEntries = 1 << 12;
 
@@ -34,8 +36,11 @@ internal sealed unsafe class TranslationState : IDisposable
     /// <summary>Executions in the interpreter before code is translated.</summary>
     public int Threshold { get; }
 
-    /// <summary>Executions of a translated block before its checks get slots.</summary>
+    /// <summary>Executions of a translated block before it is asked whether its checks are worth slots; 0: they get none.</summary>
     public int HotThreshold { get; }
+
+    /// <summary>Executions by which that is decided.</summary>
+    public int Timing => Math.Min(HotThreshold, LongestTiming);
 
     /// <summary>Executions after which it is looked at which of those pay.</summary>
     public int Trial => Math.Min(HotThreshold, LongestTrial);
