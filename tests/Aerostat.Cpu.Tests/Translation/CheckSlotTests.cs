@@ -109,7 +109,41 @@ public sealed class CheckSlotTests
         Assert.Equal(searches, counters["checks-that-search"] > 0);
         Assert.Equal(hotThreshold != 0, counters["blocks-on-trial"] >= 2);
         // The end of a trial is the last that is heard of a block.
-        Assert.InRange(counters["exit-countdown"], 0, 2 * counters["blocks-on-trial"]);
+        Assert.InRange(counters["exit-countdown"], 0, 3 * counters["blocks-on-trial"]);
+    }
+
+    /// <summary>Blocks that run as many times but seldom among others get none, and stop counting.</summary>
+    [Fact]
+    public void BlocksThatRunSeldomAmongOthersGetNone()
+    {
+        const int Wait = 2 * TranslationState.HotWithin;
+        ulong WalkSlowly(TestMachine m) => m.Assemble(a =>
+        {
+            Label first = a.CreateLabel(), second = a.CreateLabel(), wait = a.CreateLabel();
+            a.mov(ecx, 400);
+            a.xor(eax, eax);
+            a.jmp(first);
+            a.Label(ref second);
+            a.mov(edx, Wait);
+            a.Label(ref wait);
+            a.dec(edx);
+            a.jne(wait);
+            Count(a);
+            a.dec(ecx);
+            a.jne(first);
+            a.mov(ebx, (uint)Unmapped);
+            a.mov(rax, __qword_ptr[rbx + 0x10]);
+            a.int3();
+            a.Label(ref first);
+            AddFromPage(a, 9);
+            a.jmp(second);
+        });
+        using TestMachine oracle = Create(m => new InterpreterHypervisor(m)), translated = Create(m => new TranslatorHypervisor(m, threshold: 0, hotThreshold: 50));
+        Compare(oracle, translated, oracle.Run(0, WalkSlowly(oracle)), translated.Run(0, WalkSlowly(translated)));
+        IReadOnlyDictionary<string, long> counters = translated.Processor.Counters.Named;
+        Assert.Equal(0, counters["blocks-on-trial"]);
+        // Once when it begins to be timed, once when that is over.
+        Assert.InRange(counters["exit-countdown"], 4, 8);
     }
 
     /// <summary>A slot that was emptied matches nothing.</summary>
