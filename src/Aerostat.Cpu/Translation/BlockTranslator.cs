@@ -16,8 +16,8 @@ internal sealed unsafe partial class BlockTranslator
     private const int LongestInstruction = 15, LookAheadInstructions = 16, LookAheadDepth = 3;
     /// <summary>How many blocks are made at once at most: the first, and what calls return to.</summary>
     public const int MostInARow = 8;
-    // Past so many bytes no other follows, each slow path counted as so many.
-    private const int MostBytes = 16 << 10, ColdBytes = 64;
+    // Past so many bytes no other follows, each slow path counted as so many; and what one takes at most.
+    private const int MostBytes = 16 << 10, ColdBytes = 64, MostColdBytes = 128;
 
     private readonly CpuState* state;
     private readonly CodeCache cache;
@@ -134,8 +134,9 @@ internal sealed unsafe partial class BlockTranslator
         }
         if (follower != 0)
             EmitLandingPad(follower);
+        follower = 0;
         EmitColds(near: true);
-        cache.BeginSlowPaths(a);
+        cache.BeginSlowPaths(a, cold.Count * MostColdBytes);
         EmitColds(near: false);
         cold.Clear();
         cache.EndSlowPaths(a);

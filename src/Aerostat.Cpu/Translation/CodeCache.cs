@@ -28,8 +28,9 @@ internal unsafe struct TranslatedBlock
     /// <summary>First of the direct jumps that lead to <see cref="Entry"/>, 0: none is known.</summary>
     public int Links;
     public Temperature Temperature;
-    /// <summary>Whether it is being found out how often it runs, and since when: guest instructions in units of 1024.</summary>
+    /// <summary>Whether it is being found out how often it runs, since when (guest instructions in units of 1024), and how many times it was too seldom.</summary>
     public bool Timed;
+    public byte TimesSeldom;
     public uint TimedSince;
     /// <summary>Whether jumps have looked for it by its address' sum (<see cref="CodeCache.TableIndex"/>).</summary>
     public bool KnownBySum;
@@ -298,16 +299,16 @@ internal sealed unsafe partial class CodeCache : IDisposable
         memory.Settle(next);
     }
 
-    /// <summary>Ends the code; what comes now is executed seldom.</summary>
-    public void BeginSlowPaths(HostAssembler a)
+    /// <summary>Ends the code; what comes now is executed seldom, and takes no more than so many bytes.</summary>
+    public void BeginSlowPaths(HostAssembler a, int bytes)
     {
         EndCode(a);
-        if (slowLimit - nextSlow < WorstBlock)
+        if (slowLimit - nextSlow < bytes)
         {
             limit -= SlowPiece;
             (nextSlow, slowLimit) = (limit, limit + SlowPiece);
         }
-        a.Start(writable + (nextSlow - memory.Base), nextSlow, WorstBlock);
+        a.Start(writable + (nextSlow - memory.Base), nextSlow, (int)(slowLimit - nextSlow));
     }
 
     public void EndSlowPaths(HostAssembler a) => nextSlow = a.Here;
@@ -506,6 +507,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
         // While it can be told by the old one, which the second table has, too.
         ChangePlace(b, entry);
         Unpublish(b);
+        // A check behind the block leads to where it began. Who looks for one gets another.
+        if (b->CheckedEntry > b->Entry)
+            b->CheckedEntry = 0;
         b->Entry = entry;
         for (int i = b->Links; i != 0; i = links[i].Next)
             Link(links[i].Site, entry);

@@ -443,7 +443,11 @@ internal sealed unsafe partial class Interpreter
         }
         if (block->Temperature == Temperature.Warm && now - block->TimedSince > (uint)t.Timing * TranslationState.HotWithin >> 10)
         {
-            t.Translator.EndCountdown(block, Temperature.Settled);
+            block->Timed = false;
+            if (++block->TimesSeldom == TranslationState.Timings)
+                t.Translator.EndCountdown(block, Temperature.Settled);
+            else
+                t.Cache.Countdown(block->Countdown) = t.HotThreshold << block->TimesSeldom;
             return block;
         }
         if (block->Temperature == Temperature.Warm)

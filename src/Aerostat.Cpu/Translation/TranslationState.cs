@@ -12,6 +12,8 @@ internal sealed unsafe class TranslationState : IDisposable
     private const int LongestTiming = 1024, LongestTrial = 48;
     /// <summary>Code that runs once in so many guest instructions is worth slots.</summary>
     public const int HotWithin = 1024;
+    /// <summary>How many times it may run less often until it settles: other code has run in between, or this was just not its turn. Each is twice as many executions from the one before.</summary>
+    public const int Timings = 3;
     private const int HeatEntries = 1 << 16;
     public const int LookasideEntries = 1 << 12;
 
