@@ -181,6 +181,30 @@ internal sealed unsafe partial class CodeCache
         *e = new SecondEntry { Linear = b->Linear, Key = key, Entry = b->Entry };
     }
 
+    /// <summary>
+    /// Goes on if R10 is the address expected here. Keeps the flags whether or not this code needs them: whoever comes here by mistake, because
+    /// its target shares the sum of the address, may need them where it is sent on to.
+    /// </summary>
+    public void EmitEntryCheck(HostAssembler a, ulong address, int variant)
+    {
+        a.Move(Host.R11, Host.Rcx);
+        if ((long)address == (int)address && (int)address != int.MinValue)
+        {
+            a.Lea(Host.Rcx, Host.R10, Host.None, 0, -(int)address);
+        }
+        else
+        {
+            a.Constant(Host.Rcx, 0 - address);
+            a.Lea(Host.Rcx, Host.Rcx, Host.R10, 0, 0);
+        }
+        // jrcxz over the way out
+        a.Byte(0xE3);
+        a.Byte(3 + 5);
+        a.Move(Host.Rcx, Host.R11);
+        a.Jmp(Thunks.Mismatch(variant));
+        a.Move(Host.Rcx, Host.R11);
+    }
+
     // Most blocks are never looked for by their address' sum, so they begin without a check. 0: there is no room.
     private nint CheckedEntry(TranslatedBlock* b)
     {

@@ -211,9 +211,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
     private readonly CheckSite* checkSites;
     private readonly int* bound;
     private readonly LinkSite* links;
+    private readonly HostAssembler stubs = new();
     private byte* writable;
     private int blockCount, recordCount, checkCount, linkCount, countdownCount;
-    private readonly HostAssembler stubs = new();
     // Code goes up to the lowest piece of slow paths.
     private nint next, limit, nextSlow, slowLimit;
 
@@ -312,30 +312,6 @@ internal sealed unsafe partial class CodeCache : IDisposable
     }
 
     public void EndSlowPaths(HostAssembler a) => nextSlow = a.Here;
-
-    /// <summary>
-    /// Goes on if R10 is the address expected here. Keeps the flags whether or not this code needs them: whoever comes here by mistake, because
-    /// its target shares the sum of the address, may need them where it is sent on to.
-    /// </summary>
-    public void EmitEntryCheck(HostAssembler a, ulong address, int variant)
-    {
-        a.Move(Host.R11, Host.Rcx);
-        if ((long)address == (int)address && (int)address != int.MinValue)
-        {
-            a.Lea(Host.Rcx, Host.R10, Host.None, 0, -(int)address);
-        }
-        else
-        {
-            a.Constant(Host.Rcx, 0 - address);
-            a.Lea(Host.Rcx, Host.Rcx, Host.R10, 0, 0);
-        }
-        // jrcxz over the way out
-        a.Byte(0xE3);
-        a.Byte(3 + 5);
-        a.Move(Host.Rcx, Host.R11);
-        a.Jmp(Thunks.Mismatch(variant));
-        a.Move(Host.Rcx, Host.R11);
-    }
 
     public int AddRecord(in ExitRecord record)
     {
@@ -584,10 +560,9 @@ internal sealed unsafe partial class CodeCache : IDisposable
         countdownCount = 1;
         ForgetPlaces();
         records[0] = new ExitRecord { Kind = ExitKind.Miss };
-        var a = new HostAssembler();
-        BeginCode(a);
-        Thunks.Emit(a, Smap);
-        EndCode(a);
+        BeginCode(stubs);
+        Thunks.Emit(stubs, Smap);
+        EndCode(stubs);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

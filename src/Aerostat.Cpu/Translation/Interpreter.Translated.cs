@@ -435,26 +435,8 @@ internal sealed unsafe partial class Interpreter
             t.Cache.Countdown(block->Countdown) = t.HotThreshold;
             return block;
         }
-        if (block->Temperature == Temperature.Warm && !block->Timed)
-        {
-            (block->Timed, block->TimedSince) = (true, now);
-            t.Cache.Countdown(block->Countdown) = t.Timing;
-            return block;
-        }
-        if (block->Temperature == Temperature.Warm && now - block->TimedSince > (uint)t.Timing * TranslationState.HotWithin >> 10)
-        {
-            block->Timed = false;
-            if (++block->TimesSeldom == TranslationState.Timings)
-                t.Translator.EndCountdown(block, Temperature.Settled);
-            else
-                t.Cache.Countdown(block->Countdown) = t.HotThreshold << block->TimesSeldom;
-            return block;
-        }
         if (block->Temperature == Temperature.Warm)
-        {
-            t.Counters.Trials++;
-            return MakeAgain(t, block, Temperature.OnTrial);
-        }
+            return Time(t, block, now);
         int searching = 0;
         for (int i = 0; i < block->Checks; i++)
         {
@@ -468,6 +450,26 @@ internal sealed unsafe partial class Interpreter
         if (searching != 0)
             return MakeAgain(t, block, Temperature.Hot);
         t.Translator.EndCountdown(block, Temperature.Hot);
+        return block;
+    }
+
+    // Whether a warm block runs often among others: if so, it goes on trial; if it has been seldom often enough, it settles.
+    private TranslatedBlock* Time(TranslationState t, TranslatedBlock* block, uint now)
+    {
+        bool often = now - block->TimedSince <= (uint)t.Timing * TranslationState.HotWithin >> 10;
+        if (block->Timed && often)
+        {
+            t.Counters.Trials++;
+            return MakeAgain(t, block, Temperature.OnTrial);
+        }
+        if (block->Timed && ++block->TimesSeldom == TranslationState.Timings)
+        {
+            t.Translator.EndCountdown(block, Temperature.Settled);
+            return block;
+        }
+        block->Timed = !block->Timed;
+        block->TimedSince = now;
+        t.Cache.Countdown(block->Countdown) = block->Timed ? t.Timing : t.HotThreshold << block->TimesSeldom;
         return block;
     }
 

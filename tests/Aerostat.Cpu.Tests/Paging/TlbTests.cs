@@ -20,10 +20,7 @@ public class TlbTests : ProcessorTests
         m.Memory.Write(new GuestAddress(FreeB), 0xBBBBBBBBBBBBBBBBUL);
         m.State.Cr4 |= Cr4.Pge;
         m.State.Gpr[3] = Page;
-        // The page table that holds the entry under test, for code that changes it.
-        ulong table = m.Tables.EntryAddress(Page, 1);
-        m.Tables.Map(0x50000, table & ~4095UL, 0x1000, PageTableEntry.W);
-        m.State.Gpr[6] = 0x50000 + (table & 4095);
+        m.State.Gpr[6] = MapEntry(m, 1);
         m.State.Gpr[2] = FreeB | flags | PageTableEntry.A | PageTableEntry.D;
         return m;
     }
@@ -58,16 +55,30 @@ public class TlbTests : ProcessorTests
         Assert.Equal(0xBBBBBBBBBBBBBBBBUL, ChangeEntry(m, a => a.invlpg(__[rbx])).State.Gpr[1]);
     }
 
+    private const ulong LargePage = Open | PageTableEntry.Ps | PageTableEntry.A | PageTableEntry.D;
+
+    // Maps a large page to FreeA and answers where code finds its entry.
+    private static ulong MapLargePage(TestMachine m)
+    {
+        m.Tables.Write(m.Tables.EntryAddress(Page, 2), FreeA | LargePage);
+        return MapEntry(m, 2);
+    }
+
+    // Maps the table that holds the entry under test, for code that changes it, and answers where it finds the entry.
+    private static ulong MapEntry(TestMachine m, int level)
+    {
+        ulong entry = m.Tables.EntryAddress(Page, level);
+        m.Tables.Map(0x50000, entry & ~4095UL, 0x1000, PageTableEntry.W);
+        return 0x50000 + (entry & 4095);
+    }
+
     [Fact]
     public void InvlpgForgetsTheWholeLargePage()
     {
         using TestMachine m = Machine(TestMode.Long);
-        const ulong flags = Open | PageTableEntry.Ps | PageTableEntry.A | PageTableEntry.D;
-        m.Tables.Write(m.Tables.EntryAddress(Page, 2), FreeA | flags);
-        ulong table = m.Tables.EntryAddress(Page, 2);
-        m.Tables.Map(0x50000, table & ~4095UL, 0x1000, PageTableEntry.W);
-        m.State.Gpr[6] = 0x50000 + (table & 4095);
-        m.State.Gpr[2] = 0 | flags;
+        ulong entry = MapLargePage(m);
+        m.State.Gpr[6] = entry;
+        m.State.Gpr[2] = LargePage;
         m.State.Gpr[3] = Page + 0x3000;
         m.Memory.Write(new GuestAddress(FreeA + 0x3000), 1UL);
         m.Memory.Write(new GuestAddress(0x3000), 2UL);
@@ -82,10 +93,7 @@ public class TlbTests : ProcessorTests
     public void InvlpgForgetsTheCodeOfTheWholeLargePage()
     {
         using TestMachine m = Machine(TestMode.Long);
-        const ulong flags = Open | PageTableEntry.Ps | PageTableEntry.A | PageTableEntry.D;
-        m.Tables.Write(m.Tables.EntryAddress(Page, 2), FreeA | flags);
-        ulong table = m.Tables.EntryAddress(Page, 2);
-        m.Tables.Map(0x50000, table & ~4095UL, 0x1000, PageTableEntry.W);
+        ulong entry = MapLargePage(m);
         foreach ((ulong gpa, int number) in ((ulong, int)[])[(FreeA, 1), (0, 2)])
         {
             m.Assemble(gpa + 0x3000, Page + 0x3000, a =>
@@ -98,8 +106,8 @@ public class TlbTests : ProcessorTests
         TestResult r = m.Run(0, m.Assemble(a =>
         {
             a.mov(rbx, Page + 0x3000);
-            a.mov(esi, 0x50000 + (uint)(table & 4095));
-            a.mov(edx, (uint)flags);
+            a.mov(esi, (uint)entry);
+            a.mov(edx, (uint)LargePage);
             a.call(rbx);
             a.mov(r8d, eax);
             a.mov(__qword_ptr[rsi], rdx);

@@ -75,14 +75,21 @@ public sealed class CheckSlotTests
         Assert.Equal(x, y);
     }
 
-    // The same by two blocks that jump to each other.
-    private static ulong WalkInTurn(TestMachine m, int shift) => m.Assemble(a =>
+    // The same by two blocks that jump to each other, perhaps with a loop in between that waits.
+    private static ulong WalkInTurn(TestMachine m, int shift, int times = 4000, int wait = 0) => m.Assemble(a =>
     {
-        Label first = a.CreateLabel(), second = a.CreateLabel();
-        a.mov(ecx, 4000);
+        Label first = a.CreateLabel(), second = a.CreateLabel(), waiting = a.CreateLabel();
+        a.mov(ecx, times);
         a.xor(eax, eax);
         a.jmp(first);
         a.Label(ref second);
+        if (wait != 0)
+        {
+            a.mov(edx, wait);
+            a.Label(ref waiting);
+            a.dec(edx);
+            a.jne(waiting);
+        }
         Count(a);
         a.dec(ecx);
         a.jne(first);
@@ -116,30 +123,9 @@ public sealed class CheckSlotTests
     [Fact]
     public void BlocksThatRunSeldomAmongOthersGetNone()
     {
-        const int Wait = 2 * TranslationState.HotWithin;
-        ulong WalkSlowly(TestMachine m) => m.Assemble(a =>
-        {
-            Label first = a.CreateLabel(), second = a.CreateLabel(), wait = a.CreateLabel();
-            a.mov(ecx, 1000);
-            a.xor(eax, eax);
-            a.jmp(first);
-            a.Label(ref second);
-            a.mov(edx, Wait);
-            a.Label(ref wait);
-            a.dec(edx);
-            a.jne(wait);
-            Count(a);
-            a.dec(ecx);
-            a.jne(first);
-            a.mov(ebx, (uint)Unmapped);
-            a.mov(rax, __qword_ptr[rbx + 0x10]);
-            a.int3();
-            a.Label(ref first);
-            AddFromPage(a, 9);
-            a.jmp(second);
-        });
+        static ulong Slowly(TestMachine m) => WalkInTurn(m, 9, times: 1000, wait: 2 * TranslationState.HotWithin);
         using TestMachine oracle = Create(m => new InterpreterHypervisor(m)), translated = Create(m => new TranslatorHypervisor(m, threshold: 0, hotThreshold: 50));
-        Compare(oracle, translated, oracle.Run(0, WalkSlowly(oracle)), translated.Run(0, WalkSlowly(translated)));
+        Compare(oracle, translated, oracle.Run(0, Slowly(oracle)), translated.Run(0, Slowly(translated)));
         IReadOnlyDictionary<string, long> counters = translated.Processor.Counters.Named;
         Assert.Equal(0, counters["blocks-on-trial"]);
         // Each time once when a block begins to be timed, once when that is over.
